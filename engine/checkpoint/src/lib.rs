@@ -1,0 +1,1 @@
+//! Crate model1-checkpoint of MODEL1 Explorer.

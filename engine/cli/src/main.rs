@@ -1,0 +1,2 @@
+//! The `model1` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Crate model1-fetch of MODEL1 Explorer.

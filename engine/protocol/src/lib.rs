@@ -1,0 +1,1 @@
+//! Crate model1-protocol of MODEL1 Explorer.

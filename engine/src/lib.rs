@@ -1,0 +1,1 @@
+//! The engine of MODEL1 Explorer.

@@ -1,0 +1,1 @@
+//! Crate model1-text of MODEL1 Explorer.

@@ -1,0 +1,1 @@
+//! Test harness of MODEL1 Explorer.
