@@ -161,7 +161,7 @@ prepare() {
   find_rust || rust=no
   if [[ "$rust" == yes && -x "$binary" ]]; then return 0; fi
 
-  have_linker || { packages+=(gcc libc6-dev) && plan+=("gcc and the C library's headers, from apt (about 50 MB)"); }
+  have_linker || { packages+=(gcc libc6-dev) && plan+=("gcc and the C library's headers, from apt (about 60 MB)"); }
   have_certificates || { packages+=(ca-certificates) && plan+=("ca-certificates, from apt (1 MB)"); }
   if [[ "$rust" == no ]]; then
     crates=no
