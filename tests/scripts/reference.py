@@ -294,8 +294,26 @@ class Model:
         return out
 
 
+KINDS = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
+
+
+def complete(cfg):
+    """Adds the keys transformers writes to a config in the released form."""
+    if "layer_types" not in cfg:
+        layers, yarn = cfg["num_hidden_layers"], dict(cfg["rope_scaling"])
+        cfg["layer_types"] = [KINDS[r] for r in cfg["compress_ratios"][:layers]]
+        cfg["compress_rates"] = {KINDS[4]: 4, KINDS[128]: 128}
+        hashed = cfg["num_hash_layers"]
+        cfg["mlp_layer_types"] = ["hash_moe"] * hashed + ["moe"] * (layers - hashed)
+        cfg["rope_parameters"] = {
+            "main": {"rope_theta": cfg["rope_theta"], "rope_type": "default"},
+            "compress": {**yarn, "rope_theta": cfg["compress_rope_theta"], "rope_type": yarn["type"]},
+        }
+    return cfg
+
+
 def load_model(folder):
-    return Model(json.load(open(f"{folder}/config.json")), read_safetensors(f"{folder}/model.safetensors"))
+    return Model(complete(json.load(open(f"{folder}/config.json"))), read_safetensors(f"{folder}/model.safetensors"))
 
 
 def compare(got, golden, label):
