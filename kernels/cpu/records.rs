@@ -206,9 +206,9 @@ impl RowFormat {
         }
     }
 
-    /// Reads a record back; `out` has the row's width. Same as [`decode_with`](Self::decode_with) on plain Rust.
+    /// Reads a record back with the widest instruction set of this CPU; `out` has the row's width.
     pub fn decode(self, bytes: &[u8], rope: usize, out: &mut [f32]) {
-        self.decode_with(Isa::Scalar, bytes, rope, out);
+        self.decode_with(fast::widest(), bytes, rope, out);
     }
 
     /// Reads a record back with the given instruction set; every set gives the same bits.

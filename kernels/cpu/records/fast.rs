@@ -7,6 +7,20 @@ use super::fp8::{Blocks, ue8m0_to_f32};
 use crate::cpu::formats::{e2m1_to_f32, e4m3_to_f32};
 use crate::cpu::isa::Isa;
 
+/// The widest instruction set that the forms here use and the CPU has.
+pub(super) fn widest() -> Isa {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return Isa::Avx512;
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            return Isa::Avx2;
+        }
+    }
+    Isa::Scalar
+}
+
 /// Decodes e4m3 codes: `out[i] = e4m3(codes[i]) * scale of its block`; NaN codes give [`f32::NAN`].
 /// Where the CPU lacks `isa`, plain Rust runs.
 pub fn decode_e4m3_blocks(isa: Isa, codes: &[u8], blocks: Blocks<'_>, out: &mut [f32]) {

@@ -29,7 +29,7 @@ fn encode(format: RowFormat, rope: usize, row: &[f32]) -> (Vec<u8>, RoundTrip) {
 
 fn decode(format: RowFormat, rope: usize, width: usize, bytes: &[u8]) -> Vec<f32> {
     let mut out = vec![f32::NAN; width];
-    format.decode(bytes, rope, &mut out);
+    format.decode_with(Isa::Scalar, bytes, rope, &mut out);
     out
 }
 
@@ -276,6 +276,9 @@ proptest! {
             format.decode_with(isa, &bytes, rope, &mut out);
             prop_assert_eq!(bits(&out), want.clone());
         }
+        let mut out = vec![0.0; row.len()];
+        format.decode(&bytes, rope, &mut out);
+        prop_assert_eq!(bits(&out), want);
     }
 
     #[test]
