@@ -30,10 +30,11 @@ mod fp8;
 mod index;
 mod page;
 
+use crate::cpu::formats::ue8m0_to_f32;
 use crate::cpu::isa::Isa;
 
 pub use fast::{decode_e4m3_blocks, decode_fp4_blocks};
-pub use fp8::{Blocks, encode_e4m3_blocks, fp4_scale_byte, fp8_scale_byte, ue8m0_to_f32};
+pub use fp8::{Blocks, encode_e4m3_blocks, fp4_scale_byte, fp8_scale_byte};
 pub use index::{encode_fp4_blocks, hadamard};
 pub use page::{MODEL1_DATA_BYTES, MODEL1_RECORD_BYTES, MODEL1_SCALE_BYTES, Model1Page};
 
@@ -206,9 +207,9 @@ impl RowFormat {
         }
     }
 
-    /// Reads a record back with the widest instruction set of this CPU; `out` has the row's width.
+    /// Reads a record back with [`Isa::detect`]; `out` has the row's width.
     pub fn decode(self, bytes: &[u8], rope: usize, out: &mut [f32]) {
-        self.decode_with(fast::widest(), bytes, rope, out);
+        self.decode_with(Isa::detect(), bytes, rope, out);
     }
 
     /// Reads a record back with the given instruction set; every set gives the same bits.

@@ -1,7 +1,9 @@
 //! Byte layouts against `tests/goldens/golden-bytes`: every tensor, byte for byte.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use kernels::cpu::formats::{BlockScales, Matrix};
 use kernels::cpu::records::{Model1Page, RoundTrip, RowFormat, hadamard};
+use kernels::ir::{Format, Layout, ScaleFormat, ScaleSpec};
 use safetensors::SafeTensors;
 
 const FILE: &str = concat!(
@@ -126,5 +128,47 @@ fn index_rows() {
             RowFormat::IndexFp4.decode(&out, 0, &mut back);
             assert_bits(&back, &dequant[i], &format!("index row {i}"));
         }
+    });
+}
+
+fn check_weight(
+    file: &SafeTensors<'_>,
+    name: &str,
+    data: &str,
+    shape: (usize, usize),
+    format: Format,
+    block: (usize, usize),
+) {
+    let spec = ScaleSpec {
+        format: ScaleFormat::E8m0,
+        block_rows: block.0,
+        block_cols: block.1,
+    };
+    let scales = BlockScales {
+        spec,
+        data: bytes(file, &format!("{name}.scale")),
+    };
+    let (rows, cols) = shape;
+    let matrix = Matrix::new(rows, cols, format, Layout::OutIn, bytes(file, data), Some(scales)).unwrap();
+    let want = f32_values(file, &format!("{name}.dequant_f32"));
+    for row in 0..rows {
+        let mut out = vec![f32::NAN; cols];
+        matrix.decode_row(row, &mut out);
+        assert_bits(&out, &want[row * cols..(row + 1) * cols], &format!("{name} row {row}"));
+    }
+}
+
+#[test]
+fn weights() {
+    with_goldens(|file| {
+        check_weight(file, "fp8w", "fp8w.weight", (200, 320), Format::F8E4m3, (128, 128));
+        check_weight(
+            file,
+            "fp4w",
+            "fp4w.weight_packed_i8",
+            (8, 128),
+            Format::Fp4E2m1,
+            (1, 32),
+        );
     });
 }

@@ -3,23 +3,9 @@
 //! The vector form of e4m3 needs no table: sign, exponent and mantissa moved to their f32 places give the value
 //! times 2^-120 (subnormals included), one exact multiply undoes that and a second applies the scale.
 
-use super::fp8::{Blocks, ue8m0_to_f32};
-use crate::cpu::formats::{e2m1_to_f32, e4m3_to_f32};
+use super::fp8::Blocks;
+use crate::cpu::formats::{e2m1_to_f32, e4m3_to_f32, ue8m0_to_f32};
 use crate::cpu::isa::Isa;
-
-/// The widest instruction set that the forms here use and the CPU has.
-pub(super) fn widest() -> Isa {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return Isa::Avx512;
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            return Isa::Avx2;
-        }
-    }
-    Isa::Scalar
-}
 
 /// Decodes e4m3 codes: `out[i] = e4m3(codes[i]) * scale of its block`; NaN codes give [`f32::NAN`].
 /// Where the CPU lacks `isa`, plain Rust runs.

@@ -1,7 +1,7 @@
 //! e4m3 blocks with power-of-two scales.
 
 use super::RoundTrip;
-use crate::cpu::formats::{e4m3_to_f32, f32_to_e4m3};
+use crate::cpu::formats::{e4m3_to_f32, f32_to_e4m3, ue8m0_from_amax, ue8m0_to_f32};
 
 /// Largest e4m3 value.
 const E4M3_MAX: f32 = 448.0;
@@ -48,16 +48,6 @@ impl Blocks<'_> {
     }
 }
 
-/// 2^(byte - 127); byte 0 is the subnormal 2^-127, byte 255 is NaN.
-#[inline(always)]
-pub fn ue8m0_to_f32(byte: u8) -> f32 {
-    match byte {
-        0 => f32::from_bits(1 << 22),
-        255 => f32::NAN,
-        e => f32::from_bits(u32::from(e) << 23),
-    }
-}
-
 /// Largest finite magnitude (0 for an empty or all-NaN block).
 fn finite_amax(values: &[f32]) -> f32 {
     values
@@ -65,21 +55,14 @@ fn finite_amax(values: &[f32]) -> f32 {
         .fold(0.0, |m, v| if v.is_finite() { v.abs().max(m) } else { m })
 }
 
-/// ue8m0 of `2^ceil(log2(max(amax, floor) * (1 / limit)))`, found on the bits of the f32 product.
-fn scale_byte(values: &[f32], floor: f32, limit: f32) -> u8 {
-    let bits = (finite_amax(values).max(floor) * (1.0 / limit)).to_bits();
-    // The product is positive and normal, so the exponent field is 1..=253 and adding one stays in range.
-    ((bits >> 23) + u32::from(bits & 0x7f_ffff != 0)) as u8
-}
-
 /// Scale of a block of values to be stored as e4m3: 105 (2^-22) to 247.
 pub fn fp8_scale_byte(values: &[f32]) -> u8 {
-    scale_byte(values, 1e-4, E4M3_MAX)
+    ue8m0_from_amax(finite_amax(values), 1.0 / E4M3_MAX, 1e-4)
 }
 
 /// Scale of a block of values to be stored as e2m1: 1 (2^-126) to 253.
 pub fn fp4_scale_byte(values: &[f32]) -> u8 {
-    scale_byte(values, 6.0 * f32::MIN_POSITIVE, 6.0)
+    ue8m0_from_amax(finite_amax(values), 1.0 / 6.0, 6.0 * f32::MIN_POSITIVE)
 }
 
 /// 1 / 2^(byte - 127), exact for bytes 1..=253.

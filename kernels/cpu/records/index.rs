@@ -1,8 +1,8 @@
 //! Indexer rows: Walsh-Hadamard transform and e2m1 blocks of 32.
 
 use super::RoundTrip;
-use super::fp8::{fp4_scale_byte, inverse, ue8m0_to_f32};
-use crate::cpu::formats::{e2m1_to_f32, f32_to_e2m1};
+use super::fp8::{fp4_scale_byte, inverse};
+use crate::cpu::formats::{e2m1_to_f32, f32_to_e2m1, ue8m0_to_f32};
 
 /// Normalised Walsh-Hadamard transform in Sylvester order, in place; its own inverse up to rounding.
 /// The sums are taken in f32 with strides 1, 2, 4, ..., then every value is multiplied by `n^-1/2`.
