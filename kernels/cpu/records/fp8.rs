@@ -1,7 +1,7 @@
 //! e4m3 blocks with power-of-two scales.
 
 use super::RoundTrip;
-use crate::cpu::formats::{e4m3_to_f32, f32_to_e4m3, ue8m0_from_amax, ue8m0_to_f32};
+use crate::cpu::formats::{ue8m0_from_amax, ue8m0_to_f32};
 
 /// Largest e4m3 value.
 const E4M3_MAX: f32 = 448.0;
@@ -48,11 +48,27 @@ impl Blocks<'_> {
     }
 }
 
-/// Largest finite magnitude (0 for an empty or all-NaN block).
+/// Largest finite magnitude (0 for a block without finite values). Magnitudes compare like their bits.
 fn finite_amax(values: &[f32]) -> f32 {
-    values
-        .iter()
-        .fold(0.0, |m, v| if v.is_finite() { v.abs().max(m) } else { m })
+    let finite = |v: &f32| {
+        Some(v.abs().to_bits())
+            .filter(|b| *b < f32::INFINITY.to_bits())
+            .unwrap_or(0)
+    };
+    f32::from_bits(values.iter().map(finite).fold(0, u32::max))
+}
+
+/// Rounds a magnitude to the nearest value of a small float format, ties to even: (code, value). `MANTISSA` are
+/// the format's mantissa bits, `LOWEST` the f32 exponent field of its smallest normal value. `a` must not exceed
+/// the format's largest value. Adding `2^23` steps leaves the number of steps in the low bits of the sum.
+#[inline(always)]
+pub(super) fn round_magnitude<const MANTISSA: u32, const LOWEST: u32>(a: f32) -> (u32, f32) {
+    let e = (a.to_bits() >> 23).max(LOWEST);
+    let steps = (a + f32::from_bits((e + 23 - MANTISSA) << 23)).to_bits() & 0x7f_ffff;
+    (
+        ((e - LOWEST) << MANTISSA) + steps,
+        steps as f32 * f32::from_bits((e - MANTISSA) << 23),
+    )
 }
 
 /// Scale of a block of values to be stored as e4m3: 105 (2^-22) to 247.
@@ -86,13 +102,11 @@ pub fn encode_e4m3_blocks(
         set_scale(i, byte);
         for (&v, code) in values.iter().zip(codes) {
             let scaled = v * inv;
-            *code = if v.is_nan() {
-                E4M3_NAN
-            } else {
-                f32_to_e4m3(scaled.clamp(-E4M3_MAX, E4M3_MAX))
-            };
+            let sign = (v.to_bits() >> 24) as u8 & 0x80;
+            let (magnitude, value) = round_magnitude::<3, 121>(scaled.abs().min(E4M3_MAX));
+            *code = if v.is_nan() { E4M3_NAN } else { sign | magnitude as u8 };
             let clamped = v.is_nan() || scaled.abs() > E4M3_MAX;
-            stats.note(v, e4m3_to_f32(*code) * scale, clamped);
+            stats.note(v, (value * scale).copysign(v), clamped);
         }
     }
 }

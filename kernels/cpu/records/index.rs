@@ -1,8 +1,8 @@
 //! Indexer rows: Walsh-Hadamard transform and e2m1 blocks of 32.
 
 use super::RoundTrip;
-use super::fp8::{fp4_scale_byte, inverse};
-use crate::cpu::formats::{e2m1_to_f32, f32_to_e2m1, ue8m0_to_f32};
+use super::fp8::{fp4_scale_byte, inverse, round_magnitude};
+use crate::cpu::formats::ue8m0_to_f32;
 
 /// Normalised Walsh-Hadamard transform in Sylvester order, in place; its own inverse up to rounding.
 /// The sums are taken in f32 with strides 1, 2, 4, ..., then every value is multiplied by `n^-1/2`.
@@ -35,13 +35,13 @@ pub fn encode_fp4_blocks(values: &[f32], codes: &mut [u8], scales: &mut [u8], st
         let (scale, inv) = (ue8m0_to_f32(*byte), inverse(*byte));
         let mut code = |v: f32| {
             let scaled = v * inv;
-            let c = if v.is_nan() {
+            let (magnitude, value) = round_magnitude::<1, 127>(if v.is_nan() { 0.0 } else { scaled.abs().min(6.0) });
+            stats.note(v, (value * scale).copysign(v), v.is_nan() || scaled.abs() > 6.0);
+            if v.is_nan() {
                 0
             } else {
-                f32_to_e2m1(scaled.clamp(-6.0, 6.0)) & 15
-            };
-            stats.note(v, e2m1_to_f32(c) * scale, v.is_nan() || scaled.abs() > 6.0);
-            c
+                (v.to_bits() >> 28) as u8 & 8 | magnitude as u8
+            }
         };
         for (pair, out) in values.chunks(2).zip(codes) {
             let low = code(pair[0]);

@@ -71,6 +71,46 @@ fn e2m1_ties_go_to_even_codes() {
 }
 
 #[test]
+fn codes_are_those_of_the_conversions() {
+    use crate::cpu::formats::{e2m1_to_f32, e4m3_to_f32, f32_to_e2m1, f32_to_e4m3};
+    // Every f32 with the upper 16 bits free and a few lower ones, which includes all ties.
+    let values = (0..=0x43e0u32).flat_map(|h| [0, 1, 0x8000, 0xffff].map(|l| f32::from_bits(h << 16 | l)));
+    for v in values.filter(|v| *v <= 448.0) {
+        let (code, value) = fp8::round_magnitude::<3, 121>(v);
+        assert_eq!(
+            (code as u8, value),
+            (f32_to_e4m3(v), e4m3_to_f32(f32_to_e4m3(v))),
+            "{v}"
+        );
+        if v <= 6.0 {
+            let (code, value) = fp8::round_magnitude::<1, 127>(v);
+            assert_eq!(
+                (code as u8, value),
+                (f32_to_e2m1(v), e2m1_to_f32(f32_to_e2m1(v))),
+                "{v}"
+            );
+        }
+    }
+}
+
+#[test]
+fn bf16_is_the_usual_rounding() {
+    for h in 0..=0xffffu32 {
+        for l in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+            let v = f32::from_bits(h << 16 | l);
+            let mut out = [0; 2];
+            encode_bf16(&[v], &mut out);
+            assert_eq!(
+                u16::from_le_bytes(out),
+                half::bf16::from_f32(v).to_bits(),
+                "{:08x}",
+                v.to_bits()
+            );
+        }
+    }
+}
+
+#[test]
 fn scales_at_exact_powers_and_floors() {
     for k in -13..100 {
         let p = 2f32.powi(k);

@@ -1,0 +1,86 @@
+//! The CPU executor: runs a plan step by step, and is the oracle other backends are compared with.
+
+mod attend;
+mod mixing;
+mod run;
+mod store;
+mod workspace;
+
+use std::sync::{Arc, Mutex};
+
+use super::Cpu;
+use crate::ir::{
+    Backend, CacheDesc, ExecError, ExecStep, Plan, State, StepOutput, StepRequest, WeightSource, fuse,
+};
+pub use store::{CpuState, row_format};
+pub use workspace::Shared;
+
+/// Plans whose fused form is kept.
+const KEPT: usize = 32;
+
+/// The CPU backend.
+pub struct CpuBackend {
+    cpu: Cpu,
+    fused: Mutex<Vec<(u64, usize, Arc<Vec<ExecStep>>)>>,
+}
+
+impl CpuBackend {
+    /// A backend on `threads` threads with the best instruction set the processor has.
+    pub fn new(threads: usize) -> Self {
+        Self::with(Cpu::new(threads))
+    }
+
+    /// A backend with explicit settings.
+    pub fn with(cpu: Cpu) -> Self {
+        Self { cpu, fused: Mutex::new(Vec::new()) }
+    }
+
+    /// Its settings.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// The executed steps of a plan: base ops grouped into fused ones.
+    pub fn steps(&self, plan: &Plan) -> Arc<Vec<ExecStep>> {
+        let key = (plan.hash, plan.ops.len());
+        let mut kept = self.fused.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, _, s)) = kept.iter().find(|(h, n, _)| (*h, *n) == key) {
+            return s.clone();
+        }
+        let steps = Arc::new(fuse(plan));
+        if kept.len() == KEPT {
+            kept.remove(0);
+        }
+        kept.push((key.0, key.1, steps.clone()));
+        steps
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn describe(&self) -> String {
+        self.cpu.describe()
+    }
+
+    fn new_state(&self, caches: &[CacheDesc], context: u64) -> Result<Box<dyn State>, ExecError> {
+        Ok(Box::new(CpuState::new(caches, context)?))
+    }
+
+    fn run(
+        &self,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+        state: &mut dyn State,
+        request: &StepRequest<'_>,
+        out: &mut StepOutput,
+    ) -> Result<(), ExecError> {
+        let Some(state) = state.as_any_mut().downcast_mut::<CpuState>() else {
+            return Err(ExecError::Mismatch { what: "state", detail: "made by another backend".into() });
+        };
+        state.check(plan)?;
+        run::run(self, plan, weights, state, request, out)
+    }
+}

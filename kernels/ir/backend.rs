@@ -1,0 +1,195 @@
+//! What a backend offers: it makes session state for a list of cache components and runs plans on it.
+
+use std::any::Any;
+
+use super::format::{Format, Layout};
+use super::op::{CacheId, WeightId};
+use super::plan::{CacheDesc, Plan, WeightDesc};
+use super::sampler::{Sampled, SamplerParams};
+use super::step::StepParams;
+use super::telemetry::{KvBytes, LayerStats, OpTime};
+
+/// Why a step could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// A plan refers to something the state or the weights do not have.
+    #[error("plan and {what} do not fit together: {detail}")]
+    Mismatch {
+        /// `weights`, `state`, ...
+        what: &'static str,
+        /// What was found and what was expected.
+        detail: String,
+    },
+    /// The context is full.
+    #[error("the context is full: {needed} tokens are needed, {capacity} fit")]
+    ContextFull {
+        /// Tokens after the step.
+        needed: u64,
+        /// Tokens the plan was made for.
+        capacity: u64,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {vocab} tokens")]
+    TokenRange {
+        /// The id.
+        id: u32,
+        /// Size of the embedding table.
+        vocab: usize,
+    },
+    /// Memory could not be had.
+    #[error("out of memory: {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// What it was for.
+        what: String,
+        /// How much.
+        bytes: u64,
+    },
+    /// The logits cannot be sampled.
+    #[error("sampling failed: {0}")]
+    Sample(String),
+    /// This backend has no kernel for an op.
+    #[error("the {backend} backend does not support {what}")]
+    Unsupported {
+        /// Backend name.
+        backend: &'static str,
+        /// The op or option.
+        what: String,
+    },
+}
+
+/// A weight's bytes as stored, borrowed from the loaded model.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightView<'a> {
+    /// What it is.
+    pub desc: &'a WeightDesc,
+    /// Elements, rows first; not necessarily aligned.
+    pub data: &'a [u8],
+    /// Separate scales (empty if none).
+    pub scales: &'a [u8],
+}
+
+impl WeightView<'_> {
+    /// Whether the bytes are as many as the description asks for. Kernels rely on it.
+    pub fn check(&self) -> Result<(), String> {
+        let d = self.desc;
+        let (stored_rows, stored_cols) = match d.layout {
+            Layout::OutIn => (d.rows, d.cols),
+            Layout::InOut => (d.cols, d.rows),
+        };
+        if d.layout == Layout::InOut && !matches!(d.format, Format::F32 | Format::F16 | Format::Bf16) {
+            return Err(format!("format {}: an [in, out] matrix is accepted as f32, f16 or bf16", d.format));
+        }
+        let row = d.format.row_bytes(stored_cols).ok_or_else(|| {
+            format!("{stored_cols} columns are not whole blocks of {} ({})", d.format.block_len(), d.format)
+        })?;
+        let wanted = row.checked_mul(stored_rows).ok_or("shape too large")?;
+        if self.data.len() != wanted {
+            return Err(format!("found {} bytes, {} {} x {} needs {wanted}", self.data.len(), d.format, d.rows, d.cols));
+        }
+        let scales = match d.scales {
+            Some(s) if s.block_rows > 0 && s.block_cols > 0 => {
+                d.rows.div_ceil(s.block_rows) * d.cols.div_ceil(s.block_cols) * s.format.bytes()
+            }
+            Some(_) => return Err("scales with empty blocks".into()),
+            None => 0,
+        };
+        if self.scales.len() != scales {
+            return Err(format!("found {} bytes of scales, {scales} are needed", self.scales.len()));
+        }
+        if d.format == Format::Fp4E2m1 && d.scales.is_none() {
+            return Err("packed FP4 needs a scale tensor".into());
+        }
+        Ok(())
+    }
+}
+
+/// The loaded weights a plan's [`WeightId`]s point into.
+pub trait WeightSource: Send + Sync {
+    /// The weight `id` stands for.
+    fn weight(&self, id: WeightId) -> Result<WeightView<'_>, ExecError>;
+}
+
+/// One step's input.
+#[derive(Clone, Copy, Debug)]
+pub struct StepRequest<'a> {
+    /// Position and counts.
+    pub step: StepParams,
+    /// The step's token ids, `step.tokens` of them.
+    pub ids: &'a [u32],
+    /// All tokens up to and with this step, for the sampler's penalties.
+    pub history: &'a [u32],
+    /// Sampler settings; `None` leaves the sample op out.
+    pub sampler: Option<&'a SamplerParams>,
+    /// Measure time per executed op.
+    pub trace: bool,
+}
+
+/// One step's output. Reused from step to step.
+#[derive(Clone, Debug, Default)]
+pub struct StepOutput {
+    /// `[output rows, vocabulary]`.
+    pub logits: Vec<f32>,
+    /// The drawn token, if a sampler was given.
+    pub sampled: Option<Sampled>,
+    /// (name, width, values `[rows, width]`) of every probe op.
+    pub probes: Vec<(String, usize, Vec<f32>)>,
+    /// L0 counters per layer.
+    pub layers: Vec<LayerStats>,
+    /// Per base op, if traced.
+    pub times: Vec<OpTime>,
+}
+
+/// Saved rings and pooling states at one position: what a rewind cannot recompute from growing rows.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Tokens in the context when it was taken.
+    pub position: u64,
+    /// Per cache component: saved bytes (empty for growing rows).
+    pub parts: Vec<Vec<u8>>,
+}
+
+impl Snapshot {
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|p| p.len() as u64).sum()
+    }
+}
+
+/// A session's cache on one backend.
+pub trait State: Send {
+    /// For the backend to get its own type back.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+    /// The components it holds.
+    fn caches(&self) -> &[CacheDesc];
+    /// Makes room for a context of `context` tokens.
+    fn reserve(&mut self, context: u64) -> Result<(), ExecError>;
+    /// Saves what cannot be recomputed, for a context of `position` tokens.
+    fn snapshot(&self, position: u64) -> Snapshot;
+    /// Restores a snapshot. Growing rows beyond it stay allocated and are overwritten later.
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError>;
+    /// Re-stores a component in another format, converting the rows of a context of `position` tokens.
+    fn reformat(&mut self, cache: CacheId, desc: CacheDesc, position: u64) -> Result<(), ExecError>;
+    /// Decoded values of rows `first .. first + count` (ring slots for rings).
+    fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError>;
+    /// (used, allocated) bytes per layer for a context of `context` tokens.
+    fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)>;
+}
+
+/// An executor of plans.
+pub trait Backend: Send + Sync {
+    /// `cpu`, `cuda`, ...
+    fn name(&self) -> &'static str;
+    /// A line about the device for people.
+    fn describe(&self) -> String;
+    /// Fresh state for these components with room for `context` tokens.
+    fn new_state(&self, caches: &[CacheDesc], context: u64) -> Result<Box<dyn State>, ExecError>;
+    /// Runs every op of the plan for one step.
+    fn run(
+        &self,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+        state: &mut dyn State,
+        request: &StepRequest<'_>,
+        out: &mut StepOutput,
+    ) -> Result<(), ExecError>;
+}
