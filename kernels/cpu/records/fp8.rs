@@ -100,13 +100,15 @@ pub fn encode_e4m3_blocks(
         let byte = fp8_scale_byte(values);
         let (scale, inv) = (ue8m0_to_f32(byte), inverse(byte));
         set_scale(i, byte);
+        let mut local = RoundTrip::default();
         for (&v, code) in values.iter().zip(codes) {
             let scaled = v * inv;
             let sign = (v.to_bits() >> 24) as u8 & 0x80;
             let (magnitude, value) = round_magnitude::<3, 121>(scaled.abs().min(E4M3_MAX));
             *code = if v.is_nan() { E4M3_NAN } else { sign | magnitude as u8 };
-            let clamped = v.is_nan() || scaled.abs() > E4M3_MAX;
-            stats.note(v, (value * scale).copysign(v), clamped);
+            let clamped = v.is_nan() | (scaled.abs() > E4M3_MAX);
+            local.note(v, (value * scale).copysign(v), clamped);
         }
+        stats.add(&local);
     }
 }
