@@ -1,6 +1,7 @@
 //! Which machine measured.
 
 use std::process::Command;
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -62,4 +63,54 @@ fn git(arguments: &[&str]) -> String {
     output
         .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
         .unwrap_or_default()
+}
+
+/// Watches how much of the machine other processes use.
+pub struct Meter {
+    start: Instant,
+    /// CPU seconds so far, of the whole machine and of this process; none where the system does not tell.
+    cpu_seconds: Option<(f64, f64)>,
+}
+
+impl Meter {
+    /// Starts watching.
+    pub fn start() -> Meter {
+        Meter {
+            start: Instant::now(),
+            cpu_seconds: cpu_seconds(),
+        }
+    }
+
+    /// The part of all cores' time that other processes had since the start, 0 to 1.
+    pub fn others(&self) -> f64 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let (Some((all, own)), Some((all_now, own_now))) = (self.cpu_seconds, cpu_seconds()) else {
+            return 0.0;
+        };
+        let others = (all_now - all) - (own_now - own);
+        (others / (self.start.elapsed().as_secs_f64() * cores)).clamp(0.0, 1.0)
+    }
+}
+
+/// From /proc, in ticks of 1/100 second; see proc(5).
+fn cpu_seconds() -> Option<(f64, f64)> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<f64> = stat
+        .lines()
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|tick| tick.parse().ok())
+        .collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    let all: f64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|&index| ticks.get(index)).sum();
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let after_name = stat.rsplit_once(')')?.1;
+    let own: f64 = after_name
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|tick| tick.parse::<f64>().ok())
+        .sum();
+    Some((all / 100.0, own / 100.0))
 }

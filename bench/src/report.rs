@@ -35,6 +35,8 @@ pub struct Report {
     pub threads: usize,
     /// Repetitions of each test.
     pub repetitions: usize,
+    /// The largest part of the cores' time that other processes had during a counted measurement, 0 to 1.
+    pub worst_disturbance: f64,
     /// CPU features by engine, as each reports them.
     pub features: BTreeMap<String, String>,
     /// The measurements.
@@ -63,6 +65,11 @@ impl Report {
             text,
             "{}, {} cores, {} threads, load {} at the start, kernel {}, commit {}; median of {}, lowest and highest in brackets.",
             machine.cpu, machine.cores, self.threads, machine.load, machine.kernel, machine.commit, self.repetitions
+        );
+        let _ = writeln!(
+            text,
+            "Other processes had at most {:.0} % of the cores' time.",
+            self.worst_disturbance * 100.0
         );
         let _ = writeln!(text, "CPU flags: {}.", machine.flags.join(" "));
         for (engine, features) in &self.features {
