@@ -110,15 +110,16 @@ fn measure(path: &Path, options: &Options, report: &mut Report) -> Result<()> {
         // Round 0 warms up: pages, caches, threads, clock.
         for round in 0..=options.repetitions {
             for (runner, speeds) in runners.iter_mut().zip(&mut speeds) {
-                std::thread::sleep(Duration::from_millis(100));
-                let seconds = once(runner.as_mut(), test, tokens)?;
+                let (seconds, others) = undisturbed(|| once(runner.as_mut(), test, tokens))?;
+                let speed = tokens as f64 / seconds;
                 if round > 0 {
                     eprintln!(
-                        "  {test} {tokens}: {} {:.2} tokens/s",
+                        "  {test} {tokens}: {} {speed:.2} tokens/s, others {:.0} %",
                         runner.name(),
-                        tokens as f64 / seconds
+                        others * 100.0
                     );
-                    speeds.push(tokens as f64 / seconds);
+                    speeds.push(speed);
+                    report.worst_disturbance = report.worst_disturbance.max(others);
                 }
             }
         }
