@@ -1,0 +1,216 @@
+//! The GGUF container, versions 2 and 3: metadata and tensor infos. Every count is checked against the bytes left, so
+//! a crafted file cannot make us allocate more than a small multiple of its size.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::bytes::Bytes;
+use crate::error::CheckpointError;
+
+/// A metadata value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Any integer type, as signed (u64 above 2^63 is refused).
+    Int(i64),
+    /// f32 or f64.
+    Float(f64),
+    /// Boolean.
+    Bool(bool),
+    /// UTF-8 string; invalid bytes are replaced.
+    Text(String),
+    /// Array of strings.
+    Texts(Vec<String>),
+    /// Array of floats.
+    Floats(Vec<f32>),
+    /// Array of integers or booleans.
+    Ints(Vec<i64>),
+}
+
+/// A tensor's entry; dims as stored, innermost first.
+#[derive(Clone, Debug)]
+pub(crate) struct Info {
+    pub name: String,
+    pub dims: Vec<u64>,
+    pub kind: u32,
+    pub offset: u64,
+}
+
+/// A parsed header.
+pub(crate) struct Header {
+    pub metadata: BTreeMap<String, Value>,
+    pub tensors: Vec<Info>,
+    pub data: Bytes,
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    at: usize,
+}
+
+const MAX_DEPTH: usize = 4;
+
+impl<'a> Reader<'a> {
+    fn fail<T>(&self, detail: impl Into<String>) -> Result<T, CheckpointError> {
+        Err(CheckpointError::format(self.path, detail.into()))
+    }
+
+    fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], CheckpointError> {
+        if n > self.left() {
+            return self.fail(format!("truncated: {what} needs {n} bytes at {}, {} are left", self.at, self.left()));
+        }
+        let part = &self.bytes[self.at..self.at + n];
+        self.at += n;
+        Ok(part)
+    }
+
+    fn number<const N: usize>(&mut self, what: &str) -> Result<[u8; N], CheckpointError> {
+        let part = self.take(N, what)?;
+        let mut out = [0; N];
+        out.copy_from_slice(part);
+        Ok(out)
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32, CheckpointError> {
+        self.number(what).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64, CheckpointError> {
+        self.number(what).map(u64::from_le_bytes)
+    }
+
+    /// A count of things that take at least `size` bytes each.
+    fn count(&mut self, size: usize, what: &str) -> Result<usize, CheckpointError> {
+        let n = self.u64(what)?;
+        let most = (self.left() / size.max(1)) as u64;
+        if n > most {
+            return self.fail(format!("{what}: found {n}, accepted: at most {most} (bytes left in the file)"));
+        }
+        Ok(n as usize)
+    }
+
+    fn text(&mut self, what: &str) -> Result<String, CheckpointError> {
+        let n = self.count(1, what)?;
+        Ok(String::from_utf8_lossy(self.take(n, what)?).into_owned())
+    }
+
+    fn int(&mut self, kind: u32, key: &str) -> Result<Option<i64>, CheckpointError> {
+        Ok(Some(match kind {
+            0 => i64::from(self.number::<1>(key)?[0]),
+            1 => i64::from(self.number::<1>(key)?[0] as i8),
+            2 => i64::from(u16::from_le_bytes(self.number(key)?)),
+            3 => i64::from(i16::from_le_bytes(self.number(key)?)),
+            4 => i64::from(self.u32(key)?),
+            5 => i64::from(self.u32(key)? as i32),
+            10 => match i64::try_from(self.u64(key)?) {
+                Ok(v) => v,
+                Err(_) => return self.fail(format!("`{key}`: number above 2^63")),
+            },
+            11 => self.u64(key)? as i64,
+            _ => return Ok(None),
+        }))
+    }
+
+    fn value(&mut self, kind: u32, key: &str, depth: usize) -> Result<Value, CheckpointError> {
+        if let Some(i) = self.int(kind, key)? {
+            return Ok(Value::Int(i));
+        }
+        match kind {
+            6 => Ok(Value::Float(f64::from(f32::from_bits(self.u32(key)?)))),
+            7 => Ok(Value::Bool(self.number::<1>(key)?[0] != 0)),
+            8 => self.text(key).map(Value::Text),
+            9 => self.array(key, depth),
+            12 => Ok(Value::Float(f64::from_bits(self.u64(key)?))),
+            other => self.fail(format!("`{key}`: metadata type {other}, accepted: 0 to 12")),
+        }
+    }
+
+    fn array(&mut self, key: &str, depth: usize) -> Result<Value, CheckpointError> {
+        if depth >= MAX_DEPTH {
+            return self.fail(format!("`{key}`: arrays nested deeper than {MAX_DEPTH}"));
+        }
+        let kind = self.u32(key)?;
+        let size = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            8 | 10 | 11 | 12 => 8,
+            9 => 12,
+            _ => 4,
+        };
+        let n = self.count(size, key)?;
+        match kind {
+            8 => (0..n).map(|_| self.text(key)).collect::<Result<_, _>>().map(Value::Texts),
+            6 => (0..n).map(|_| self.u32(key).map(f32::from_bits)).collect::<Result<_, _>>().map(Value::Floats),
+            12 => {
+                let all: Result<_, _> = (0..n).map(|_| self.u64(key).map(|b| f64::from_bits(b) as f32)).collect();
+                all.map(Value::Floats)
+            }
+            9 => {
+                // Nested arrays carry nothing we use: walked over.
+                for _ in 0..n {
+                    self.array(key, depth + 1)?;
+                }
+                Ok(Value::Ints(Vec::new()))
+            }
+            7 => (0..n).map(|_| self.number::<1>(key).map(|b| i64::from(b[0]))).collect::<Result<_, _>>().map(Value::Ints),
+            _ => {
+                let mut all = Vec::with_capacity(n);
+                for _ in 0..n {
+                    match self.int(kind, key)? {
+                        Some(i) => all.push(i),
+                        None => return self.fail(format!("`{key}`: array of type {kind}, accepted: 0 to 12")),
+                    }
+                }
+                Ok(Value::Ints(all))
+            }
+        }
+    }
+}
+
+/// Reads the header of a mapped file.
+pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError> {
+    let mut r = Reader { path, bytes: file, at: 0 };
+    if r.take(4, "the magic")? != b"GGUF" {
+        return r.fail("not a GGUF file (the first bytes are not `GGUF`)");
+    }
+    let version = r.u32("the version")?;
+    if !(2..=3).contains(&version) {
+        return r.fail(format!("GGUF version {version}, accepted: 2, 3 (little endian)"));
+    }
+    let tensor_count = r.u64("the tensor count")?;
+    let pairs = r.u64("the metadata count")?;
+    // A tensor info takes at least 24 bytes, a metadata pair at least 13.
+    if tensor_count > (r.left() / 24) as u64 || pairs > (r.left() / 13) as u64 {
+        return r.fail(format!("{tensor_count} tensors and {pairs} metadata entries do not fit {} bytes", file.len()));
+    }
+    let mut metadata = BTreeMap::new();
+    for _ in 0..pairs {
+        let key = r.text("a metadata key")?;
+        let kind = r.u32(&key)?;
+        let value = r.value(kind, &key, 0)?;
+        metadata.insert(key, value);
+    }
+    let mut tensors = Vec::new();
+    for _ in 0..tensor_count {
+        let name = r.text("a tensor name")?;
+        let n = r.u32(&name)?;
+        if n > 4 {
+            return Err(CheckpointError::tensor(path, &name, format!("{n} dimensions, accepted: up to 4")));
+        }
+        let dims = (0..n).map(|_| r.u64(&name)).collect::<Result<Vec<_>, _>>()?;
+        let kind = r.u32(&name)?;
+        let offset = r.u64(&name)?;
+        tensors.push(Info { name, dims, kind, offset });
+    }
+    let align = match metadata.get("general.alignment") {
+        None => 32,
+        Some(Value::Int(a @ 1..=65536)) => *a as usize,
+        Some(other) => return r.fail(format!("`general.alignment`: found {other:?}, accepted: 1 to 65536")),
+    };
+    let start = r.at.next_multiple_of(align);
+    Ok(Header { metadata, tensors, data: file.slice(start..file.len()) })
+}
