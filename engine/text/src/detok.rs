@@ -18,7 +18,11 @@ impl Detokenizer {
     /// At the start of a text. `skip_special` leaves control tokens out.
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
         let joint = Joint::new(tokenizer.pieces());
-        Self { tokenizer, skip_special, joint }
+        Self {
+            tokenizer,
+            skip_special,
+            joint,
+        }
     }
 
     /// After a prompt, control tokens left out: where the prompt has text, a leading space of the first word
@@ -62,7 +66,11 @@ pub(crate) struct Joint {
 
 impl Joint {
     pub(crate) fn new(pieces: &Pieces) -> Self {
-        Self { held: Vec::new(), strip: pieces.strip, first: true }
+        Self {
+            held: Vec::new(),
+            strip: pieces.strip,
+            first: true,
+        }
     }
 
     pub(crate) fn push(&mut self, pieces: &Pieces, id: u32, out: &mut String) {

@@ -60,6 +60,10 @@ pub enum TextError {
 impl TextError {
     /// A tokenizer that cannot be used.
     pub(crate) fn tokenizer(place: &str, reason: impl Into<String>, accepted: &'static str) -> Self {
-        Self::Tokenizer { place: place.to_owned(), reason: reason.into(), accepted }
+        Self::Tokenizer {
+            place: place.to_owned(),
+            reason: reason.into(),
+            accepted,
+        }
     }
 }

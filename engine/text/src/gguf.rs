@@ -81,7 +81,12 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<Built, TextError> {
     let hf = Hf::from_bytes(json.to_string())
         .map_err(|e| TextError::tokenizer(PLACE, e.to_string(), "tokens and merges that fit together"))?;
     let (add_bos, add_eos) = (vocab.add_bos.unwrap_or(add_bos), vocab.add_eos.unwrap_or(false));
-    Ok(Built { hf, add_bos, add_eos, warnings })
+    Ok(Built {
+        hf,
+        add_bos,
+        add_eos,
+        warnings,
+    })
 }
 
 /// Ids by token; refuses duplicates and lists of different lengths.
@@ -137,7 +142,9 @@ fn byte_level(vocab: &GgufVocab, ids: &HashMap<&str, u32>, warnings: &mut Vec<St
             presplit::gpt2()
         }
         Some(name) => presplit::named(name).unwrap_or_else(|| {
-            warnings.push(format!("pre-tokenizer {name:?} (tokenizer.ggml.pre) is not known; using gpt-2's"));
+            warnings.push(format!(
+                "pre-tokenizer {name:?} (tokenizer.ggml.pre) is not known; using gpt-2's"
+            ));
             presplit::gpt2()
         }),
     };
@@ -150,7 +157,9 @@ fn byte_level(vocab: &GgufVocab, ids: &HashMap<&str, u32>, warnings: &mut Vec<St
     let merges: Vec<[&str; 2]> = vocab.merges.iter().filter_map(|m| merge(m, ids)).collect();
     if merges.len() < vocab.merges.len() {
         let n = vocab.merges.len() - merges.len();
-        warnings.push(format!("{n} merges in the GGUF file name tokens that are not in its vocabulary; left out"));
+        warnings.push(format!(
+            "{n} merges in the GGUF file name tokens that are not in its vocabulary; left out"
+        ));
     }
     let json = json!({
         "normalizer": if split.nfc { json!({"type": "NFC"}) } else { Value::Null },
@@ -177,7 +186,11 @@ fn merge<'a>(text: &'a str, ids: &HashMap<&str, u32>) -> Option<[&'a str; 2]> {
 
 fn sentencepiece(vocab: &GgufVocab, ids: &HashMap<&str, u32>) -> Result<(Value, bool), TextError> {
     let Some(scores) = &vocab.scores else {
-        return Err(TextError::tokenizer(PLACE, "no scores", "tokenizer.ggml.scores with one score per token"));
+        return Err(TextError::tokenizer(
+            PLACE,
+            "no scores",
+            "tokenizer.ggml.scores with one score per token",
+        ));
     };
     let prefix = vocab.add_space_prefix.unwrap_or(true);
     let unk = vocab.unk.and_then(|id| vocab.tokens.get(id as usize));
@@ -208,11 +221,7 @@ fn sentencepiece(vocab: &GgufVocab, ids: &HashMap<&str, u32>) -> Result<(Value, 
 /// The merges that a vocabulary with scores implies, in the order of the Hugging Face converter: every way to cut
 /// a token into two tokens, by score, then by the lengths of the halves, the larger first; ties keep the order of
 /// the ids. Tokens that are not text (control, byte, unknown) are never built by merging.
-fn merges_from_scores<'a>(
-    vocab: &'a GgufVocab,
-    scores: &[f32],
-    ids: &HashMap<&str, u32>,
-) -> Vec<[&'a str; 2]> {
+fn merges_from_scores<'a>(vocab: &'a GgufVocab, scores: &[f32], ids: &HashMap<&str, u32>) -> Vec<[&'a str; 2]> {
     let mut found: Vec<(f32, usize, usize, [&str; 2])> = Vec::new();
     for (id, (token, &score)) in vocab.tokens.iter().zip(scores).enumerate() {
         if matches!(token_type(vocab, id), UNKNOWN | CONTROL | BYTE) {

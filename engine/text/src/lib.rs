@@ -15,10 +15,10 @@ mod tokenizer;
 pub mod model1;
 pub use model1 as model1_prompt;
 
-
+pub use chat::{ChatTemplate, Message, TemplateVars, ToolCall};
 pub use detok::Detokenizer;
 pub use error::TextError;
 pub use gguf::GgufVocab;
-
+pub use prompt::{Prompt, PromptOptions};
 pub use stop::{StopOutput, StopStrings};
 pub use tokenizer::Tokenizer;

@@ -34,7 +34,11 @@ fn spelled(hf: &Hf, text: &str, allowed: &[&str]) -> Vec<(usize, usize)> {
 
 /// `text` with every marker except `allowed` broken up.
 pub(crate) fn guard<'a>(hf: &Hf, text: &'a str, allowed: &[&str]) -> Cow<'a, str> {
-    let mut text = if text.contains(GUARD) { Cow::Owned(text.replace(GUARD, "")) } else { Cow::Borrowed(text) };
+    let mut text = if text.contains(GUARD) {
+        Cow::Owned(text.replace(GUARD, ""))
+    } else {
+        Cow::Borrowed(text)
+    };
     // Breaking one marker up may uncover another around it.
     for round in 0..8 {
         let ranges = spelled(hf, &text, allowed);

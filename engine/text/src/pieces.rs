@@ -5,7 +5,8 @@ use tokenizers::{Model, Tokenizer as Hf};
 
 use crate::error::TextError;
 
-const ACCEPTED: &str = "a decoder made of ByteLevel, Metaspace, Replace (string), ByteFallback, Fuse and a leading Strip";
+const ACCEPTED: &str =
+    "a decoder made of ByteLevel, Metaspace, Replace (string), ByteFallback, Fuse and a leading Strip";
 
 /// Bytes of every token, in one allocation.
 #[derive(Debug, Default)]
@@ -149,7 +150,11 @@ impl Rules {
 /// The byte a `<0xXX>` token stands for.
 pub(crate) fn fallback_byte(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit()) { u8::from_str_radix(hex, 16).ok() } else { None }
+    if hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        u8::from_str_radix(hex, 16).ok()
+    } else {
+        None
+    }
 }
 
 /// The byte that a character of GPT-2's byte alphabet stands for: printable Latin-1 characters stand for
@@ -178,7 +183,10 @@ mod tests {
             }
         }
         assert!(seen.iter().all(|&n| n == 1));
-        assert_eq!((byte_of('Ġ'), byte_of('Ċ'), byte_of('Ń')), (Some(b' '), Some(b'\n'), Some(0xAD)));
+        assert_eq!(
+            (byte_of('Ġ'), byte_of('Ċ'), byte_of('Ń')),
+            (Some(b' '), Some(b'\n'), Some(0xAD))
+        );
     }
 
     #[test]

@@ -6,7 +6,8 @@
 /// Words, numbers and the rest, each with one leading space: GPT-2.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -23,7 +24,13 @@ const DEEPSEEK_LLM: [&str; 6] = [
     "[一-龥ࠀ-一가-\u{D7FF}]+",
     r"\p{N}+",
 ];
-const DEEPSEEK_CODER: [&str; 5] = ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\u{D7FF}]+", r"\p{N}"];
+const DEEPSEEK_CODER: [&str; 5] = [
+    "[\r\n]",
+    r"\s?\p{L}+",
+    r"\s?\p{P}+",
+    "[一-龥ࠀ-一가-\u{D7FF}]+",
+    r"\p{N}",
+];
 
 /// What a `pre` name stands for.
 #[derive(Debug, Default)]
@@ -40,8 +47,14 @@ pub(crate) struct PreSplit {
 
 /// The rule of a `tokenizer.ggml.pre` name, or `None` for an unknown name.
 pub(crate) fn named(pre: &str) -> Option<PreSplit> {
-    let only = |pattern| PreSplit { patterns: vec![pattern], ..PreSplit::default() };
-    let several = |patterns: &[&'static str]| PreSplit { patterns: patterns.to_vec(), ..PreSplit::default() };
+    let only = |pattern| PreSplit {
+        patterns: vec![pattern],
+        ..PreSplit::default()
+    };
+    let several = |patterns: &[&'static str]| PreSplit {
+        patterns: patterns.to_vec(),
+        ..PreSplit::default()
+    };
     Some(match pre {
         "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling" | "exaone4" | "gigachat"
         | "a.x-4.0" | "mellum" | "modern-bert" | "jina-es" | "jina-de" | "jina-v2-es" | "jina-v2-de" => gpt2(),
@@ -50,14 +63,26 @@ pub(crate) fn named(pre: &str) -> Option<PreSplit> {
             several(&[r"\p{N}", GPT2])
         }
         "falcon" => several(&[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"]),
-        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2" => {
-            PreSplit { ignore_merges: true, add_bos: true, ..only(LLAMA3) }
-        }
+        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2" => PreSplit {
+            ignore_merges: true,
+            add_bos: true,
+            ..only(LLAMA3)
+        },
         "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => only(LLAMA3),
-        "qwen2" | "megrez" => PreSplit { nfc: true, ..only(QWEN2) },
+        "qwen2" | "megrez" => PreSplit {
+            nfc: true,
+            ..only(QWEN2)
+        },
         "deepseek-r1-qwen" | "kormo" | "stablelm2" | "hunyuan" | "solar-open" | "grok-2" => only(QWEN2),
-        "qwen35" => PreSplit { nfc: true, ..only(QWEN35) },
-        "tekken" => PreSplit { ignore_merges: true, add_bos: true, ..only(TEKKEN) },
+        "qwen35" => PreSplit {
+            nfc: true,
+            ..only(QWEN35)
+        },
+        "tekken" => PreSplit {
+            ignore_merges: true,
+            add_bos: true,
+            ..only(TEKKEN)
+        },
         "gpt-4o" | "llama4" | "kanana2" | "minimax-m2" => only(GPT4O),
         "deepseek-v3" | "joyai-llm" | "hunyuan-dense" | "hy_v4" => several(&DEEPSEEK_V3),
         "deepseek-llm" => several(&DEEPSEEK_LLM),
@@ -68,5 +93,8 @@ pub(crate) fn named(pre: &str) -> Option<PreSplit> {
 
 /// The rule for files that name none we know.
 pub(crate) fn gpt2() -> PreSplit {
-    PreSplit { patterns: vec![GPT2], ..PreSplit::default() }
+    PreSplit {
+        patterns: vec![GPT2],
+        ..PreSplit::default()
+    }
 }

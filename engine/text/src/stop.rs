@@ -21,17 +21,31 @@ pub struct StopStrings {
 impl StopStrings {
     /// Empty strings are ignored.
     pub fn new<S: AsRef<str>>(stops: &[S]) -> Self {
-        let stops = stops.iter().map(|s| s.as_ref().to_owned()).filter(|s| !s.is_empty()).collect();
-        Self { stops, held: String::new(), stopped: false }
+        let stops = stops
+            .iter()
+            .map(|s| s.as_ref().to_owned())
+            .filter(|s| !s.is_empty())
+            .collect();
+        Self {
+            stops,
+            held: String::new(),
+            stopped: false,
+        }
     }
 
     /// Takes more text.
     pub fn push(&mut self, text: &str) -> StopOutput {
         if self.stopped {
-            return StopOutput { text: String::new(), stopped: true };
+            return StopOutput {
+                text: String::new(),
+                stopped: true,
+            };
         }
         if self.stops.is_empty() {
-            return StopOutput { text: text.to_owned(), stopped: false };
+            return StopOutput {
+                text: text.to_owned(),
+                stopped: false,
+            };
         }
         self.held.push_str(text);
         let hold = self.hold_from();
@@ -42,10 +56,16 @@ impl StopStrings {
         {
             self.stopped = true;
             self.held.truncate(at);
-            return StopOutput { text: std::mem::take(&mut self.held), stopped: true };
+            return StopOutput {
+                text: std::mem::take(&mut self.held),
+                stopped: true,
+            };
         }
         let rest = self.held.split_off(hold);
-        StopOutput { text: std::mem::replace(&mut self.held, rest), stopped: false }
+        StopOutput {
+            text: std::mem::replace(&mut self.held, rest),
+            stopped: false,
+        }
     }
 
     /// The end of the text: what was held back, cut at a stop string if one is complete in it.
@@ -121,8 +141,20 @@ mod tests {
     #[test]
     fn nothing_after_the_stop() {
         let mut s = StopStrings::new(&["."]);
-        assert_eq!(s.push("a.b"), StopOutput { text: "a".into(), stopped: true });
-        assert_eq!(s.push("c"), StopOutput { text: String::new(), stopped: true });
+        assert_eq!(
+            s.push("a.b"),
+            StopOutput {
+                text: "a".into(),
+                stopped: true
+            }
+        );
+        assert_eq!(
+            s.push("c"),
+            StopOutput {
+                text: String::new(),
+                stopped: true
+            }
+        );
         assert_eq!(s.flush(), "");
     }
 

@@ -69,7 +69,11 @@ impl Tokenizer {
     fn new(hf: Hf, place: &str) -> Result<Self, TextError> {
         let pieces = Pieces::new(&hf, place)?;
         if pieces.len() == 0 {
-            return Err(TextError::tokenizer(place, "the vocabulary is empty", "at least one token"));
+            return Err(TextError::tokenizer(
+                place,
+                "the vocabulary is empty",
+                "at least one token",
+            ));
         }
         let mut special = vec![false; pieces.len()];
         for (id, token) in hf.get_added_tokens_decoder() {
@@ -78,12 +82,26 @@ impl Tokenizer {
             }
         }
         let (before, after, ends) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { hf, pieces, special, before, after, bos: None, eos: None, ends })
+        Ok(Self {
+            hf,
+            pieces,
+            special,
+            before,
+            after,
+            bos: None,
+            eos: None,
+            ends,
+        })
     }
 
     /// Asks the post-processor what it puts around a text.
     fn read_template(&mut self) {
-        let ids = |special: bool| self.hf.encode_fast("a", special).map(|e| e.get_ids().to_vec()).unwrap_or_default();
+        let ids = |special: bool| {
+            self.hf
+                .encode_fast("a", special)
+                .map(|e| e.get_ids().to_vec())
+                .unwrap_or_default()
+        };
         let (plain, full) = (ids(false), ids(true));
         if plain.is_empty() || full.len() <= plain.len() {
             return;
@@ -102,7 +120,12 @@ impl Tokenizer {
         };
         let named = |name: &str| token(name).and_then(|t| self.id_of(t));
         let bos = named("bos_token").or_else(|| self.before.first().copied().filter(|&id| self.is_special(id)));
-        let known = || KNOWN_ENDS.iter().filter_map(|t| self.id_of(t)).find(|&id| self.is_special(id));
+        let known = || {
+            KNOWN_ENDS
+                .iter()
+                .filter_map(|t| self.id_of(t))
+                .find(|&id| self.is_special(id))
+        };
         let eos = named("eos_token").or_else(known);
         let asked = |name: &str| field(name).and_then(Value::as_bool) == Some(true);
         let (add_bos, add_eos) = (asked("add_bos_token"), asked("add_eos_token"));
@@ -134,7 +157,8 @@ impl Tokenizer {
         if add_special {
             ids.extend_from_slice(&self.before);
         }
-        self.encode_into(text, &mut ids).map_err(|e| TextError::Encode(e.to_string()))?;
+        self.encode_into(text, &mut ids)
+            .map_err(|e| TextError::Encode(e.to_string()))?;
         if add_special {
             ids.extend_from_slice(&self.after);
         }
@@ -158,7 +182,10 @@ impl Tokenizer {
     }
 
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
-        let mut parts = self.hf.get_added_vocabulary().extract_and_normalize(self.hf.get_normalizer(), text);
+        let mut parts = self
+            .hf
+            .get_added_vocabulary()
+            .extract_and_normalize(self.hf.get_normalizer(), text);
         if text.contains(GUARD) {
             parts.normalize(|part: &mut NormalizedString| {
                 part.filter(|c| c != GUARD);
@@ -200,7 +227,10 @@ impl Tokenizer {
         let mut joint = Joint::new(&self.pieces);
         for &id in ids {
             if self.pieces.get(id).is_none() {
-                return Err(TextError::UnknownId { id, last: self.pieces.len() as u32 - 1 });
+                return Err(TextError::UnknownId {
+                    id,
+                    last: self.pieces.len() as u32 - 1,
+                });
             }
             if !(skip_special && self.is_special(id)) {
                 joint.push(&self.pieces, id, &mut out);
