@@ -1,1 +1,31 @@
-//! The engine of MODEL1 Explorer.
+//! The engine of MODEL1 Explorer: checkpoints, recipes, plans, sessions.
+//!
+//! ```no_run
+//! use engine::{Engine, EngineOptions, GenerateOptions, SessionOptions};
+//! # fn main() -> Result<(), engine::EngineError> {
+//! let engine = Engine::open("model".as_ref(), &EngineOptions::default(), &engine::Silent)?;
+//! let mut session = engine.session(engine.recipe(), SessionOptions::default())?;
+//! session.generate("Once upon a time", &GenerateOptions::default(), &mut |e| print!("{}", e.text))?;
+//! # Ok(()) }
+//! ```
+
+mod engine;
+mod error;
+pub mod families;
+mod generate;
+pub mod lower;
+pub mod memory;
+mod model;
+pub mod recipe;
+mod session;
+mod tokenizer;
+mod view;
+
+pub use checkpoint::{Checkpoint, CheckpointError, Progress, Silent};
+pub use engine::{Engine, EngineOptions, default_threads};
+pub use error::EngineError;
+pub use generate::{Finish, GenerateOptions, Generated, TokenEvent, Turn};
+pub use kernels::ir::{Backend, SamplerParams};
+pub use model::WeightStore;
+pub use recipe::{Recipe, Registry};
+pub use session::{Cancel, Observer, Session, SessionOptions, SwapReport};

@@ -127,14 +127,22 @@ fn exp_softmax_body<const FMA: bool>(x: &mut [f32], max: f32) -> f32 {
     let mut chunks = x.chunks_exact_mut(16);
     for c in &mut chunks {
         for i in 0..16 {
-            let e = if c[i] == f32::NEG_INFINITY { 0.0 } else { exp_lane::<FMA>(c[i] - max) };
+            let e = if c[i] == f32::NEG_INFINITY {
+                0.0
+            } else {
+                exp_lane::<FMA>(c[i] - max)
+            };
             c[i] = e;
             lanes[i] += e;
         }
     }
     let mut sum = sum_lanes(&lanes);
     for v in chunks.into_remainder() {
-        *v = if *v == f32::NEG_INFINITY { 0.0 } else { exp_lane::<FMA>(*v - max) };
+        *v = if *v == f32::NEG_INFINITY {
+            0.0
+        } else {
+            exp_lane::<FMA>(*v - max)
+        };
         sum += *v;
     }
     sum
@@ -196,7 +204,11 @@ mod tests {
                 assert!((f64::from(dot_f32(isa, &a, &b)) - want).abs() < 1e-5 * (n as f64).sqrt().max(1.0));
                 let mut y = b.clone();
                 axpy_f32(isa, 0.3, &a, &mut y);
-                assert!(y.iter().zip(a.iter().zip(&b)).all(|(y, (a, b))| (y - (0.3 * a + b)).abs() < 1e-6));
+                assert!(
+                    y.iter()
+                        .zip(a.iter().zip(&b))
+                        .all(|(y, (a, b))| (y - (0.3 * a + b)).abs() < 1e-6)
+                );
                 let mut z: Vec<f32> = a.iter().map(|v| v * 40.0).collect();
                 let before = z.clone();
                 let sum = exp_softmax(isa, &mut z, 40.0);
@@ -213,7 +225,10 @@ mod tests {
                 for ((g, g0), u) in g.iter().zip(&g0).zip(&a) {
                     let x = f64::from(g0.min(1.5));
                     let want = x / (1.0 + (-x).exp()) * f64::from(u.clamp(-1.5, 1.5));
-                    assert!((f64::from(*g) - want).abs() < 1e-6 * want.abs().max(1e-3), "{g0} {g} {want}");
+                    assert!(
+                        (f64::from(*g) - want).abs() < 1e-6 * want.abs().max(1e-3),
+                        "{g0} {g} {want}"
+                    );
                 }
             }
         }

@@ -2,10 +2,12 @@
 //! kernels are compared with. Data is only byte-aligned (memory-mapped files): every load is unaligned.
 
 mod blocks;
+mod integers;
 mod quantize;
 
 use crate::ir::{Format, Layout, ScaleFormat, ScaleSpec, WeightView};
 
+pub(crate) use integers::IntRow;
 pub use quantize::{quantize_bf16, quantize_fp8_block128, quantize_q4_0, quantize_q4_1, quantize_q8_0};
 
 /// E4M3 code to f32 (exact; 0x7f and 0xff are NaN).
@@ -35,8 +37,9 @@ pub fn f32_to_e4m3(x: f32) -> u8 {
     sign | ((((e + 6) * 8) + q) as u8).min(0x7e)
 }
 
-const E2M1: [f32; 16] =
-    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+const E2M1: [f32; 16] = [
+    0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
+];
 
 /// E2M1 code (low 4 bits) to f32.
 pub fn e2m1_to_f32(code: u8) -> f32 {
@@ -60,7 +63,11 @@ pub fn f32_to_e2m1(x: f32) -> u8 {
 
 /// Power of two of a ue8m0 byte: 2^(byte - 127).
 pub fn ue8m0_to_f32(byte: u8) -> f32 {
-    if byte == 0 { f32::from_bits(0x0040_0000) } else { f32::from_bits(u32::from(byte) << 23) }
+    if byte == 0 {
+        f32::from_bits(0x0040_0000)
+    } else {
+        f32::from_bits(u32::from(byte) << 23)
+    }
 }
 
 /// Scale byte of a block (MODEL1.md 7.4): 2^ceil(log2(max(amax, floor) * inv_max)) on fp32 bits.
@@ -115,7 +122,10 @@ impl<'a> Matrix<'a> {
             format: d.format,
             layout: d.layout,
             data: view.data,
-            scales: d.scales.map(|spec| BlockScales { spec, data: view.scales }),
+            scales: d.scales.map(|spec| BlockScales {
+                spec,
+                data: view.scales,
+            }),
         })
     }
 
@@ -136,12 +146,23 @@ impl<'a> Matrix<'a> {
             layout,
             scales: scales.map(|s| s.spec),
         };
-        let view = WeightView { desc: &desc, data, scales: scales.map_or(&[], |s| s.data) };
+        let view = WeightView {
+            desc: &desc,
+            data,
+            scales: scales.map_or(&[], |s| s.data),
+        };
         view.check().map_err(MatrixError)?;
         if matches!(format, Format::I32 | Format::I64) {
             return Err(MatrixError(format!("format {format}: accepted are float formats")));
         }
-        Ok(Self { rows, cols, format, layout, data, scales })
+        Ok(Self {
+            rows,
+            cols,
+            format,
+            layout,
+            data,
+            scales,
+        })
     }
 
     /// Bytes of one stored row (outputs for `[out, in]`).
@@ -167,6 +188,21 @@ impl<'a> Matrix<'a> {
                 let b = &s.data[4 * i..4 * i + 4];
                 f32::from_le_bytes([b[0], b[1], b[2], b[3]])
             }
+        }
+    }
+
+    /// Scales of all column blocks of `row`, as f32; `out` has `ceil(cols / block_cols)` slots.
+    pub fn scales_of_row(&self, row: usize, out: &mut [f32]) {
+        let Some(s) = &self.scales else { return };
+        let per_row = self.cols.div_ceil(s.spec.block_cols);
+        let at = row / s.spec.block_rows * per_row;
+        if s.spec.format == ScaleFormat::E8m0 {
+            let bytes = &s.data[at..at + per_row];
+            out.iter_mut().zip(bytes).for_each(|(o, b)| *o = ue8m0_to_f32(*b));
+        } else {
+            out.iter_mut()
+                .enumerate()
+                .for_each(|(i, o)| *o = self.scale(row, i * s.spec.block_cols));
         }
     }
 
@@ -204,7 +240,10 @@ pub fn values(view: &WeightView<'_>) -> Result<Vec<f32>, String> {
         format: d.format,
         layout: Layout::OutIn,
         data: view.data,
-        scales: d.scales.map(|spec| BlockScales { spec, data: view.scales }),
+        scales: d.scales.map(|spec| BlockScales {
+            spec,
+            data: view.scales,
+        }),
     };
     let mut out = vec![0.0; rows * cols];
     for (r, o) in out.chunks_exact_mut(cols.max(1)).enumerate() {
@@ -241,7 +280,15 @@ mod tests {
 
     #[test]
     fn e2m1_ties_go_to_the_even_code() {
-        for (x, want) in [(0.25, 0.0), (0.75, 1.0), (1.25, 1.0), (1.75, 2.0), (2.5, 2.0), (3.5, 4.0), (5.0, 4.0)] {
+        for (x, want) in [
+            (0.25, 0.0),
+            (0.75, 1.0),
+            (1.25, 1.0),
+            (1.75, 2.0),
+            (2.5, 2.0),
+            (3.5, 4.0),
+            (5.0, 4.0),
+        ] {
             assert_eq!(e2m1_to_f32(f32_to_e2m1(x)), want, "{x}");
             assert_eq!(e2m1_to_f32(f32_to_e2m1(-x)), -want, "{x}");
         }

@@ -41,7 +41,11 @@ impl Cpu {
 
     /// The oracle: f32 activations everywhere.
     pub fn exact(threads: usize) -> Self {
-        Self { exact_activations: true, bf16_activations: false, ..Self::new(threads) }
+        Self {
+            exact_activations: true,
+            bf16_activations: false,
+            ..Self::new(threads)
+        }
     }
 
     /// One line for people.
@@ -64,7 +68,9 @@ pub fn weight_values(view: &WeightView<'_>) -> Result<Vec<f32>, String> {
 pub fn integer(view: &WeightView<'_>, index: usize) -> Option<i64> {
     let d = view.data;
     match view.desc.format {
-        Format::I32 => Some(i64::from(i32::from_le_bytes(d.get(index * 4..index * 4 + 4)?.try_into().ok()?))),
+        Format::I32 => Some(i64::from(i32::from_le_bytes(
+            d.get(index * 4..index * 4 + 4)?.try_into().ok()?,
+        ))),
         Format::I64 => Some(i64::from_le_bytes(d.get(index * 8..index * 8 + 8)?.try_into().ok()?)),
         _ => None,
     }

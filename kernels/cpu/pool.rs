@@ -63,10 +63,17 @@ impl Pool {
                 let shared = shared.clone();
                 let name = format!("model1-cpu-{i}");
                 // A thread that cannot be started leaves a smaller pool; results are the same.
-                std::thread::Builder::new().name(name).spawn(move || worker(&shared)).ok()
+                std::thread::Builder::new()
+                    .name(name)
+                    .spawn(move || worker(&shared))
+                    .ok()
             })
             .collect();
-        Self { shared, workers, busy: Mutex::new(()) }
+        Self {
+            shared,
+            workers,
+            busy: Mutex::new(()),
+        }
     }
 
     /// Threads, the caller included.
@@ -88,7 +95,10 @@ impl Pool {
             let f = unsafe { *data.cast::<&(dyn Fn(usize) + Sync)>() };
             f(i);
         };
-        let task = Task { call, data: std::ptr::from_ref(&f).cast() };
+        let task = Task {
+            call,
+            data: std::ptr::from_ref(&f).cast(),
+        };
         *s.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         s.tasks.store(tasks, Ordering::Relaxed);
         s.next.store(0, Ordering::Relaxed);
@@ -103,7 +113,11 @@ impl Pool {
         let mut spins = 0u32;
         while s.active.load(Ordering::Acquire) != 0 {
             spins += 1;
-            if spins < 20_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+            if spins < 20_000 {
+                std::hint::spin_loop()
+            } else {
+                std::thread::yield_now()
+            }
         }
         *s.task.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if let Err(payload) = mine {

@@ -48,12 +48,7 @@ pub enum SampleError {
 /// Draws the token for `position` from `logits` (one per vocabulary entry).
 ///
 /// `history` is what the penalties count, oldest first; ids that have no logit are ignored.
-pub fn sample(
-    logits: &[f32],
-    params: &SamplerParams,
-    history: &[u32],
-    position: u64,
-) -> Result<Sampled, SampleError> {
+pub fn sample(logits: &[f32], params: &SamplerParams, history: &[u32], position: u64) -> Result<Sampled, SampleError> {
     params.validate().map_err(SampleError::Params)?;
     let best = argmax(logits, "from the model")?;
     let model_max = logits[best];
@@ -72,7 +67,11 @@ pub fn sample(
         let likeliest = largest(logits, params.logprobs as usize, f32::NEG_INFINITY);
         top.extend(likeliest.into_iter().map(|c| (c.id, logprob(c.id as usize))));
     }
-    Ok(Sampled { token: token as u32, logprob: logprob(token), top })
+    Ok(Sampled {
+        token: token as u32,
+        logprob: logprob(token),
+        top,
+    })
 }
 
 /// Index of the largest logit, the lowest on ties; refuses NaN, +inf and rows of nothing but -inf.
@@ -95,13 +94,20 @@ fn argmax(logits: &[f32], stage: &'static str) -> Result<usize, SampleError> {
         }
     }
     if bad && let Some(token) = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
-        return Err(SampleError::NotFinite { token, value: logits[token], stage });
+        return Err(SampleError::NotFinite {
+            token,
+            value: logits[token],
+            stage,
+        });
     }
     let max = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
     if max == f32::NEG_INFINITY {
         return Err(SampleError::AllMasked(logits.len()));
     }
-    logits.iter().position(|&x| x == max).ok_or(SampleError::AllMasked(logits.len()))
+    logits
+        .iter()
+        .position(|&x| x == max)
+        .ok_or(SampleError::AllMasked(logits.len()))
 }
 
 /// Logits after the penalties.
@@ -150,7 +156,11 @@ fn draw(logits: &[f32], best: usize, params: &SamplerParams, position: u64) -> u
     let scale = 1.0 / t;
     let u = uniform(params.seed, position);
     // min-p commutes with top-k, so it goes first: it is a threshold on the logits.
-    let floor = if params.min_p > 0.0 { max + t * params.min_p.ln() } else { f32::NEG_INFINITY };
+    let floor = if params.min_p > 0.0 {
+        max + t * params.min_p.ln()
+    } else {
+        f32::NEG_INFINITY
+    };
     let has_top_k = params.top_k > 0 && (params.top_k as usize) < logits.len();
     if !has_top_k && params.top_p >= 1.0 {
         return if params.min_p > 0.0 {
@@ -206,7 +216,10 @@ fn nucleus_candidates(logits: &[f32], floor: f32, max: f32, scale: f32, top_p: f
 
 /// Tokens with a logit of at least `floor` that are not masked, in order of id.
 fn above(logits: &[f32], floor: f32) -> impl Iterator<Item = Candidate> + '_ {
-    let candidates = logits.iter().enumerate().map(|(id, &logit)| Candidate { id: id as u32, logit });
+    let candidates = logits
+        .iter()
+        .enumerate()
+        .map(|(id, &logit)| Candidate { id: id as u32, logit });
     candidates.filter(move |c| c.logit >= floor && c.logit > f32::NEG_INFINITY)
 }
 
@@ -350,8 +363,12 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let p0 = u64::from(counter[0]) * 0xD251_1F53;
         let p1 = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter =
-            [(p1 >> 32) as u32 ^ counter[1] ^ key[0], p1 as u32, (p0 >> 32) as u32 ^ counter[3] ^ key[1], p0 as u32];
+        counter = [
+            (p1 >> 32) as u32 ^ counter[1] ^ key[0],
+            p1 as u32,
+            (p0 >> 32) as u32 ^ counter[3] ^ key[1],
+            p0 as u32,
+        ];
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter

@@ -7,7 +7,10 @@ use super::*;
 const NEG: f32 = f32::NEG_INFINITY;
 
 fn hot(temperature: f32) -> SamplerParams {
-    SamplerParams { temperature, ..Default::default() }
+    SamplerParams {
+        temperature,
+        ..Default::default()
+    }
 }
 
 fn token(logits: &[f32], params: &SamplerParams, position: u64) -> u32 {
@@ -17,7 +20,10 @@ fn token(logits: &[f32], params: &SamplerParams, position: u64) -> u32 {
 /// Softmax in f64.
 fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
     let max = logits.iter().copied().fold(NEG, f32::max);
-    let w: Vec<f64> = logits.iter().map(|&x| (f64::from(x - max) / temperature).exp()).collect();
+    let w: Vec<f64> = logits
+        .iter()
+        .map(|&x| (f64::from(x - max) / temperature).exp())
+        .collect();
     let sum: f64 = w.iter().sum();
     w.iter().map(|x| x / sum).collect()
 }
@@ -69,10 +75,19 @@ fn chi_square(logits: &[f32], params: &SamplerParams, n: u64) -> (f64, usize) {
 
 #[test]
 fn philox_matches_the_published_vectors() {
-    assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-    assert_eq!(philox4x32([!0; 4], [!0; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
     assert_eq!(
-        philox4x32([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
+        philox4x32([0; 4], [0; 2]),
+        [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+    );
+    assert_eq!(
+        philox4x32([!0; 4], [!0; 2]),
+        [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+    );
+    assert_eq!(
+        philox4x32(
+            [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+            [0xa409_3822, 0x299f_31d0]
+        ),
         [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
     );
 }
@@ -83,7 +98,10 @@ fn exp_is_close_to_the_library() {
         let x = -(i as f32) / 1000.0;
         let want = f64::from(x).exp();
         let got = f64::from(exp(x));
-        assert!((got - want).abs() <= want * 3e-7 || x < -87.0 && got == 0.0, "{x}: {got} {want}");
+        assert!(
+            (got - want).abs() <= want * 3e-7 || x < -87.0 && got == 0.0,
+            "{x}: {got} {want}"
+        );
     }
     assert_eq!(exp(0.0), 1.0);
     assert_eq!(exp(NEG), 0.0);
@@ -96,7 +114,11 @@ fn greedy_takes_the_lowest_id_on_ties() {
     logits[7] = 2.0;
     logits[99] = 2.0;
     assert_eq!(token(&logits, &SamplerParams::default(), 0), 7);
-    let ties = SamplerParams { temperature: 1.0, top_k: 1, ..Default::default() };
+    let ties = SamplerParams {
+        temperature: 1.0,
+        top_k: 1,
+        ..Default::default()
+    };
     assert_eq!(token(&logits, &ties, 5), 7);
     assert_eq!(token(&[-0.0, 0.0], &SamplerParams::default(), 0), 0);
 }
@@ -126,11 +148,21 @@ fn penalties_against_hand_computed_values() {
         ..Default::default()
     };
     // Token 0 twice, token 1 once, token 99 unknown.
-    assert_eq!(penalised(&logits, &params, &[0, 1, 99, 0]), [1.0 - 0.5 - 0.5, -2.0 - 0.25 - 0.5, 0.5, 3.0]);
-    let window = SamplerParams { penalty_window: 1, ..params };
+    assert_eq!(
+        penalised(&logits, &params, &[0, 1, 99, 0]),
+        [1.0 - 0.5 - 0.5, -2.0 - 0.25 - 0.5, 0.5, 3.0]
+    );
+    let window = SamplerParams {
+        penalty_window: 1,
+        ..params
+    };
     assert_eq!(penalised(&logits, &window, &[3, 1, 0]), [1.0 - 0.75, -1.0, 0.5, 3.0]);
     // The winner changes, its reported probability is the model's own.
-    let strong = SamplerParams { presence_penalty: 2.0, logprobs: 2, ..Default::default() };
+    let strong = SamplerParams {
+        presence_penalty: 2.0,
+        logprobs: 2,
+        ..Default::default()
+    };
     let drawn = sample(&logits, &strong, &[3], 0).unwrap();
     let probs = softmax(&logits, 1.0);
     assert_eq!(drawn.token, 0);
@@ -146,9 +178,23 @@ fn draws_follow_the_distribution() {
         hot(1.0),
         hot(0.6),
         SamplerParams { top_k: 9, ..hot(1.3) },
-        SamplerParams { top_p: 0.8, seed: 11, ..hot(1.0) },
-        SamplerParams { min_p: 0.2, seed: 12, ..hot(1.0) },
-        SamplerParams { top_k: 20, min_p: 0.1, top_p: 0.9, seed: 13, ..hot(1.5) },
+        SamplerParams {
+            top_p: 0.8,
+            seed: 11,
+            ..hot(1.0)
+        },
+        SamplerParams {
+            min_p: 0.2,
+            seed: 12,
+            ..hot(1.0)
+        },
+        SamplerParams {
+            top_k: 20,
+            min_p: 0.1,
+            top_p: 0.9,
+            seed: 13,
+            ..hot(1.5)
+        },
     ];
     for params in settings {
         let (statistic, freedom) = chi_square(&logits, &params, 40_000);
@@ -189,7 +235,9 @@ fn draws_depend_on_seed_and_position_only() {
     let p = hot(1.0);
     assert_eq!(sample(&logits, &p, &[1, 2], 9), sample(&logits, &p, &[], 9));
     let other = SamplerParams { seed: 1, ..p };
-    let differ = (0..50).filter(|&i| token(&logits, &p, i) != token(&logits, &other, i)).count();
+    let differ = (0..50)
+        .filter(|&i| token(&logits, &p, i) != token(&logits, &other, i))
+        .count();
     assert!(differ > 45, "{differ}");
     // Cuts that cut nothing change nothing.
     let wide = SamplerParams { top_k: 3000, ..p };

@@ -77,14 +77,27 @@ impl WeightView<'_> {
             Layout::InOut => (d.cols, d.rows),
         };
         if d.layout == Layout::InOut && !matches!(d.format, Format::F32 | Format::F16 | Format::Bf16) {
-            return Err(format!("format {}: an [in, out] matrix is accepted as f32, f16 or bf16", d.format));
+            return Err(format!(
+                "format {}: an [in, out] matrix is accepted as f32, f16 or bf16",
+                d.format
+            ));
         }
         let row = d.format.row_bytes(stored_cols).ok_or_else(|| {
-            format!("{stored_cols} columns are not whole blocks of {} ({})", d.format.block_len(), d.format)
+            format!(
+                "{stored_cols} columns are not whole blocks of {} ({})",
+                d.format.block_len(),
+                d.format
+            )
         })?;
         let wanted = row.checked_mul(stored_rows).ok_or("shape too large")?;
         if self.data.len() != wanted {
-            return Err(format!("found {} bytes, {} {} x {} needs {wanted}", self.data.len(), d.format, d.rows, d.cols));
+            return Err(format!(
+                "found {} bytes, {} {} x {} needs {wanted}",
+                self.data.len(),
+                d.format,
+                d.rows,
+                d.cols
+            ));
         }
         let scales = match d.scales {
             Some(s) if s.block_rows > 0 && s.block_cols > 0 => {
@@ -94,7 +107,10 @@ impl WeightView<'_> {
             None => 0,
         };
         if self.scales.len() != scales {
-            return Err(format!("found {} bytes of scales, {scales} are needed", self.scales.len()));
+            return Err(format!(
+                "found {} bytes of scales, {scales} are needed",
+                self.scales.len()
+            ));
         }
         if d.format == Format::Fp4E2m1 && d.scales.is_none() {
             return Err("packed FP4 needs a scale tensor".into());

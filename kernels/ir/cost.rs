@@ -51,7 +51,8 @@ impl Env<'_> {
 
     fn width(&self, id: BufId) -> u64 {
         let context = (self.position + self.tokens) as usize;
-        self.plan.dim(self.plan.buffers[id.index()].width, self.tokens as usize, context) as u64
+        self.plan
+            .dim(self.plan.buffers[id.index()].width, self.tokens as usize, context) as u64
     }
 
     fn elems(&self, id: BufId) -> u64 {
@@ -128,7 +129,9 @@ impl BaseOp {
                 c.flops = e.elems(*x);
                 c.activations = 2 * e.act(&[*x]);
             }
-            Op::Norm { x, weight, bias, out, .. } => {
+            Op::Norm {
+                x, weight, bias, out, ..
+            } => {
                 c.flops = 4 * e.elems(*x);
                 c.weights = [weight, bias].into_iter().flatten().map(|w| e.weight(*w)).sum();
                 c.activations = e.act(&[*x, *out]);
@@ -197,7 +200,15 @@ impl BaseOp {
 
     fn attention_cost(&self, e: &Env<'_>, c: &mut Cost) {
         match &self.op {
-            Op::Pool { kv, gate, ape, state, out, rate, overlap } => {
+            Op::Pool {
+                kv,
+                gate,
+                ape,
+                state,
+                out,
+                rate,
+                overlap,
+            } => {
                 let slots = (rate * if *overlap { 2 } else { 1 }) as u64;
                 c.flops = e.elems(*gate) + e.elems(*out) * slots * 4;
                 c.weights = e.weight(*ape);
@@ -208,7 +219,17 @@ impl BaseOp {
                 c.cache = e.tokens * e.row_bytes(*state) + e.rows(*out).min(1) * live * e.row_bytes(*state);
                 c.activations = e.act(&[*kv, *gate, *out]);
             }
-            Op::IndexScore { q, weights, keys, heads, dim, rate, skip, out: _, .. } => {
+            Op::IndexScore {
+                q,
+                weights,
+                keys,
+                heads,
+                dim,
+                rate,
+                skip,
+                out: _,
+                ..
+            } => {
                 let rate = *rate as u64;
                 let scored: u64 = (0..e.tokens)
                     .map(|i| (e.position + i + 1) / rate)
@@ -222,12 +243,23 @@ impl BaseOp {
             }
             Op::SelectTopK { k, rate, out, .. } => {
                 let rate = *rate as u64;
-                let read: u64 =
-                    (0..e.tokens).map(|i| (e.position + i + 1) / rate).filter(|&v| v > *k as u64).sum();
+                let read: u64 = (0..e.tokens)
+                    .map(|i| (e.position + i + 1) / rate)
+                    .filter(|&v| v > *k as u64)
+                    .sum();
                 c.flops = read;
                 c.activations = 4 * read + e.act(&[*out]);
             }
-            Op::Attend { q, out, heads, head_dim, sources, sinks, mask, .. } => {
+            Op::Attend {
+                q,
+                out,
+                heads,
+                head_dim,
+                sources,
+                sinks,
+                mask,
+                ..
+            } => {
                 for s in sources {
                     let (keys, rows) = e.keys(s.rows, *mask);
                     c.flops += keys * (heads * 4 * head_dim) as u64;
@@ -245,13 +277,30 @@ impl BaseOp {
 
     fn mixing_cost(&self, e: &Env<'_>, c: &mut Cost) {
         match &self.op {
-            Op::Route { logits, bias, out_experts, out_weights, .. } => {
+            Op::Route {
+                logits,
+                bias,
+                out_experts,
+                out_weights,
+                ..
+            } => {
                 c.flops = 6 * e.elems(*logits);
                 c.weights = bias.map_or(0, |b| e.weight(b));
                 c.activations = e.act(&[*logits, *out_experts, *out_weights]);
             }
-            Op::ExpertMatMul { x, k, weights, per_slot, out, .. } => {
-                let inputs = if *per_slot { e.width(*x) / *k as u64 } else { e.width(*x) };
+            Op::ExpertMatMul {
+                x,
+                k,
+                weights,
+                per_slot,
+                out,
+                ..
+            } => {
+                let inputs = if *per_slot {
+                    e.width(*x) / *k as u64
+                } else {
+                    e.width(*x)
+                };
                 c.flops = 2 * e.rows(*x) * inputs * e.width(*out);
                 let each = weights.first().map_or(0, |w| e.weight(*w));
                 c.weights = (each as f64 * experts_touched(weights.len().max(1), e.tokens * *k as u64)) as u64;
@@ -264,7 +313,16 @@ impl BaseOp {
                 c.flops = e.elems(*x) + shared.map_or(0, |s| e.elems(s));
                 c.activations = e.act(&[*x, *out]) + shared.map_or(0, |s| e.act(&[s]));
             }
-            Op::HcMix { x, matrix, base, scale, iterations, streams, comb, .. } => {
+            Op::HcMix {
+                x,
+                matrix,
+                base,
+                scale,
+                iterations,
+                streams,
+                comb,
+                ..
+            } => {
                 let outputs = e.plan.weight(*matrix).rows as u64;
                 c.flops = 2 * e.elems(*x) * (outputs + 1);
                 if comb.is_some() {
@@ -277,7 +335,13 @@ impl BaseOp {
                 c.flops = 2 * e.elems(*x);
                 c.activations = e.act(&[*x, *pre, *out]);
             }
-            Op::HcExpand { o, x, post, comb, streams } => {
+            Op::HcExpand {
+                o,
+                x,
+                post,
+                comb,
+                streams,
+            } => {
                 c.flops = 2 * e.elems(*x) * (*streams as u64 + 1);
                 c.activations = e.act(&[*o, *post, *comb]) + 2 * e.act(&[*x]);
             }

@@ -26,12 +26,24 @@ pub struct ExecStep {
 impl ExecStep {
     /// Shares `nanos` of this step out to its base ops by the bytes each has to move.
     pub fn attribute(&self, plan: &Plan, nanos: f64, tokens: u64, position: u64, times: &mut Vec<OpTime>) {
-        let bytes: Vec<u64> =
-            self.origin.iter().map(|id| plan.ops[id.index()].cost(plan, tokens, position).bytes()).collect();
+        let bytes: Vec<u64> = self
+            .origin
+            .iter()
+            .map(|id| plan.ops[id.index()].cost(plan, tokens, position).bytes())
+            .collect();
         let total: u64 = bytes.iter().sum();
         for (id, &bytes) in self.origin.iter().zip(&bytes) {
-            let share = if total == 0 { 1.0 / self.origin.len() as f64 } else { bytes as f64 / total as f64 };
-            times.push(OpTime { op: id.0, nanos: nanos * share, bytes, fused_with: self.origin.len() as u32 });
+            let share = if total == 0 {
+                1.0 / self.origin.len() as f64
+            } else {
+                bytes as f64 / total as f64
+            };
+            times.push(OpTime {
+                op: id.0,
+                nanos: nanos * share,
+                bytes,
+                fused_with: self.origin.len() as u32,
+            });
         }
     }
 }
@@ -48,7 +60,9 @@ pub fn fuse(plan: &Plan) -> Vec<ExecStep> {
         };
         let overwrites = |x: BufId, steps: &[ExecStep]| {
             let Some(last) = steps.last() else { return true };
-            last.origin.iter().any(|o| matches!(plan.ops[o.index()].op, Op::MatMul { out, .. } if out == x))
+            last.origin
+                .iter()
+                .any(|o| matches!(plan.ops[o.index()].op, Op::MatMul { out, .. } if out == x))
         };
         match (input, shared) {
             (Some(x), Some(y)) if x == y && !overwrites(x, &steps) => {
@@ -57,7 +71,10 @@ pub fn fuse(plan: &Plan) -> Vec<ExecStep> {
                     last.origin.push(id);
                 }
             }
-            _ => steps.push(ExecStep { kind: ExecKind::Single, origin: vec![id] }),
+            _ => steps.push(ExecStep {
+                kind: ExecKind::Single,
+                origin: vec![id],
+            }),
         }
         shared = input;
     }

@@ -184,6 +184,7 @@ pub enum Scoring {
 /// One base op. Shapes are `[rows, width]` of the named buffers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "each variant's text describes its fields together")]
 pub enum Op {
     /// out[t] = table[id_t], repeated `copies` times side by side (mHC streams start equal).
     Embed { table: WeightId, out: BufId, copies: usize },
@@ -201,10 +202,20 @@ pub enum Op {
         eps: f32,
     },
     /// out = x W^T (+ bias); W is `[out width, x width]` (or `[in, out]`, see the weight's layout).
-    MatMul { x: BufId, weight: WeightId, bias: Option<WeightId>, out: BufId },
+    MatMul {
+        x: BufId,
+        weight: WeightId,
+        bias: Option<WeightId>,
+        out: BufId,
+    },
     /// Block-diagonal product: x is cut in `groups` equal parts, part g meets the g-th run of
     /// `out width / groups` rows of the weight `[out width, x width / groups]`.
-    GroupedMatMul { x: BufId, weight: WeightId, groups: usize, out: BufId },
+    GroupedMatMul {
+        x: BufId,
+        weight: WeightId,
+        groups: usize,
+        out: BufId,
+    },
     /// Rotates in place, per head of `head_dim` values, the `dims` values from `offset` on.
     /// `inverse` turns by the negative angle.
     Rope {
@@ -219,15 +230,31 @@ pub enum Op {
         inverse: bool,
     },
     /// Stores the rows of src: tokens at their position (growing) or ring slot, closed rows at their index.
-    CacheWrite { src: BufId, cache: CacheId, rows: Positions },
+    CacheWrite {
+        src: BufId,
+        cache: CacheId,
+        rows: Positions,
+    },
     /// Compressor (MODEL1.md 2.7). kv and gate are `[tokens, c]`, c = d (or 2d with overlap), ape is `[rate, c]`.
     /// Adds ape[t mod rate] to the gate, keeps both in the pooling state, and for every row that closes
     /// writes the channel-wise softmax pool `[closed, d]`.
-    Pool { kv: BufId, gate: BufId, ape: WeightId, state: CacheId, out: BufId, rate: usize, overlap: bool },
+    Pool {
+        kv: BufId,
+        gate: BufId,
+        ape: WeightId,
+        state: CacheId,
+        out: BufId,
+        rate: usize,
+        overlap: bool,
+    },
     /// Normalised Walsh-Hadamard transform (Sylvester order) of each run of `width` values, in place.
     Hadamard { x: BufId, width: usize, rows: Positions },
     /// Stores and reads back each run of `width` values in `format`, in place (simulated rounding).
-    RoundTrip { x: BufId, width: usize, format: CacheFormat },
+    RoundTrip {
+        x: BufId,
+        width: usize,
+        format: CacheFormat,
+    },
     /// Indexer scores (MODEL1.md 2.9): out[t, j] = sum_h scale * w[t,h] * max(0, q[t,h] . k[j]) for visible j;
     /// entries of rows not visible are left undefined. Queries with at most `skip` visible rows are not scored.
     IndexScore {
@@ -243,7 +270,12 @@ pub enum Op {
     },
     /// out[t] = indices of the k largest visible scores (ties to the lower index), ascending, padded with -1.
     /// With at most k visible rows: all of them, scores not read.
-    SelectTopK { scores: BufId, k: usize, rate: usize, out: BufId },
+    SelectTopK {
+        scores: BufId,
+        k: usize,
+        rate: usize,
+        out: BufId,
+    },
     /// Attention of `heads` query heads of `head_dim` over the sources (one softmax), with `kv_heads` key heads
     /// (query head h uses key head h / (heads / kv_heads)). sinks: one f32 logit per head that only enlarges the
     /// denominator.
@@ -289,9 +321,21 @@ pub enum Op {
     },
     /// Per token and chosen expert: out part s = W[expert_s] x, x being the whole row, or its part s when
     /// `per_slot` (x then has k parts). weights[e] is expert e's matrix.
-    ExpertMatMul { x: BufId, experts: BufId, k: usize, weights: Vec<WeightId>, per_slot: bool, out: BufId },
+    ExpertMatMul {
+        x: BufId,
+        experts: BufId,
+        k: usize,
+        weights: Vec<WeightId>,
+        per_slot: bool,
+        out: BufId,
+    },
     /// out[t] = sum of the k parts of x's row + shared[t].
-    ExpertSum { x: BufId, k: usize, shared: Option<BufId>, out: BufId },
+    ExpertSum {
+        x: BufId,
+        k: usize,
+        shared: Option<BufId>,
+        out: BufId,
+    },
     /// mHC coefficients (MODEL1.md 3) from the streams x `[tokens, n*D]`: pre `[tokens, n]`, post `[tokens, n]`,
     /// comb `[tokens, n*n]`. The head form has no post and comb.
     HcMix {
@@ -308,9 +352,20 @@ pub enum Op {
         norm_eps: f32,
     },
     /// out = sum_i pre_i X_i.
-    HcCollapse { x: BufId, pre: BufId, streams: usize, out: BufId },
+    HcCollapse {
+        x: BufId,
+        pre: BufId,
+        streams: usize,
+        out: BufId,
+    },
     /// X'_k = post_k o + sum_j comb_jk X_j, in place on x.
-    HcExpand { o: BufId, x: BufId, post: BufId, comb: BufId, streams: usize },
+    HcExpand {
+        o: BufId,
+        x: BufId,
+        post: BufId,
+        comb: BufId,
+        streams: usize,
+    },
     /// Copies the rows that produce logits (the last token, or all) from token rows to output rows.
     TakeOutput { x: BufId, out: BufId },
     /// Copies a buffer to the step's output under a name. Never changes values.

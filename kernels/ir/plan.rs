@@ -266,7 +266,9 @@ impl Plan {
 
     /// Workspace bytes in the plan's bucket.
     pub fn workspace_bytes(&self) -> u64 {
-        (0..self.buffers.len()).map(|i| 4 * self.buffer_len(BufId(i as u32)) as u64).sum()
+        (0..self.buffers.len())
+            .map(|i| 4 * self.buffer_len(BufId(i as u32)) as u64)
+            .sum()
     }
 
     /// The description of a weight.

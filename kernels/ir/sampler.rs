@@ -63,11 +63,16 @@ impl SamplerParams {
         ];
         for (name, found, low, high) in ranges {
             if !(low..=high).contains(&found) {
-                return Err(format!("sampler field {name} is {found}; accepted is a number from {low} to {high}"));
+                return Err(format!(
+                    "sampler field {name} is {found}; accepted is a number from {low} to {high}"
+                ));
             }
         }
         if self.logprobs > MAX_LOGPROBS {
-            return Err(format!("sampler field logprobs is {}; accepted is 0 to {MAX_LOGPROBS}", self.logprobs));
+            return Err(format!(
+                "sampler field logprobs is {}; accepted is 0 to {MAX_LOGPROBS}",
+                self.logprobs
+            ));
         }
         Ok(())
     }
@@ -108,12 +113,48 @@ mod tests {
     #[test]
     fn validate_names_field_found_and_accepted() {
         let bad = [
-            (SamplerParams { temperature: -1.0, ..Default::default() }, "temperature is -1; accepted"),
-            (SamplerParams { temperature: f32::NAN, ..Default::default() }, "temperature is NaN; accepted"),
-            (SamplerParams { top_p: 1.5, ..Default::default() }, "top_p is 1.5; accepted is a number from 0 to 1"),
-            (SamplerParams { min_p: f32::INFINITY, ..Default::default() }, "min_p is inf; accepted"),
-            (SamplerParams { repetition_penalty: 0.0, ..Default::default() }, "repetition_penalty is 0; accepted"),
-            (SamplerParams { logprobs: 5000, ..Default::default() }, "logprobs is 5000; accepted is 0 to 1024"),
+            (
+                SamplerParams {
+                    temperature: -1.0,
+                    ..Default::default()
+                },
+                "temperature is -1; accepted",
+            ),
+            (
+                SamplerParams {
+                    temperature: f32::NAN,
+                    ..Default::default()
+                },
+                "temperature is NaN; accepted",
+            ),
+            (
+                SamplerParams {
+                    top_p: 1.5,
+                    ..Default::default()
+                },
+                "top_p is 1.5; accepted is a number from 0 to 1",
+            ),
+            (
+                SamplerParams {
+                    min_p: f32::INFINITY,
+                    ..Default::default()
+                },
+                "min_p is inf; accepted",
+            ),
+            (
+                SamplerParams {
+                    repetition_penalty: 0.0,
+                    ..Default::default()
+                },
+                "repetition_penalty is 0; accepted",
+            ),
+            (
+                SamplerParams {
+                    logprobs: 5000,
+                    ..Default::default()
+                },
+                "logprobs is 5000; accepted is 0 to 1024",
+            ),
         ];
         for (params, part) in bad {
             let message = params.validate().unwrap_err();

@@ -18,7 +18,11 @@ impl StepParams {
     /// Parameters of a step of `tokens` tokens starting at `position`.
     pub fn new(position: u64, tokens: usize) -> Self {
         let tokens = tokens as u32;
-        Self { position, tokens, rng_counter: position + u64::from(tokens) }
+        Self {
+            position,
+            tokens,
+            rng_counter: position + u64::from(tokens),
+        }
     }
 
     /// Tokens in the context after this step.

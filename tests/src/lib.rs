@@ -1,1 +1,4 @@
-//! Test harness of MODEL1 Explorer.
+//! Test harness of MODEL1 Explorer: goldens, the oracle backend, helpers.
+
+pub mod goldens;
+pub mod oracle;

@@ -92,18 +92,31 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        CheckpointError::Io { path: path.into(), source }
+        CheckpointError::Io {
+            path: path.into(),
+            source,
+        }
     }
 
     pub(crate) fn not_a_model(path: &Path, found: String) -> Self {
-        CheckpointError::NotAModel { path: path.into(), found }
+        CheckpointError::NotAModel {
+            path: path.into(),
+            found,
+        }
     }
 
     pub(crate) fn format(path: &Path, detail: impl Into<String>) -> Self {
-        CheckpointError::Format { path: path.into(), detail: detail.into() }
+        CheckpointError::Format {
+            path: path.into(),
+            detail: detail.into(),
+        }
     }
 
     pub(crate) fn tensor(path: &Path, tensor: &str, detail: impl Into<String>) -> Self {
-        CheckpointError::Tensor { path: path.into(), tensor: tensor.into(), detail: detail.into() }
+        CheckpointError::Tensor {
+            path: path.into(),
+            tensor: tensor.into(),
+            detail: detail.into(),
+        }
     }
 }

@@ -31,13 +31,20 @@ fn json_object(path: &Path) -> Result<Map<String, Value>, CheckpointError> {
     let text = std::fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
     match serde_json::from_str(&text) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(CheckpointError::format(path, "found another JSON value, accepted: an object")),
+        Ok(_) => Err(CheckpointError::format(
+            path,
+            "found another JSON value, accepted: an object",
+        )),
         Err(e) => Err(CheckpointError::format(path, format!("not JSON: {e}"))),
     }
 }
 
 fn optional_json(path: &Path) -> Result<Option<Map<String, Value>>, CheckpointError> {
-    if path.is_file() { json_object(path).map(Some) } else { Ok(None) }
+    if path.is_file() {
+        json_object(path).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 /// The shards of a folder, and which tensors the index expects in each.
@@ -46,21 +53,37 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, BTreeSet<String>
     let mut expected: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     if !index_path.is_file() {
         let single = dir.join("model.safetensors");
-        let files = if single.is_file() { vec![single] } else { files_with(dir, "safetensors")? };
+        let files = if single.is_file() {
+            vec![single]
+        } else {
+            files_with(dir, "safetensors")?
+        };
         if files.is_empty() {
-            return Err(CheckpointError::not_a_model(dir, "a folder with config.json but no *.safetensors".into()));
+            return Err(CheckpointError::not_a_model(
+                dir,
+                "a folder with config.json but no *.safetensors".into(),
+            ));
         }
         return Ok((files, expected));
     }
     let index = json_object(&index_path)?;
     let map = index.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
-        CheckpointError::format(&index_path, "field `weight_map`: accepted: an object of tensor name -> file name")
+        CheckpointError::format(
+            &index_path,
+            "field `weight_map`: accepted: an object of tensor name -> file name",
+        )
     })?;
     for (tensor, file) in map {
         // Only plain file names: an index must not point outside its folder.
-        let name = file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f)).ok_or_else(|| {
-            CheckpointError::format(&index_path, format!("weight_map `{tensor}`: found {file}, accepted: a file name"))
-        })?;
+        let name = file
+            .as_str()
+            .filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f))
+            .ok_or_else(|| {
+                CheckpointError::format(
+                    &index_path,
+                    format!("weight_map `{tensor}`: found {file}, accepted: a file name"),
+                )
+            })?;
         expected.entry(name.into()).or_default().insert(tensor.clone());
     }
     for (shard, tensors) in &expected {
@@ -78,17 +101,29 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, BTreeSet<String>
 type Shard = Result<(Bytes, BTreeMap<String, Entry>), CheckpointError>;
 
 /// Maps and reads the headers of all shards in parallel.
-fn read_shards(files: &[PathBuf], progress: &dyn Progress) -> Result<Vec<(Bytes, BTreeMap<String, Entry>)>, CheckpointError> {
+fn read_shards(
+    files: &[PathBuf],
+    progress: &dyn Progress,
+) -> Result<Vec<(Bytes, BTreeMap<String, Entry>)>, CheckpointError> {
     let slots: Vec<Mutex<Option<Shard>>> = files.iter().map(|_| Mutex::new(None)).collect();
     let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(files.len()).max(1);
-    let total: u64 = files.iter().filter_map(|f| std::fs::metadata(f).ok()).map(|m| m.len()).sum();
+    let threads = std::thread::available_parallelism()
+        .map_or(1, std::num::NonZero::get)
+        .min(files.len())
+        .max(1);
+    let total: u64 = files
+        .iter()
+        .filter_map(|f| std::fs::metadata(f).ok())
+        .map(|m| m.len())
+        .sum();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
-                    let (Some(file), Some(slot)) = (files.get(i), slots.get(i)) else { return };
+                    let (Some(file), Some(slot)) = (files.get(i), slots.get(i)) else {
+                        return;
+                    };
                     if progress.cancelled() {
                         return;
                     }
@@ -104,20 +139,28 @@ fn read_shards(files: &[PathBuf], progress: &dyn Progress) -> Result<Vec<(Bytes,
     });
     slots
         .into_iter()
-        .map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(Err(CheckpointError::Cancelled)))
+        .map(|s| {
+            s.into_inner()
+                .unwrap_or_else(PoisonError::into_inner)
+                .unwrap_or(Err(CheckpointError::Cancelled))
+        })
         .collect()
 }
 
 /// Block size of FP8 scales: quantization_config.weight_block_size, else 128 x 128.
 fn block_size(config: &Map<String, Value>, path: &Path) -> Result<(usize, usize), CheckpointError> {
-    let Some(v) = config.get("quantization_config").and_then(|q| q.get("weight_block_size")).filter(|v| !v.is_null())
+    let Some(v) = config
+        .get("quantization_config")
+        .and_then(|q| q.get("weight_block_size"))
+        .filter(|v| !v.is_null())
     else {
         return Ok((128, 128));
     };
-    let pair: Option<Vec<usize>> =
-        v.as_array().and_then(|a| a.iter().map(|n| n.as_u64().map(|n| n as usize)).collect());
+    let pair: Option<Vec<usize>> = v
+        .as_array()
+        .and_then(|a| a.iter().map(|n| n.as_u64().map(|n| n as usize)).collect());
     match pair.as_deref() {
-        Some(&[r @ 1.., c @ 1..]) => Ok((r, c)),
+        Some(&[r, c]) if r > 0 && c > 0 => Ok((r, c)),
         _ => Err(CheckpointError::format(
             path,
             format!("field `quantization_config.weight_block_size`: found {v}, accepted: two positive numbers"),
@@ -128,16 +171,24 @@ fn block_size(config: &Map<String, Value>, path: &Path) -> Result<(usize, usize)
 fn chat_template(dir: &Path, config: Option<&Map<String, Value>>) -> Result<Option<String>, CheckpointError> {
     let jinja = dir.join("chat_template.jinja");
     if jinja.is_file() {
-        return std::fs::read_to_string(&jinja).map(Some).map_err(|e| CheckpointError::io(&jinja, e));
+        return std::fs::read_to_string(&jinja)
+            .map(Some)
+            .map_err(|e| CheckpointError::io(&jinja, e));
     }
     let separate = optional_json(&dir.join("chat_template.json"))?;
-    let value = separate.as_ref().and_then(|m| m.get("chat_template")).or(config.and_then(|c| c.get("chat_template")));
+    let value = separate
+        .as_ref()
+        .and_then(|m| m.get("chat_template"))
+        .or(config.and_then(|c| c.get("chat_template")));
     Ok(match value {
         Some(Value::String(s)) => Some(s.clone()),
         Some(Value::Array(list)) => {
             let named = |n: &str| list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some(n));
             let chosen = named("default").or(list.first());
-            chosen.and_then(|t| t.get("template")).and_then(Value::as_str).map(str::to_string)
+            chosen
+                .and_then(|t| t.get("template"))
+                .and_then(Value::as_str)
+                .map(str::to_string)
         }
         _ => None,
     })
@@ -158,18 +209,26 @@ pub(crate) fn open(dir: &Path, progress: &dyn Progress) -> Result<Checkpoint, Ch
         let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         for wanted in expected.get(name).into_iter().flatten() {
             if !entries.contains_key(wanted) {
-                return Err(CheckpointError::tensor(file, wanted, "the index places it here, the file does not have it"));
+                return Err(CheckpointError::tensor(
+                    file,
+                    wanted,
+                    "the index places it here, the file does not have it",
+                ));
             }
         }
         for (tensor, entry) in entries {
             if let Some((_, other)) = raw.get(&tensor) {
-                return Err(CheckpointError::tensor(file, &tensor, format!("also in {}", other.display())));
+                return Err(CheckpointError::tensor(
+                    file,
+                    &tensor,
+                    format!("also in {}", other.display()),
+                ));
             }
             raw.insert(tensor, (entry, file.clone()));
         }
         maps.push(map);
     }
-    let (tensors, unsupported) = scales::join(&raw, block)?;
+    let joined = scales::join(&raw, block)?;
     let tokenizer_config = optional_json(&dir.join("tokenizer_config.json"))?;
     let json = dir.join("tokenizer.json");
     Ok(Checkpoint {
@@ -177,13 +236,17 @@ pub(crate) fn open(dir: &Path, progress: &dyn Progress) -> Result<Checkpoint, Ch
         kind: Kind::HfFolder,
         config,
         generation_config: optional_json(&dir.join("generation_config.json"))?,
-        tokenizer: if json.is_file() { TokenizerSource::HfJson(json) } else { TokenizerSource::Missing },
+        tokenizer: if json.is_file() {
+            TokenizerSource::HfJson(json)
+        } else {
+            TokenizerSource::Missing
+        },
         chat_template: chat_template(dir, tokenizer_config.as_ref())?,
         tokenizer_config,
-        warnings: Vec::new(),
+        warnings: joined.warnings,
         total_bytes: maps.iter().map(|m| m.len() as u64).sum(),
-        tensors,
-        unsupported,
+        tensors: joined.tensors,
+        unsupported: joined.unsupported,
         maps,
     })
 }

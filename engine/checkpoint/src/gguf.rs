@@ -61,7 +61,11 @@ impl<'a> Reader<'a> {
 
     fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], CheckpointError> {
         if n > self.left() {
-            return self.fail(format!("truncated: {what} needs {n} bytes at {}, {} are left", self.at, self.left()));
+            return self.fail(format!(
+                "truncated: {what} needs {n} bytes at {}, {} are left",
+                self.at,
+                self.left()
+            ));
         }
         let part = &self.bytes[self.at..self.at + n];
         self.at += n;
@@ -88,7 +92,9 @@ impl<'a> Reader<'a> {
         let n = self.u64(what)?;
         let most = (self.left() / size.max(1)) as u64;
         if n > most {
-            return self.fail(format!("{what}: found {n}, accepted: at most {most} (bytes left in the file)"));
+            return self.fail(format!(
+                "{what}: found {n}, accepted: at most {most} (bytes left in the file)"
+            ));
         }
         Ok(n as usize)
     }
@@ -143,10 +149,18 @@ impl<'a> Reader<'a> {
         };
         let n = self.count(size, key)?;
         match kind {
-            8 => (0..n).map(|_| self.text(key)).collect::<Result<_, _>>().map(Value::Texts),
-            6 => (0..n).map(|_| self.u32(key).map(f32::from_bits)).collect::<Result<_, _>>().map(Value::Floats),
+            8 => (0..n)
+                .map(|_| self.text(key))
+                .collect::<Result<_, _>>()
+                .map(Value::Texts),
+            6 => (0..n)
+                .map(|_| self.u32(key).map(f32::from_bits))
+                .collect::<Result<_, _>>()
+                .map(Value::Floats),
             12 => {
-                let all: Result<_, _> = (0..n).map(|_| self.u64(key).map(|b| f64::from_bits(b) as f32)).collect();
+                let all: Result<_, _> = (0..n)
+                    .map(|_| self.u64(key).map(|b| f64::from_bits(b) as f32))
+                    .collect();
                 all.map(Value::Floats)
             }
             9 => {
@@ -156,7 +170,10 @@ impl<'a> Reader<'a> {
                 }
                 Ok(Value::Ints(Vec::new()))
             }
-            7 => (0..n).map(|_| self.number::<1>(key).map(|b| i64::from(b[0]))).collect::<Result<_, _>>().map(Value::Ints),
+            7 => (0..n)
+                .map(|_| self.number::<1>(key).map(|b| i64::from(b[0])))
+                .collect::<Result<_, _>>()
+                .map(Value::Ints),
             _ => {
                 let mut all = Vec::with_capacity(n);
                 for _ in 0..n {
@@ -173,7 +190,11 @@ impl<'a> Reader<'a> {
 
 /// Reads the header of a mapped file.
 pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError> {
-    let mut r = Reader { path, bytes: file, at: 0 };
+    let mut r = Reader {
+        path,
+        bytes: file,
+        at: 0,
+    };
     if r.take(4, "the magic")? != b"GGUF" {
         return r.fail("not a GGUF file (the first bytes are not `GGUF`)");
     }
@@ -185,7 +206,10 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError>
     let pairs = r.u64("the metadata count")?;
     // A tensor info takes at least 24 bytes, a metadata pair at least 13.
     if tensor_count > (r.left() / 24) as u64 || pairs > (r.left() / 13) as u64 {
-        return r.fail(format!("{tensor_count} tensors and {pairs} metadata entries do not fit {} bytes", file.len()));
+        return r.fail(format!(
+            "{tensor_count} tensors and {pairs} metadata entries do not fit {} bytes",
+            file.len()
+        ));
     }
     let mut metadata = BTreeMap::new();
     for _ in 0..pairs {
@@ -199,12 +223,21 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError>
         let name = r.text("a tensor name")?;
         let n = r.u32(&name)?;
         if n > 4 {
-            return Err(CheckpointError::tensor(path, &name, format!("{n} dimensions, accepted: up to 4")));
+            return Err(CheckpointError::tensor(
+                path,
+                &name,
+                format!("{n} dimensions, accepted: up to 4"),
+            ));
         }
         let dims = (0..n).map(|_| r.u64(&name)).collect::<Result<Vec<_>, _>>()?;
         let kind = r.u32(&name)?;
         let offset = r.u64(&name)?;
-        tensors.push(Info { name, dims, kind, offset });
+        tensors.push(Info {
+            name,
+            dims,
+            kind,
+            offset,
+        });
     }
     let align = match metadata.get("general.alignment") {
         None => 32,
@@ -212,5 +245,9 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError>
         Some(other) => return r.fail(format!("`general.alignment`: found {other:?}, accepted: 1 to 65536")),
     };
     let start = r.at.next_multiple_of(align);
-    Ok(Header { metadata, tensors, data: file.slice(start..file.len()) })
+    Ok(Header {
+        metadata,
+        tensors,
+        data: file.slice(start..file.len()),
+    })
 }

@@ -92,7 +92,10 @@ impl Meta<'_> {
             Some(Value::Int(i)) if *i > 0 => Ok(*i),
             other => Err(CheckpointError::format(
                 self.path,
-                format!("field `{key}`: found {}, accepted: a positive whole number", describe(other)),
+                format!(
+                    "field `{key}`: found {}, accepted: a positive whole number",
+                    describe(other)
+                ),
             )),
         }
     }
@@ -121,7 +124,9 @@ fn config(m: &Meta<'_>, vocab: usize, tied: bool) -> Result<Map<String, serde_js
     let heads = m.need("attention.head_count")?;
     let hidden = m.need("embedding_length")?;
     let kv_heads = m.int(&format!("{}.attention.head_count_kv", m.arch)).unwrap_or(heads);
-    let head_dim = m.int(&format!("{}.attention.key_length", m.arch)).unwrap_or(hidden / heads);
+    let head_dim = m
+        .int(&format!("{}.attention.key_length", m.arch))
+        .unwrap_or(hidden / heads);
     let mut c = json!({
         "model_type": m.arch,
         "hidden_size": hidden,
@@ -143,7 +148,10 @@ fn config(m: &Meta<'_>, vocab: usize, tied: bool) -> Result<Map<String, serde_js
     if rope_dims.is_some_and(|d| d != head_dim) {
         return Err(CheckpointError::format(
             m.path,
-            format!("field `{}.rope.dimension_count`: found {rope_dims:?}, accepted: the head width {head_dim}", m.arch),
+            format!(
+                "field `{}.rope.dimension_count`: found {rope_dims:?}, accepted: the head width {head_dim}",
+                m.arch
+            ),
         ));
     }
     let scaling = m.text(&format!("{}.rope.scaling.type", m.arch));
@@ -168,7 +176,9 @@ fn config(m: &Meta<'_>, vocab: usize, tied: bool) -> Result<Map<String, serde_js
 
 fn tokenizer(m: &Meta<'_>) -> TokenizerSource {
     let key = |k: &str| format!("tokenizer.ggml.{k}");
-    let Some(model) = m.text(&key("model")) else { return TokenizerSource::Missing };
+    let Some(model) = m.text(&key("model")) else {
+        return TokenizerSource::Missing;
+    };
     let texts = |k: &str| match m.map.get(&key(k)) {
         Some(Value::Texts(t)) => t.clone(),
         _ => Vec::new(),
@@ -230,9 +240,16 @@ fn tensor(path: &Path, h: &Header, info: &Info) -> Result<Result<Tensor, String>
         return Ok(Err(format!("ggml type {}", info.kind)));
     };
     // GGUF lists the innermost dimension first.
-    let shape: Vec<usize> = info.dims.iter().rev().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
+    let shape: Vec<usize> = info
+        .dims
+        .iter()
+        .rev()
+        .map(|&d| usize::try_from(d).unwrap_or(usize::MAX))
+        .collect();
     let cols = shape.last().copied().unwrap_or(1);
-    let rows = shape[..shape.len().saturating_sub(1)].iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let rows = shape[..shape.len().saturating_sub(1)]
+        .iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d));
     let bytes = rows
         .zip(format.row_bytes(cols))
         .and_then(|(r, b)| r.checked_mul(b))
@@ -263,7 +280,10 @@ pub(crate) fn open(path: &Path, progress: &dyn Progress) -> Result<Checkpoint, C
         other => {
             return Err(CheckpointError::format(
                 path,
-                format!("field `general.architecture`: found {}, accepted: llama, qwen2", describe(other)),
+                format!(
+                    "field `general.architecture`: found {}, accepted: llama, qwen2",
+                    describe(other)
+                ),
             ));
         }
     };
@@ -286,10 +306,16 @@ pub(crate) fn open(path: &Path, progress: &dyn Progress) -> Result<Checkpoint, C
     spans.sort();
     for pair in spans.windows(2) {
         if pair[1].0 < pair[0].1 {
-            return Err(CheckpointError::tensor(path, &pair[1].2, format!("overlaps `{}`", pair[0].2)));
+            return Err(CheckpointError::tensor(
+                path,
+                &pair[1].2,
+                format!("overlaps `{}`", pair[0].2),
+            ));
         }
     }
-    let vocab = tensors.get("model.embed_tokens.weight").and_then(|t: &Tensor| t.shape.first().copied());
+    let vocab = tensors
+        .get("model.embed_tokens.weight")
+        .and_then(|t: &Tensor| t.shape.first().copied());
     let vocab = vocab.unwrap_or(0);
     let tied = !tensors.contains_key("lm_head.weight") && !unsupported.contains_key("lm_head.weight");
     let config = config(&m, vocab, tied)?;

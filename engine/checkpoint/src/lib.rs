@@ -128,12 +128,19 @@ impl Checkpoint {
             return Err(CheckpointError::Cancelled);
         }
         let meta = std::fs::metadata(path).map_err(|e| CheckpointError::io(path, e))?;
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+        let extension = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or("")
+            .to_ascii_lowercase();
         if meta.is_file() {
             return match extension.as_str() {
                 "gguf" => gguf_model::open(path, progress),
                 "safetensors" | "json" => {
-                    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                    let parent = path
+                        .parent()
+                        .filter(|p| !p.as_os_str().is_empty())
+                        .unwrap_or(Path::new("."));
                     folder::open(parent, progress)
                 }
                 _ => Err(CheckpointError::not_a_model(path, "a file of another kind".into())),
@@ -145,8 +152,14 @@ impl Checkpoint {
         let ggufs = folder::files_with(path, "gguf")?;
         match ggufs.as_slice() {
             [one] => gguf_model::open(one, progress),
-            [] => Err(CheckpointError::not_a_model(path, "a folder without config.json".into())),
-            many => Err(CheckpointError::not_a_model(path, format!("a folder with {} GGUF files", many.len()))),
+            [] => Err(CheckpointError::not_a_model(
+                path,
+                "a folder without config.json".into(),
+            )),
+            many => Err(CheckpointError::not_a_model(
+                path,
+                format!("a folder with {} GGUF files", many.len()),
+            )),
         }
     }
 
@@ -166,7 +179,11 @@ impl Checkpoint {
                     accepted: ACCEPTED,
                 });
             }
-            return Err(CheckpointError::Missing { path: self.path.clone(), tensor: name.into(), shape: shape.to_vec() });
+            return Err(CheckpointError::Missing {
+                path: self.path.clone(),
+                tensor: name.into(),
+                shape: shape.to_vec(),
+            });
         };
         if t.shape != shape {
             return Err(CheckpointError::Shape {
@@ -205,9 +222,16 @@ impl Checkpoint {
 
 /// A warning for every config key not in `known`.
 pub fn check_known_keys(config: &Map<String, Value>, known: &[&str]) -> Vec<String> {
-    let unknown: Vec<&str> = config.keys().map(String::as_str).filter(|k| !known.contains(k)).collect();
+    let unknown: Vec<&str> = config
+        .keys()
+        .map(String::as_str)
+        .filter(|k| !known.contains(k))
+        .collect();
     if unknown.is_empty() {
         return Vec::new();
     }
-    vec![format!("config keys not known here and ignored: {}", unknown.join(", "))]
+    vec![format!(
+        "config keys not known here and ignored: {}",
+        unknown.join(", ")
+    )]
 }

@@ -14,7 +14,10 @@ pub(crate) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
     let file = File::open(path).map_err(|e| CheckpointError::io(path, e))?;
     let length = file.metadata().map_err(|e| CheckpointError::io(path, e))?.len();
     if length == 0 {
-        return Err(CheckpointError::Format { path: path.into(), detail: "the file is empty".into() });
+        return Err(CheckpointError::Format {
+            path: path.into(),
+            detail: "the file is empty".into(),
+        });
     }
     // SAFETY: the map is read-only. Another process truncating or changing the file while it is mapped is outside
     // what a program can guard against, as for every memory-mapped loader; headers are validated against the length

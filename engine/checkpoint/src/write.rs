@@ -23,7 +23,9 @@ pub struct Spec {
 }
 
 fn wrong(name: &str, found: usize, expected: u64) -> io::Error {
-    io::Error::other(format!("tensor `{name}`: {found} bytes were made, {expected} were announced"))
+    io::Error::other(format!(
+        "tensor `{name}`: {found} bytes were made, {expected} were announced"
+    ))
 }
 
 /// Writes a safetensors file; `make(i)` gives the bytes of tensor i.
@@ -107,7 +109,12 @@ pub fn gguf_spec(name: &str, format: Format, shape: &[usize]) -> Option<Spec> {
     let cols = *shape.last()?;
     let rows: usize = shape[..shape.len() - 1].iter().product();
     let bytes = (format.row_bytes(cols)? * rows) as u64;
-    Some(Spec { name: name.into(), dtype: (*dtype).into(), shape: shape.to_vec(), bytes })
+    Some(Spec {
+        name: name.into(),
+        dtype: (*dtype).into(),
+        shape: shape.to_vec(),
+        bytes,
+    })
 }
 
 /// Writes a GGUF version 3 file; `make(i)` gives the bytes of tensor i.
@@ -128,11 +135,17 @@ pub fn write_gguf(
     }
     let mut at = 0u64;
     for s in specs {
-        let kind = crate::gguf_model::TYPES.iter().find(|(_, n, _)| *n == s.dtype).map(|(k, _, _)| *k);
+        let kind = crate::gguf_model::TYPES
+            .iter()
+            .find(|(_, n, _)| *n == s.dtype)
+            .map(|(k, _, _)| *k);
         let kind = kind.ok_or_else(|| io::Error::other(format!("tensor `{}`: dtype {}", s.name, s.dtype)))?;
         text(&mut head, &s.name);
         head.extend((s.shape.len() as u32).to_le_bytes());
-        s.shape.iter().rev().for_each(|&d| head.extend((d as u64).to_le_bytes()));
+        s.shape
+            .iter()
+            .rev()
+            .for_each(|&d| head.extend((d as u64).to_le_bytes()));
         head.extend(kind.to_le_bytes());
         head.extend(at.to_le_bytes());
         at += s.bytes.next_multiple_of(ALIGN);

@@ -1,2 +1,38 @@
 //! The `model1` command.
-fn main() {}
+
+mod args;
+mod chat;
+mod generate;
+mod logits;
+mod output;
+mod pull;
+mod setup;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use setup::{Interrupted, is_user_error};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Demo(a) => generate::demo(&a),
+        Command::Generate(a) => generate::generate(&a),
+        Command::Chat(a) => chat::chat(&a),
+        Command::Show(a) => show::show(&a),
+        Command::Logits(a) => logits::logits(&a),
+        Command::Devices(a) => show::devices(&a),
+        Command::Pull(a) => pull::pull(&a),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if e.downcast_ref::<Interrupted>().is_some() => ExitCode::from(130),
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::from(if is_user_error(&e) { 2 } else { 1 })
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use super::store::Store;
 use super::workspace::Shared;
 use crate::cpu::Cpu;
-use crate::cpu::attn_dot::{dot_f32, exp_softmax, axpy_f32, scale_f32};
+use crate::cpu::attn_dot::{axpy_f32, dot_f32, exp_softmax, scale_f32};
 use crate::ir::{CacheFormat, KeyRows, LayerStats, Mask, StepParams};
 
 /// Keys per block of decoded rows.
@@ -242,12 +242,18 @@ fn rows_f32<'a>(store: &'a Store, a: usize, b: usize, record: usize, scratch: &'
     if store.desc.format == CacheFormat::F32 {
         let all: &[f32] = bytemuck::cast_slice(store.bytes());
         let stride = d * store.desc.records;
-        return Rows { values: &all[a * stride + record * d..], stride };
+        return Rows {
+            values: &all[a * stride + record * d..],
+            stride,
+        };
     }
     for r in a..b {
         store.read(r, record, &mut scratch[(r - a) * d..(r - a + 1) * d]);
     }
-    Rows { values: scratch, stride: d }
+    Rows {
+        values: scratch,
+        stride: d,
+    }
 }
 
 /// Attention over listed rows of several sources that hold one latent per row (keys are values).
@@ -287,7 +293,10 @@ fn gather(job: &Job<'_>, i: usize, latents: &mut Vec<f32>, s: &mut Scratch, para
         latents.resize(latents.len().max((done + n) * d), 0.0);
         let part = &mut latents[done * d..(done + n) * d];
         match parallel {
-            None => part.chunks_exact_mut(d).zip(&s.rows).for_each(|(o, &r)| source.keys.read(r as usize, 0, o)),
+            None => part
+                .chunks_exact_mut(d)
+                .zip(&s.rows)
+                .for_each(|(o, &r)| source.keys.read(r as usize, 0, o)),
             Some(cpu) => {
                 let shared = Shared::new(part);
                 let rows = &s.rows;

@@ -19,9 +19,14 @@ pub(super) fn run(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut Laye
             Ok(())
         }
         Op::Route { .. } => route(ctx, op, state, stats),
-        Op::ExpertMatMul { x, experts, k, weights, per_slot, out } => {
-            expert_matmul(ctx, state, (*x, *experts, *out), *k, weights, *per_slot)
-        }
+        Op::ExpertMatMul {
+            x,
+            experts,
+            k,
+            weights,
+            per_slot,
+            out,
+        } => expert_matmul(ctx, state, (*x, *experts, *out), *k, weights, *per_slot),
         Op::ExpertSum { x, k, shared, out } => {
             let (rows, d) = (ctx.rows(*x), ctx.width(*out));
             let mut y = state.work.take(*out);
@@ -46,18 +51,31 @@ pub(super) fn run(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut Laye
             for t in 0..rows {
                 let o = &mut y[t * d..(t + 1) * d];
                 o.fill(0.0);
-                for (s, &p) in x[t * streams * d..].chunks_exact(d).take(*streams).zip(&pre[t * streams..]) {
+                for (s, &p) in x[t * streams * d..]
+                    .chunks_exact(d)
+                    .take(*streams)
+                    .zip(&pre[t * streams..])
+                {
                     o.iter_mut().zip(s).for_each(|(a, b)| *a += p * b);
                 }
             }
             state.work.put(*out, y);
             Ok(())
         }
-        Op::HcExpand { o, x, post, comb, streams } => {
+        Op::HcExpand {
+            o,
+            x,
+            post,
+            comb,
+            streams,
+        } => {
             hc_expand(ctx, state, (*o, *x, *post, *comb), *streams);
             Ok(())
         }
-        other => Err(ExecError::Unsupported { backend: "cpu", what: format!("{other:?}") }),
+        other => Err(ExecError::Unsupported {
+            backend: "cpu",
+            what: format!("{other:?}"),
+        }),
     }
 }
 
@@ -79,7 +97,12 @@ pub(super) fn grouped_matmul(
     for (t, o) in y[..rows * width].chunks_exact_mut(width).enumerate() {
         for (g, o) in o.chunks_exact_mut(n).enumerate() {
             let x = &input[(t * groups + g) * m.cols..][..m.cols];
-            jobs.push(Job { w: m, first_row: g * n, x, y: o });
+            jobs.push(Job {
+                w: m,
+                first_row: g * n,
+                x,
+                y: o,
+            });
         }
     }
     grouped(ctx.cpu, &mut jobs);
@@ -89,7 +112,18 @@ pub(super) fn grouped_matmul(
 
 /// Compressor (MODEL1.md 2.7). The state keeps, per token slot, [kv | gate + ape].
 fn pool(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState) -> Result<(), ExecError> {
-    let Op::Pool { kv, gate, ape, state: cache, out, rate, overlap } = op else { return Ok(()) };
+    let Op::Pool {
+        kv,
+        gate,
+        ape,
+        state: cache,
+        out,
+        rate,
+        overlap,
+    } = op
+    else {
+        return Ok(());
+    };
     let ape = ctx.vector(*ape)?;
     let (c, d, tokens) = (ctx.width(*kv), ctx.width(*out), ctx.step.tokens as usize);
     let mut y = state.work.take(*out);
@@ -153,7 +187,20 @@ fn pool_row(
 }
 
 fn index_score(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) {
-    let Op::IndexScore { q, weights, keys, heads, dim, rate, scale, skip, out } = op else { return };
+    let Op::IndexScore {
+        q,
+        weights,
+        keys,
+        heads,
+        dim,
+        rate,
+        scale,
+        skip,
+        out,
+    } = op
+    else {
+        return;
+    };
     let tokens = ctx.step.tokens as usize;
     let width = ctx.width(*out);
     let most = ctx.step.rows_visible(*rate, tokens - 1);
@@ -219,9 +266,7 @@ fn select(ctx: &Ctx<'_>, state: &mut CpuState, scores: BufId, k: usize, rate: us
         }
         let z = &scores[t * width..t * width + visible];
         let mut order: Vec<u32> = (0..visible as u32).collect();
-        order.select_nth_unstable_by(k - 1, |&a, &b| {
-            z[b as usize].total_cmp(&z[a as usize]).then(a.cmp(&b))
-        });
+        order.select_nth_unstable_by(k - 1, |&a, &b| z[b as usize].total_cmp(&z[a as usize]).then(a.cmp(&b)));
         order.truncate(k);
         order.sort_unstable();
         o.iter_mut().zip(order).for_each(|(o, j)| *o = j as i32);
@@ -245,7 +290,18 @@ fn score(kind: Scoring, logits: &[f32], out: &mut Vec<f32>) {
 }
 
 fn route(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) -> Result<(), ExecError> {
-    let Op::Route { logits, bias, table, scoring, k, normalise, factor, out_experts, out_weights } = op else {
+    let Op::Route {
+        logits,
+        bias,
+        table,
+        scoring,
+        k,
+        normalise,
+        factor,
+        out_experts,
+        out_weights,
+    } = op
+    else {
         return Ok(());
     };
     let (tokens, n) = (ctx.rows(*logits), ctx.width(*logits));
@@ -262,12 +318,12 @@ fn route(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) -
             Some(view) => {
                 let id = ctx.request.ids[t] as usize;
                 for (s, p) in picks.iter_mut().enumerate() {
-                    *p = crate::cpu::integer(view, id * k + s).filter(|&e| (0..n as i64).contains(&e)).ok_or_else(
-                        || ExecError::Mismatch {
+                    *p = crate::cpu::integer(view, id * k + s)
+                        .filter(|&e| (0..n as i64).contains(&e))
+                        .ok_or_else(|| ExecError::Mismatch {
                             what: "weights",
                             detail: format!("`{}`: row {id} names an expert outside 0..{n}", view.desc.name),
-                        },
-                    )? as i32;
+                        })? as i32;
                 }
             }
             None => {
@@ -307,10 +363,21 @@ fn expert_matmul(
     for (slot, o) in y[..tokens * k * n].chunks_exact_mut(n).enumerate() {
         let e = picks[slot].max(0) as usize;
         let Some(&w) = weights.get(e) else {
-            return Err(ExecError::Mismatch { what: "weights", detail: format!("expert {e} of {}", weights.len()) });
+            return Err(ExecError::Mismatch {
+                what: "weights",
+                detail: format!("expert {e} of {}", weights.len()),
+            });
         };
         let from = if per_slot { slot } else { slot / k };
-        jobs.push((e, Job { w: ctx.matrix(w)?, first_row: 0, x: &input[from * cols..(from + 1) * cols], y: o }));
+        jobs.push((
+            e,
+            Job {
+                w: ctx.matrix(w)?,
+                first_row: 0,
+                x: &input[from * cols..(from + 1) * cols],
+                y: o,
+            },
+        ));
     }
     // Tokens of one expert next to each other: its weights are read once. Results do not depend on the order.
     jobs.sort_by_key(|(e, _)| *e);
@@ -323,7 +390,20 @@ fn expert_matmul(
 
 /// mHC coefficients (MODEL1.md 3).
 fn hc_mix(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState) -> Result<(), ExecError> {
-    let Op::HcMix { x, matrix, base, scale, pre, post, comb, streams, iterations, eps, norm_eps } = op else {
+    let Op::HcMix {
+        x,
+        matrix,
+        base,
+        scale,
+        pre,
+        post,
+        comb,
+        streams,
+        iterations,
+        eps,
+        norm_eps,
+    } = op
+    else {
         return Ok(());
     };
     let n = *streams;
@@ -418,7 +498,9 @@ mod tests {
     #[test]
     fn sinkhorn_matches_the_check_matrix() {
         // MODEL1.md 3.
-        let mut c = [2., 0., -1., 0.5, 0., 1., 0., -2., 0.3, -0.7, 1.1, 0., -1., 0.2, 0.4, 0.9f32];
+        let mut c = [
+            2., 0., -1., 0.5, 0., 1., 0., -2., 0.3, -0.7, 1.1, 0., -1., 0.2, 0.4, 0.9f32,
+        ];
         let want = [
             0.615985, 0.113090, 0.039770, 0.231154, 0.160982, 0.593621, 0.208754, 0.036641, 0.177591, 0.088627,
             0.512521, 0.221260, 0.045441, 0.204661, 0.238953, 0.510944,

@@ -9,9 +9,7 @@ mod workspace;
 use std::sync::{Arc, Mutex};
 
 use super::Cpu;
-use crate::ir::{
-    Backend, CacheDesc, ExecError, ExecStep, Plan, State, StepOutput, StepRequest, WeightSource, fuse,
-};
+use crate::ir::{Backend, CacheDesc, ExecError, ExecStep, Plan, State, StepOutput, StepRequest, WeightSource, fuse};
 pub use store::{CpuState, row_format};
 pub use workspace::Shared;
 
@@ -32,7 +30,10 @@ impl CpuBackend {
 
     /// A backend with explicit settings.
     pub fn with(cpu: Cpu) -> Self {
-        Self { cpu, fused: Mutex::new(Vec::new()) }
+        Self {
+            cpu,
+            fused: Mutex::new(Vec::new()),
+        }
     }
 
     /// Its settings.
@@ -78,7 +79,10 @@ impl Backend for CpuBackend {
         out: &mut StepOutput,
     ) -> Result<(), ExecError> {
         let Some(state) = state.as_any_mut().downcast_mut::<CpuState>() else {
-            return Err(ExecError::Mismatch { what: "state", detail: "made by another backend".into() });
+            return Err(ExecError::Mismatch {
+                what: "state",
+                detail: "made by another backend".into(),
+            });
         };
         state.check(plan)?;
         run::run(self, plan, weights, state, request, out)

@@ -30,7 +30,9 @@ impl<'a> Ctx<'a> {
     pub fn rows(&self, id: BufId) -> usize {
         match self.plan.buffers[id.index()].rows {
             Dim::Closed(rate) => self.step.closed(rate),
-            d => self.plan.dim(d, self.step.tokens as usize, self.step.context() as usize),
+            d => self
+                .plan
+                .dim(d, self.step.tokens as usize, self.step.context() as usize),
         }
     }
 
@@ -56,7 +58,10 @@ impl<'a> Ctx<'a> {
     /// A small weight as f32 values (vectors, mHC matrices, ape).
     pub fn vector(&self, id: WeightId) -> Result<Vec<f32>, ExecError> {
         let view = self.weights.weight(id)?;
-        weight_values(&view).map_err(|detail| ExecError::Mismatch { what: "weights", detail })
+        weight_values(&view).map_err(|detail| ExecError::Mismatch {
+            what: "weights",
+            detail,
+        })
     }
 
     pub fn optional(&self, id: Option<WeightId>) -> Result<Option<Vec<f32>>, ExecError> {
@@ -80,7 +85,13 @@ pub(super) fn run(
     out.probes.clear();
     out.times.clear();
     out.sampled = None;
-    let ctx = Ctx { cpu: backend.cpu(), plan, weights, request, step };
+    let ctx = Ctx {
+        cpu: backend.cpu(),
+        plan,
+        weights,
+        request,
+        step,
+    };
     for exec in backend.steps(plan).iter() {
         let start = request.trace.then(Instant::now);
         run_step(&ctx, exec, state, out)?;
@@ -100,11 +111,18 @@ fn check_request(plan: &Plan, r: &StepRequest<'_>) -> Result<(), ExecError> {
     if tokens == 0 || tokens > plan.token_bucket || r.ids.len() != tokens {
         return Err(ExecError::Mismatch {
             what: "step",
-            detail: format!("{tokens} tokens, {} ids, the plan takes 1 to {}", r.ids.len(), plan.token_bucket),
+            detail: format!(
+                "{tokens} tokens, {} ids, the plan takes 1 to {}",
+                r.ids.len(),
+                plan.token_bucket
+            ),
         });
     }
     if r.step.context() > plan.context_bucket as u64 {
-        return Err(ExecError::ContextFull { needed: r.step.context(), capacity: plan.context_bucket as u64 });
+        return Err(ExecError::ContextFull {
+            needed: r.step.context(),
+            capacity: plan.context_bucket as u64,
+        });
     }
     Ok(())
 }
@@ -150,7 +168,11 @@ fn shared_input(ctx: &Ctx<'_>, exec: &ExecStep, state: &mut CpuState) -> Result<
     let rows = ctx.rows(x);
     let mut products: Vec<Product<'_, '_>> = parts
         .iter_mut()
-        .map(|(w, b, _, y)| Product { w: *w, bias: b.as_deref(), y: &mut y[..rows * w.rows] })
+        .map(|(w, b, _, y)| Product {
+            w: *w,
+            bias: b.as_deref(),
+            y: &mut y[..rows * w.rows],
+        })
         .collect();
     matmul_many(ctx.cpu, &state.work.get(x)[..ctx.len(x)], rows, &mut products);
     drop(products);
@@ -163,9 +185,25 @@ fn shared_input(ctx: &Ctx<'_>, exec: &ExecStep, state: &mut CpuState) -> Result<
 fn run_op(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) -> Result<(), ExecError> {
     match op {
         Op::Embed { .. } | Op::EmbedPosition { .. } => embed(ctx, op, state),
-        Op::Norm { kind, x, weight, bias, out, group, eps } => {
+        Op::Norm {
+            kind,
+            x,
+            weight,
+            bias,
+            out,
+            group,
+            eps,
+        } => {
             let (w, b) = (ctx.optional(*weight)?, ctx.optional(*bias)?);
-            norm(ctx, state, (*x, *out), *kind, (w.as_deref(), b.as_deref()), *group, *eps);
+            norm(
+                ctx,
+                state,
+                (*x, *out),
+                *kind,
+                (w.as_deref(), b.as_deref()),
+                *group,
+                *eps,
+            );
             Ok(())
         }
         Op::MatMul { x, weight, bias, out } => {
@@ -173,7 +211,15 @@ fn run_op(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) 
             let mut y = state.work.take(*out);
             let rows = ctx.rows(*x);
             let width = w.rows;
-            matmul(ctx.cpu, &state.work.get(*x)[..ctx.len(*x)], rows, &w, b.as_deref(), &mut y[..rows * width], width);
+            matmul(
+                ctx.cpu,
+                &state.work.get(*x)[..ctx.len(*x)],
+                rows,
+                &w,
+                b.as_deref(),
+                &mut y[..rows * width],
+                width,
+            );
             state.work.put(*out, y);
             Ok(())
         }
@@ -222,7 +268,10 @@ fn run_op(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) 
         Op::Slice { x, offset, out } => {
             let (rows, from, width) = (ctx.rows(*x), ctx.width(*x), ctx.width(*out));
             let mut y = state.work.take(*out);
-            for (o, v) in y.chunks_exact_mut(width).zip(state.work.get(*x)[..rows * from].chunks_exact(from)) {
+            for (o, v) in y
+                .chunks_exact_mut(width)
+                .zip(state.work.get(*x)[..rows * from].chunks_exact(from))
+            {
                 o.copy_from_slice(&v[*offset..*offset + width]);
             }
             state.work.put(*out, y);
@@ -236,7 +285,10 @@ fn run_op(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) 
                 o[..n].iter_mut().zip(other).for_each(|(a, b)| *a += b);
             } else {
                 let first = state.work.get(*x);
-                o[..n].iter_mut().zip(first.iter().zip(other)).for_each(|(o, (a, b))| *o = a + b);
+                o[..n]
+                    .iter_mut()
+                    .zip(first.iter().zip(other))
+                    .for_each(|(o, (a, b))| *o = a + b);
             }
             state.work.put(*out, o);
             Ok(())
@@ -247,7 +299,9 @@ fn run_op(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) 
         }
         Op::Activate { x, activation } => {
             let n = ctx.len(*x);
-            state.work.get_mut(*x)[..n].iter_mut().for_each(|v| *v = activate(*activation, *v));
+            state.work.get_mut(*x)[..n]
+                .iter_mut()
+                .for_each(|v| *v = activate(*activation, *v));
             Ok(())
         }
         Op::TakeOutput { x, out } => {
@@ -281,7 +335,10 @@ fn embed(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState) -> Result<(), ExecError> 
         Op::EmbedPosition { table, x } => {
             let m = ctx.matrix(*table)?;
             if ctx.step.context() > m.rows as u64 {
-                return Err(ExecError::ContextFull { needed: ctx.step.context(), capacity: m.rows as u64 });
+                return Err(ExecError::ContextFull {
+                    needed: ctx.step.context(),
+                    capacity: m.rows as u64,
+                });
             }
             let mut row = vec![0.0; m.cols];
             let n = ctx.rows(*x);
@@ -335,7 +392,20 @@ fn norm(
 }
 
 fn rope(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState) {
-    let Op::Rope { x, heads, head_dim, offset, dims, style, table, positions, inverse } = op else { return };
+    let Op::Rope {
+        x,
+        heads,
+        head_dim,
+        offset,
+        dims,
+        style,
+        table,
+        positions,
+        inverse,
+    } = op
+    else {
+        return;
+    };
     let freqs = &ctx.plan.ropes[table.index()].freqs;
     let (rows, width) = (ctx.rows(*x), ctx.width(*x));
     let half = dims / 2;
@@ -376,7 +446,20 @@ fn rope(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState) {
 }
 
 fn run_attend(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) -> Result<(), ExecError> {
-    let Op::Attend { q, out, heads, kv_heads, head_dim, scale, sources, sinks, mask } = op else { return Ok(()) };
+    let Op::Attend {
+        q,
+        out,
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        sources,
+        sinks,
+        mask,
+    } = op
+    else {
+        return Ok(());
+    };
     let sinks = ctx.optional(*sinks)?;
     let mut y = state.work.take(*out);
     let list = sources
@@ -446,7 +529,17 @@ fn erf(x: f64) -> f64 {
 }
 
 fn glu(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState) {
-    let Op::Glu { gate, up, out, activation, limit, row_weights } = op else { return };
+    let Op::Glu {
+        gate,
+        up,
+        out,
+        activation,
+        limit,
+        row_weights,
+    } = op
+    else {
+        return;
+    };
     let (rows, width) = (ctx.rows(*gate), ctx.width(*gate));
     let mut y = state.work.take(*out);
     if gate != out {
@@ -488,7 +581,12 @@ mod tests {
 
     #[test]
     fn erf_known_values() {
-        for (x, want) in [(0.0, 0.0), (0.5, 0.520_499_877_813), (1.0, 0.842_700_792_950), (3.5, 0.999_999_256_902)] {
+        for (x, want) in [
+            (0.0, 0.0),
+            (0.5, 0.520_499_877_813),
+            (1.0, 0.842_700_792_950),
+            (3.5, 0.999_999_256_902),
+        ] {
             assert!((erf(x) - want).abs() < 1e-11, "{x}");
             assert!((erf(-x) + want).abs() < 1e-11, "{x}");
         }

@@ -40,8 +40,13 @@ impl Store {
     /// An empty store; rings are allocated at once.
     pub fn new(desc: CacheDesc) -> Result<Self, ExecError> {
         let (d, s) = desc.format.record_bytes(desc.width, desc.rope);
-        let mut store =
-            Self { format: row_format(desc.format), record: d + s, rows: 0, data: Vec::new(), desc };
+        let mut store = Self {
+            format: row_format(desc.format),
+            record: d + s,
+            rows: 0,
+            data: Vec::new(),
+            desc,
+        };
         if let CacheRows::Ring { capacity, .. } = store.desc.rows {
             store.grow(capacity)?;
         }
@@ -58,10 +63,12 @@ impl Store {
             return Ok(());
         }
         let words = (rows * self.row_bytes()).div_ceil(8);
-        self.data.try_reserve_exact(words.saturating_sub(self.data.len())).map_err(|_| ExecError::OutOfMemory {
-            what: format!("the cache of layer {}", self.desc.layer),
-            bytes: 8 * words as u64,
-        })?;
+        self.data
+            .try_reserve_exact(words.saturating_sub(self.data.len()))
+            .map_err(|_| ExecError::OutOfMemory {
+                what: format!("the cache of layer {}", self.desc.layer),
+                bytes: 8 * words as u64,
+            })?;
         self.data.resize(words, 0);
         self.rows = rows;
         Ok(())
@@ -152,8 +159,15 @@ impl Store {
 
     fn kv_bytes(&self, context: u64, allocated: bool) -> KvBytes {
         let (data, scales) = self.desc.row_bytes();
-        let rows = if allocated { self.rows as u64 } else { self.desc.used_rows(context) };
-        let mut k = KvBytes { scales: rows * scales as u64, ..KvBytes::default() };
+        let rows = if allocated {
+            self.rows as u64
+        } else {
+            self.desc.used_rows(context)
+        };
+        let mut k = KvBytes {
+            scales: rows * scales as u64,
+            ..KvBytes::default()
+        };
         let bytes = rows * data as u64;
         match self.desc.component {
             Component::Keys | Component::Values | Component::Window => k.window = bytes,
@@ -174,7 +188,11 @@ pub struct CpuState {
 
 impl CpuState {
     pub(super) fn new(caches: &[CacheDesc], context: u64) -> Result<Self, ExecError> {
-        let mut state = Self { descs: caches.to_vec(), stores: Vec::new(), work: Default::default() };
+        let mut state = Self {
+            descs: caches.to_vec(),
+            stores: Vec::new(),
+            work: Default::default(),
+        };
         for c in caches {
             state.stores.push(Store::new(c.clone())?);
         }
@@ -188,14 +206,20 @@ impl CpuState {
         }
         Err(ExecError::Mismatch {
             what: "state",
-            detail: format!("the plan has {} cache components, the state {}", plan.caches.len(), self.descs.len()),
+            detail: format!(
+                "the plan has {} cache components, the state {}",
+                plan.caches.len(),
+                self.descs.len()
+            ),
         })
     }
 }
 
 /// Slots of a ring that matter at `position`: the last `live - 1` tokens (the next query brings its own).
 fn ring_slots(desc: &CacheDesc, position: u64) -> Vec<usize> {
-    let CacheRows::Ring { capacity, live } = desc.rows else { return Vec::new() };
+    let CacheRows::Ring { capacity, live } = desc.rows else {
+        return Vec::new();
+    };
     let from = position.saturating_sub(live as u64);
     (from..position).map(|t| (t % capacity as u64) as usize).collect()
 }
@@ -216,15 +240,28 @@ impl State for CpuState {
     fn snapshot(&self, position: u64) -> Snapshot {
         let part = |s: &Store| {
             let n = s.row_bytes();
-            ring_slots(&s.desc, position).iter().flat_map(|&r| s.bytes()[r * n..(r + 1) * n].to_vec()).collect()
+            ring_slots(&s.desc, position)
+                .iter()
+                .flat_map(|&r| s.bytes()[r * n..(r + 1) * n].to_vec())
+                .collect()
         };
-        Snapshot { position, parts: self.stores.iter().map(part).collect() }
+        Snapshot {
+            position,
+            parts: self.stores.iter().map(part).collect(),
+        }
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {
-        let wrong = |detail: String| ExecError::Mismatch { what: "snapshot", detail };
+        let wrong = |detail: String| ExecError::Mismatch {
+            what: "snapshot",
+            detail,
+        };
         if snapshot.parts.len() != self.stores.len() {
-            return Err(wrong(format!("{} parts for {} components", snapshot.parts.len(), self.stores.len())));
+            return Err(wrong(format!(
+                "{} parts for {} components",
+                snapshot.parts.len(),
+                self.stores.len()
+            )));
         }
         for (s, part) in self.stores.iter_mut().zip(&snapshot.parts) {
             let (n, slots) = (s.row_bytes(), ring_slots(&s.desc, snapshot.position));
@@ -245,7 +282,10 @@ impl State for CpuState {
             d.layer == desc.layer && d.component == desc.component && d.rows == desc.rows && d.width == desc.width
         };
         let Some(store) = self.stores.get(i).filter(|s| same_shape(s)) else {
-            return Err(ExecError::Mismatch { what: "state", detail: format!("no component {i} of this shape") });
+            return Err(ExecError::Mismatch {
+                what: "state",
+                detail: format!("no component {i} of this shape"),
+            });
         };
         self.stores[i] = store.reformat(desc.clone(), position)?;
         self.descs[i] = desc;
@@ -254,7 +294,10 @@ impl State for CpuState {
 
     fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError> {
         let Some(s) = self.stores.get(cache.index()).filter(|s| first + count <= s.rows) else {
-            return Err(ExecError::Mismatch { what: "state", detail: format!("rows {first}..{}", first + count) });
+            return Err(ExecError::Mismatch {
+                what: "state",
+                detail: format!("rows {first}..{}", first + count),
+            });
         };
         let width = s.desc.width;
         let mut out = vec![0.0; count * s.desc.records * width];
@@ -279,7 +322,11 @@ impl State for CpuState {
 /// Rows and slots a cache write goes to.
 pub(super) fn write_targets(store: &Store, step: &StepParams, closed: Option<usize>) -> Vec<usize> {
     match closed {
-        None => (0..step.tokens as usize).map(|t| store.slot(step.position as usize + t)).collect(),
-        Some(rate) => (0..step.closed(rate)).map(|j| store.slot(step.first_closed(rate) + j)).collect(),
+        None => (0..step.tokens as usize)
+            .map(|t| store.slot(step.position as usize + t))
+            .collect(),
+        Some(rate) => (0..step.closed(rate))
+            .map(|j| store.slot(step.first_closed(rate) + j))
+            .collect(),
     }
 }

@@ -81,14 +81,21 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 impl<'a, T: Copy> Shared<'a, T> {
     /// Shares a slice for the length of one parallel region.
     pub fn new(slice: &'a mut [T]) -> Self {
-        Self { ptr: slice.as_mut_ptr(), len: slice.len(), _borrow: PhantomData }
+        Self {
+            ptr: slice.as_mut_ptr(),
+            len: slice.len(),
+            _borrow: PhantomData,
+        }
     }
 
     /// The part `start .. start + len`; empty if out of range.
     ///
     /// # Safety
     /// No two live parts may overlap.
-    #[expect(clippy::mut_from_ref, reason = "this is the point of the type; the contract is above")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "this is the point of the type; the contract is above"
+    )]
     pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
         if start.checked_add(len).is_none_or(|end| end > self.len) {
             return &mut [];

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::{e2m1_to_f32, e4m3_to_f32};
 use crate::ir::Format;
 
-fn h(b: &[u8], at: usize) -> f32 {
+pub(super) fn h(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
 
@@ -39,8 +39,14 @@ pub(super) fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
                 block32(format, b, o);
             }
         }
-        Format::Q4K => bytes.chunks_exact(144).zip(out.chunks_exact_mut(256)).for_each(|(b, o)| q4_k(b, o)),
-        Format::Q6K => bytes.chunks_exact(210).zip(out.chunks_exact_mut(256)).for_each(|(b, o)| q6_k(b, o)),
+        Format::Q4K => bytes
+            .chunks_exact(144)
+            .zip(out.chunks_exact_mut(256))
+            .for_each(|(b, o)| q4_k(b, o)),
+        Format::Q6K => bytes
+            .chunks_exact(210)
+            .zip(out.chunks_exact_mut(256))
+            .for_each(|(b, o)| q6_k(b, o)),
         Format::I32 | Format::I64 => {}
     }
 }
@@ -48,7 +54,10 @@ pub(super) fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
 fn block32(format: Format, b: &[u8], o: &mut [f32]) {
     let d = h(b, 0);
     match format {
-        Format::Q8_0 => o.iter_mut().zip(&b[2..]).for_each(|(o, &q)| *o = d * f32::from(q as i8)),
+        Format::Q8_0 => o
+            .iter_mut()
+            .zip(&b[2..])
+            .for_each(|(o, &q)| *o = d * f32::from(q as i8)),
         Format::Q4_0 => {
             for (i, &q) in b[2..18].iter().enumerate() {
                 o[i] = d * (f32::from(q & 15) - 8.0);
@@ -79,7 +88,10 @@ pub(in crate::cpu) fn q4_k_scale(s: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (s[j] & 63, s[j + 4] & 63)
     } else {
-        ((s[j + 4] & 15) | ((s[j - 4] >> 6) << 4), (s[j + 4] >> 4) | ((s[j] >> 6) << 4))
+        (
+            (s[j + 4] & 15) | ((s[j - 4] >> 6) << 4),
+            (s[j + 4] >> 4) | ((s[j] >> 6) << 4),
+        )
     }
 }
 

@@ -60,7 +60,9 @@ pub fn quantize_fp8_block128(w: &[f32], rows: usize, cols: usize) -> (Vec<u8>, V
         for c in 0..bc {
             let mut amax = 0.0f32;
             for row in w.chunks_exact(cols).skip(r * 128).take(128) {
-                amax = row[c * 128..cols.min((c + 1) * 128)].iter().fold(amax, |m, x| m.max(x.abs()));
+                amax = row[c * 128..cols.min((c + 1) * 128)]
+                    .iter()
+                    .fold(amax, |m, x| m.max(x.abs()));
             }
             scales.push(ue8m0_from_amax(amax, 1.0 / 448.0, 1e-4));
         }

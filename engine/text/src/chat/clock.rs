@@ -96,7 +96,8 @@ fn day_number(year: i64, month: i64, day: i64) -> i64 {
 
 /// Year, month and day of a day since 1970.
 fn civil(days: i64) -> (i64, i64, i64) {
-    let mut year = 1970 + days.div_euclid(366);
+    // At or before the right year, by at most a few.
+    let mut year = 1970 + days.div_euclid(366).min(days.div_euclid(365));
     while day_number(year + 1, 1, 1) <= days {
         year += 1;
     }

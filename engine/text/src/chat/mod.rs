@@ -15,7 +15,7 @@ use crate::error::TextError;
 pub use message::{Message, ToolCall};
 
 /// Work a template may do: far above any real template, far below a hang.
-const FUEL: u64 = 200_000_000;
+const FUEL: u64 = 50_000_000;
 
 /// What a template sees besides the messages.
 #[derive(Clone, Debug, Default)]

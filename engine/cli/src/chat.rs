@@ -1,0 +1,114 @@
+//! `chat`: several turns on one cache.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use anyhow::{Context, Result};
+use engine::{Finish, SessionOptions};
+use text::Message;
+
+use crate::args::Chat;
+use crate::generate::{Printer, options, why};
+use crate::output::print_summary;
+use crate::setup::{self, user};
+
+const HELP: &str = "/help, /reset (forget everything), /undo (last turn), /regenerate, /kv (cache), /quit";
+
+/// `model1 chat`
+pub fn chat(args: &Chat) -> Result<()> {
+    let cancel = setup::cancel();
+    let loaded = setup::load(&args.model)?;
+    let tokenizer = loaded.engine.tokenizer()?.clone();
+    let prompt = loaded.engine.prompt();
+    let sampler = setup::sampler(&args.sampling, &loaded.recipe.sampler)?;
+    let system: Vec<Message> = args.system.iter().map(|s| Message::system(s)).collect();
+    // Fails here, with the reason, for base models without a template.
+    prompt
+        .render(&[Message::user("x")], true, &tokenizer)
+        .map_err(|e| user(format!("chat: {e}")))?;
+    let mut session = loaded.session(&args.model, SessionOptions::default())?;
+    let mut messages = system.clone();
+    let terminal = std::io::stdin().is_terminal();
+    if !args.model.quiet {
+        eprintln!("model: {}; {HELP}", loaded.recipe.model);
+    }
+    let mut totals = Vec::new();
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        if terminal {
+            eprint!("> ");
+            std::io::stderr().flush().ok();
+        }
+        let Some(line) = lines.next() else { break };
+        let line = line.context("reading standard input")?;
+        match line.trim() {
+            "" => continue,
+            "/quit" | "/exit" => break,
+            "/help" => {
+                eprintln!("{HELP}");
+                continue;
+            }
+            "/reset" => {
+                messages = system.clone();
+                session.truncate(0, &cancel)?;
+                continue;
+            }
+            "/undo" => {
+                let n = messages.len().saturating_sub(2).max(system.len());
+                messages.truncate(n);
+                continue;
+            }
+            "/kv" => {
+                let used: u64 = session.kv_bytes().iter().map(|(u, _)| u.total()).sum();
+                eprintln!(
+                    "{} tokens in the cache, {}",
+                    session.position(),
+                    engine::memory::human(used)
+                );
+                continue;
+            }
+            "/regenerate" => {
+                if messages.last().is_none_or(|m| m.role != "assistant") {
+                    eprintln!("nothing to regenerate");
+                    continue;
+                }
+                messages.pop();
+            }
+            text => messages.push(Message::user(text)),
+        }
+        let rendered = if args.thinking {
+            prompt
+                .render_thinking(&messages, &tokenizer)
+                .map_err(|e| user(format!("chat: {e}")))?
+        } else {
+            prompt
+                .render(&messages, true, &tokenizer)
+                .map_err(|e| user(format!("chat: {e}")))?
+        };
+        let ids = tokenizer.encode(&rendered, false)?;
+        let mut printer = Printer::new(&loaded, None, args.sampling.logprobs.is_some(), true);
+        let held = session.tokens().iter().zip(&ids).take_while(|(a, b)| a == b).count();
+        let out = match session.generate_ids(&ids, &options(&args.sampling, sampler.clone()), &mut printer) {
+            Ok(out) => out,
+            Err(e) => {
+                // Nothing is lost: the turn can be shortened or the chat reset.
+                eprintln!("error: {e}");
+                messages.pop();
+                continue;
+            }
+        };
+        println!();
+        printer.close()?;
+        if !args.model.quiet {
+            print_summary(
+                &out.summary,
+                &format!("{}; {held} tokens reused from the cache", why(out.finish)),
+            );
+        }
+        totals.push(out.summary);
+        messages.push(Message::assistant(out.text.trim_end()));
+        if out.finish == Finish::Cancelled {
+            return Err(setup::Interrupted.into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! From arguments to an engine, a recipe and a sampler.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow};
+use engine::{Cancel, Engine, EngineError, EngineOptions, Recipe, SamplerParams, Session, SessionOptions};
+
+use crate::args::{ModelArgs, SamplingArgs};
+use crate::output::Bar;
+
+/// Something the user can mend by changing the command or its files.
+#[derive(Debug)]
+pub struct UserError(pub String);
+
+impl std::fmt::Display for UserError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UserError {}
+
+/// Stopped by Ctrl-C after everything was written.
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// A user error with this message.
+pub fn user(message: impl Into<String>) -> anyhow::Error {
+    anyhow!(UserError(message.into()))
+}
+
+/// Whether the exit code should be 2.
+pub fn is_user_error(e: &anyhow::Error) -> bool {
+    if e.downcast_ref::<UserError>().is_some() {
+        return true;
+    }
+    !matches!(
+        e.downcast_ref::<EngineError>(),
+        None | Some(EngineError::Exec(_) | EngineError::Memory { .. })
+    )
+}
+
+/// The flag Ctrl-C sets. A second Ctrl-C ends the program at once.
+pub fn cancel() -> Cancel {
+    static CANCEL: OnceLock<Cancel> = OnceLock::new();
+    CANCEL
+        .get_or_init(|| {
+            let cancel = Cancel::default();
+            let inner = cancel.clone();
+            let set = ctrlc::set_handler(move || {
+                if inner.is_cancelled() {
+                    std::process::exit(130);
+                }
+                inner.cancel();
+            });
+            if let Err(e) = set {
+                eprintln!("warning: Ctrl-C cannot be caught: {e}");
+            }
+            cancel
+        })
+        .clone()
+}
+
+/// Where the model is; fetches the default one if asked for.
+pub fn model_path(args: &ModelArgs) -> Result<PathBuf> {
+    let wanted = args
+        .model
+        .clone()
+        .or_else(|| std::env::var("MODEL1_MODEL").ok().filter(|m| !m.is_empty()));
+    match wanted.as_deref() {
+        Some("smollm2") | None => crate::pull::default_model(args.quiet),
+        Some(path) => Ok(PathBuf::from(path)),
+    }
+}
+
+/// A loaded model with the recipe the arguments ask for.
+pub struct Loaded {
+    pub engine: std::sync::Arc<Engine>,
+    pub recipe: Recipe,
+}
+
+/// Loads the model and builds the recipe.
+pub fn load(args: &ModelArgs) -> Result<Loaded> {
+    if args.threads == Some(0) {
+        return Err(user("--threads: found 0, accepted: 1 or more"));
+    }
+    let path = model_path(args)?;
+    let bar = Bar::new(args.quiet, "loading");
+    let options = EngineOptions {
+        threads: args.threads,
+        device: args.device.clone(),
+        ..Default::default()
+    };
+    let engine = Engine::open(&path, &options, &bar)?;
+    bar.finish();
+    if !args.quiet {
+        for w in engine.warnings() {
+            eprintln!("warning: {w}");
+        }
+    }
+    let recipe = recipe(args, &engine)?;
+    Ok(Loaded { engine, recipe })
+}
+
+fn recipe(args: &ModelArgs, engine: &Engine) -> Result<Recipe> {
+    let (facts, registry) = (engine.facts(), engine.registry());
+    let mut recipe = match &args.recipe {
+        Some(file) => {
+            let json = std::fs::read_to_string(file)
+                .map_err(|e| user(format!("--recipe {}: {e}; accepted: a recipe as JSON", file.display())))?;
+            Recipe::parse(&json, &file.display().to_string(), facts, registry).map_err(EngineError::from)?
+        }
+        None => engine.recipe(),
+    };
+    if let Some(format) = &args.kv_cache {
+        recipe
+            .set(&format!("layers.*.kv_cache={format}"), facts, registry)
+            .map_err(EngineError::from)?;
+    }
+    for edit in &args.sets {
+        recipe.set(edit, facts, registry).map_err(EngineError::from)?;
+    }
+    Ok(recipe)
+}
+
+impl Loaded {
+    /// A session under the recipe.
+    pub fn session(&self, args: &ModelArgs, options: SessionOptions) -> Result<Session> {
+        let options = SessionOptions {
+            context: args.context,
+            ..options
+        };
+        Ok(self.engine.session(self.recipe.clone(), options)?)
+    }
+}
+
+/// The recipe's sampler with what the command line overrides.
+pub fn sampler(args: &SamplingArgs, base: &SamplerParams) -> Result<SamplerParams> {
+    let mut s = base.clone();
+    let draws = args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some() || args.seed.is_some();
+    if args.greedy {
+        s.temperature = 0.0;
+    } else if let Some(t) = args.temperature {
+        s.temperature = t;
+    } else if draws && s.temperature == 0.0 {
+        // Asking for a way of drawing means asking for drawing.
+        s.temperature = 1.0;
+    }
+    s.top_k = args.top_k.unwrap_or(s.top_k);
+    s.top_p = args.top_p.unwrap_or(s.top_p);
+    s.min_p = args.min_p.unwrap_or(s.min_p);
+    s.repetition_penalty = args.repetition_penalty.unwrap_or(s.repetition_penalty);
+    s.frequency_penalty = args.frequency_penalty.unwrap_or(s.frequency_penalty);
+    s.seed = args.seed.unwrap_or(s.seed);
+    s.logprobs = args.logprobs.unwrap_or(s.logprobs);
+    s.validate().map_err(|e| user(format!("sampler: {e}")))?;
+    Ok(s)
+}
+
+/// Token ids from `5,9,2` or `@FILE`.
+pub fn parse_ids(text: &str) -> Result<Vec<u32>> {
+    let (from, list) = match text.strip_prefix('@') {
+        Some(file) => {
+            let body = std::fs::read_to_string(file).map_err(|e| user(format!("--ids @{file}: {e}")))?;
+            (format!("--ids @{file}"), body)
+        }
+        None => ("--ids".to_string(), text.to_string()),
+    };
+    let parse = |s: &str| {
+        s.parse::<u32>().map_err(|_| {
+            user(format!(
+                "{from}: found `{s}`, accepted: whole numbers from 0 to 2^32 - 1"
+            ))
+        })
+    };
+    let parts = list
+        .split(|c: char| c == ',' || c.is_whitespace() || c == '[' || c == ']')
+        .filter(|s| !s.is_empty());
+    let ids = parts.map(parse).collect::<Result<Vec<u32>>>()?;
+    if ids.is_empty() {
+        return Err(user(format!("{from}: found no ids, accepted: at least one")));
+    }
+    Ok(ids)
+}
+
+/// Opens the telemetry file and writes its header line.
+pub fn telemetry(args: &ModelArgs, loaded: &Loaded) -> Result<Option<std::io::BufWriter<std::fs::File>>> {
+    use std::io::Write;
+    let Some(path) = &args.telemetry else { return Ok(None) };
+    let file = std::fs::File::create(path).with_context(|| format!("--telemetry {}", path.display()))?;
+    let mut w = std::io::BufWriter::new(file);
+    let header = serde_json::json!({
+        "telemetry": protocol::TELEMETRY_VERSION,
+        "model": loaded.recipe.model,
+        "recipe": loaded.recipe.hash(),
+        "backend": loaded.engine.backend().describe(),
+        "labels": { "nanos": "measured", "kv_used": "measured", "kv_allocated": "measured", "keys_*": "measured",
+                    "round_trip_error": "measured", "expert_load": "measured", "memory": "sampled" },
+    });
+    writeln!(w, "{header}")?;
+    Ok(Some(w))
+}

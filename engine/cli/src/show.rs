@@ -1,0 +1,192 @@
+//! `show` and `devices`.
+
+use anyhow::Result;
+use engine::SessionOptions;
+use engine::memory::human;
+use engine::recipe::{Cell, Registry, json_schema, validity};
+use protocol::{BlockView, PlanView};
+
+use crate::args::{Devices, Show};
+use crate::output::si;
+use crate::setup;
+
+/// `model1 show`
+pub fn show(args: &Show) -> Result<()> {
+    if args.schema {
+        println!("{}", serde_json::to_string_pretty(&json_schema(&Registry::default()))?);
+        return Ok(());
+    }
+    let loaded = setup::load(&args.model)?;
+    if args.print_recipe {
+        println!("{}", serde_json::to_string_pretty(&loaded.recipe)?);
+        return Ok(());
+    }
+    let engine = &loaded.engine;
+    if args.validity {
+        let cells = validity(engine.registry(), &engine.facts().layers);
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&cells)?);
+        } else {
+            print_validity(&cells);
+        }
+        return Ok(());
+    }
+    let mut session = loaded.session(&args.model, SessionOptions::default())?;
+    if args.plan {
+        let plan = session.plan_view(args.tokens, args.at)?;
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&plan)?);
+        } else {
+            print_plan(&plan);
+        }
+        return Ok(());
+    }
+    let tree = session.tree();
+    if args.json {
+        let value = serde_json::json!({ "model": loaded.recipe.model, "facts": engine.facts(), "blocks": tree,
+            "recipe": loaded.recipe, "recipe_hash": loaded.recipe.hash(), "weight_bytes": engine.weight_bytes(),
+            "warnings": engine.warnings() });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(());
+    }
+    println!("{}", loaded.recipe.model);
+    println!(
+        "checkpoint  {} ({})",
+        engine.checkpoint().path.display(),
+        human(engine.checkpoint().total_bytes)
+    );
+    println!(
+        "weights     {}, mostly {}",
+        human(engine.weight_bytes()),
+        engine.main_format()
+    );
+    println!("context     up to {} tokens", engine.facts().max_context);
+    let at = [1024u64, 4096, 32768, 131_072];
+    let fits: Vec<String> = at
+        .iter()
+        .filter(|&&n| n <= session.capacity())
+        .map(|&n| format!("{} at {n}", human(session.predicted_bytes(n))))
+        .collect();
+    println!("KV cache    {} (predicted)", fits.join(", "));
+    println!("recipe      {}", loaded.recipe.hash());
+    print_tree(&tree);
+    Ok(())
+}
+
+fn print_tree(tree: &[BlockView]) {
+    for b in tree {
+        let bytes: u64 = b.tensors.iter().map(|t| t.bytes).sum();
+        let place = b.layer.map_or(b.block.clone(), |l| format!("layer {l} {}", b.block));
+        let slots: Vec<String> = b.slots.iter().map(|(s, v)| format!("{s}={v}")).collect();
+        println!("\n{place}: {} ({}) {}", b.kind, human(bytes), slots.join(" "));
+        // Hundreds of experts would bury the rest: equal shapes are shown as a range.
+        let mut i = 0;
+        while i < b.tensors.len() {
+            let t = &b.tensors[i];
+            let same =
+                |o: &&protocol::TensorView| o.shape == t.shape && o.format == t.format && o.name.contains("expert");
+            let run = if t.name.contains("experts.") {
+                b.tensors[i..].iter().take_while(same).count()
+            } else {
+                1
+            };
+            let size: u64 = b.tensors[i..i + run].iter().map(|t| t.bytes).sum();
+            let name = if run > 1 {
+                format!("{} .. {} ({run})", t.name, b.tensors[i + run - 1].name)
+            } else {
+                t.name.clone()
+            };
+            println!(
+                "  {:<58} {:>7} x {:<7} {:<9} {:>10}",
+                name,
+                t.shape[0],
+                t.shape[1],
+                t.format,
+                human(size)
+            );
+            i += run;
+        }
+    }
+}
+
+fn print_plan(plan: &PlanView) {
+    println!(
+        "plan {} ({}), costs for {} token(s) after {} (estimated from shapes)\n",
+        plan.hash, plan.phase, plan.tokens, plan.context
+    );
+    println!(
+        "{:>5} {:>5} {:<10} {:<20} {:<16} {:>10} {:>11} {:>11} {:>11}  fused",
+        "op", "layer", "block", "name", "kind", "FLOPs", "weights", "cache", "workspace"
+    );
+    let mut sum = [0u64; 4];
+    for o in &plan.ops {
+        let layer = o.layer.map_or("-".to_string(), |l| l.to_string());
+        let fused = if o.fused_with > 1 {
+            format!("with {}", o.fused_with - 1)
+        } else {
+            String::new()
+        };
+        println!(
+            "{:>5} {layer:>5} {:<10} {:<20} {:<16} {:>10} {:>11} {:>11} {:>11}  {fused}",
+            o.id,
+            o.block,
+            o.name,
+            o.kind,
+            si(o.flops),
+            human(o.weight_bytes),
+            human(o.cache_bytes),
+            human(o.activation_bytes)
+        );
+        for (s, v) in sum
+            .iter_mut()
+            .zip([o.flops, o.weight_bytes, o.cache_bytes, o.activation_bytes])
+        {
+            *s += v;
+        }
+    }
+    println!(
+        "{:>59} {:>10} {:>11} {:>11} {:>11}",
+        "total",
+        si(sum[0]),
+        human(sum[1]),
+        human(sum[2]),
+        human(sum[3])
+    );
+}
+
+fn print_validity(cells: &[Cell]) {
+    println!(
+        "{:<12} {:<24} {:<16} {:<15} accepted",
+        "family", "attention", "slot", "variant"
+    );
+    for c in cells {
+        let answer = c.refused.as_ref().map_or("yes".to_string(), |r| format!("no: {r}"));
+        println!(
+            "{:<12} {:<24} {:<16} {:<15} {answer}",
+            c.family,
+            c.attention.name(),
+            c.slot.name(),
+            c.variant
+        );
+    }
+}
+
+/// `model1 devices`
+pub fn devices(args: &Devices) -> Result<()> {
+    use kernels::ir::Backend;
+    let threads = engine::default_threads();
+    let backend = kernels::cpu::exec::CpuBackend::new(threads);
+    let memory = engine::memory::available();
+    if args.json {
+        let value = serde_json::json!([{ "name": backend.name(), "description": backend.describe(),
+            "threads": threads, "memory_available": memory }]);
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(());
+    }
+    println!("{:<6} {}", backend.name(), backend.describe());
+    if let Some(m) = memory {
+        println!("       {} of memory available", human(m));
+    }
+    println!("cuda   not built into this program yet");
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! L0 telemetry: one record per step.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the record form.
+pub const TELEMETRY_VERSION: u32 = 1;
+
+/// How a figure came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Label {
+    /// Counted or timed.
+    Measured,
+    /// Measured on some steps, rows or heads.
+    Sampled,
+    /// Computed from a model of the cost.
+    Estimated,
+}
+
+/// Bytes of one layer's cache by component.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvBytes {
+    /// Raw rows: the sliding window, or every row of a dense layer.
+    pub window: u64,
+    /// Compressed rows.
+    pub rows: u64,
+    /// Indexer keys.
+    pub index: u64,
+    /// Scales of quantised records.
+    pub scales: u64,
+    /// Pooling state.
+    pub pooling: u64,
+    /// Host checkpoints for rewinding.
+    pub checkpoints: u64,
+}
+
+impl KvBytes {
+    /// Sum of all components.
+    pub fn total(&self) -> u64 {
+        self.window + self.rows + self.index + self.scales + self.pooling + self.checkpoints
+    }
+}
+
+/// One layer in one step. All figures are measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Cache bytes in use.
+    pub kv_used: KvBytes,
+    /// Cache bytes allocated.
+    pub kv_allocated: KvBytes,
+    /// Keys a dense causal attention would score, summed over the step's queries.
+    pub keys_context: u64,
+    /// Keys scored by core attention.
+    pub keys_scored: u64,
+    /// Keys that took part in the softmax.
+    pub keys_kept: u64,
+    /// Keys scored by the indexer.
+    pub index_scored: u64,
+    /// `||x - q(x)|| / ||x||` over the cache values stored in this step; `None` if nothing was stored.
+    pub round_trip_error: Option<f64>,
+    /// Share of stored values that saturated.
+    pub saturated: f64,
+    /// Share of stored values flushed to zero.
+    pub flushed: f64,
+    /// Tokens per expert (empty without experts).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub expert_load: Vec<u32>,
+}
+
+impl LayerRecord {
+    /// 1 - keys scored by core attention / keys a dense causal attention scores.
+    pub fn sparsity(&self) -> f64 {
+        if self.keys_context == 0 {
+            0.0
+        } else {
+            1.0 - self.keys_scored as f64 / self.keys_context as f64
+        }
+    }
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Form version.
+    pub version: u32,
+    /// Step number since the session began.
+    pub seq: u64,
+    /// Position of the step's first token.
+    pub position: u64,
+    /// Tokens in the step.
+    pub tokens: u32,
+    /// Wall time of the step in nanoseconds (measured).
+    pub nanos: u64,
+    /// Plan the step ran on.
+    pub plan: u64,
+    /// Memory of the process or device in bytes, where known.
+    pub memory: Option<u64>,
+    /// Per layer.
+    pub layers: Vec<LayerRecord>,
+}
+
+/// Totals of one generation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// Tokens of the prompt that were processed.
+    pub prompt_tokens: u64,
+    /// Tokens produced.
+    pub tokens: u64,
+    /// Seconds to the first token, prefill included.
+    pub first_token_s: f64,
+    /// Prefill speed.
+    pub prefill_tokens_per_s: f64,
+    /// Decode speed, first token not counted.
+    pub decode_tokens_per_s: f64,
+    /// Milliseconds between tokens: median, 95th and 99th percentile.
+    pub latency_ms: [f64; 3],
+}

@@ -1,0 +1,216 @@
+//! The loaded model: immutable and shared by sessions.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use checkpoint::{Checkpoint, Progress};
+use kernels::cpu::exec::CpuBackend;
+use kernels::ir::{Backend, Format, SamplerParams, WeightSource};
+use text::{Prompt, Tokenizer};
+
+use crate::error::EngineError;
+use crate::families::{self, Family};
+use crate::memory;
+use crate::model::{Stored, WeightStore, make_variant};
+use crate::recipe::{HeadFormat, ModelFacts, Recipe, Registry};
+use crate::session::{Session, SessionOptions};
+use crate::tokenizer;
+
+/// How to load a model.
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// Threads for the CPU backend; `None` = all cores.
+    pub threads: Option<usize>,
+    /// Device: `cpu` (others are refused with what is available).
+    pub device: String,
+    /// Variants sessions can use.
+    pub registry: Registry,
+    /// Touch every page of the weights while loading (with progress), so that the first token is not slow.
+    pub prefault: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            device: "auto".into(),
+            registry: Registry::default(),
+            prefault: false,
+        }
+    }
+}
+
+/// A loaded model.
+pub struct Engine {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) family: Arc<dyn Family>,
+    pub(crate) weights: WeightStore,
+    pub(crate) registry: Registry,
+    pub(crate) backend: Arc<dyn Backend>,
+    tokenizer: Result<Arc<Tokenizer>, String>,
+    prompt: Prompt,
+    warnings: Vec<String>,
+    variants: Mutex<HashMap<(u32, HeadFormat), Arc<Stored>>>,
+}
+
+impl Engine {
+    /// Opens a checkpoint: a Hugging Face folder or a GGUF file.
+    pub fn open(path: &Path, options: &EngineOptions, progress: &dyn Progress) -> Result<Arc<Self>, EngineError> {
+        let checkpoint = Checkpoint::open(path, progress)?;
+        let threads = options.threads.unwrap_or_else(default_threads);
+        let backend: Arc<dyn Backend> = match options.device.as_str() {
+            "auto" | "cpu" => Arc::new(CpuBackend::new(threads)),
+            other => {
+                return Err(EngineError::Invalid(format!(
+                    "--device: found `{other}`, accepted: cpu, auto (see `model1 devices`)"
+                )));
+            }
+        };
+        if options.prefault {
+            checkpoint.prefault(threads, progress)?;
+        }
+        Self::with_backend(checkpoint, backend, options.registry.clone())
+    }
+
+    /// Places an opened checkpoint on a backend.
+    pub fn with_backend(
+        checkpoint: Checkpoint,
+        backend: Arc<dyn Backend>,
+        registry: Registry,
+    ) -> Result<Arc<Self>, EngineError> {
+        let loaded = families::load(&checkpoint)?;
+        let mut warnings = loaded.warnings;
+        let tokenizer = tokenizer::load(&checkpoint, loaded.family.facts().vocab, &mut warnings)?;
+        let prompt = tokenizer::prompt(&checkpoint, loaded.family.facts().family, &mut warnings);
+        Ok(Arc::new(Self {
+            checkpoint,
+            family: loaded.family,
+            weights: loaded.weights,
+            registry,
+            backend,
+            tokenizer,
+            prompt,
+            warnings,
+            variants: Mutex::default(),
+        }))
+    }
+
+    /// What the checkpoint says.
+    pub fn facts(&self) -> &ModelFacts {
+        self.family.facts()
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Variants known.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Things worth saying once.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The tokenizer, or why there is none.
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>, EngineError> {
+        self.tokenizer.as_ref().map_err(|e| EngineError::Invalid(e.clone()))
+    }
+
+    /// How conversations become prompts.
+    pub fn prompt(&self) -> &Prompt {
+        &self.prompt
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &WeightStore {
+        &self.weights
+    }
+
+    /// The checkpoint's own recipe, with the sampler its generation_config asks for.
+    pub fn recipe(&self) -> Recipe {
+        let mut r = Recipe::own(self.facts(), &self.registry);
+        r.sampler = self.default_sampler();
+        r
+    }
+
+    /// Sampler of generation_config.json; greedy where it says nothing.
+    pub fn default_sampler(&self) -> SamplerParams {
+        let mut s = SamplerParams::default();
+        let Some(g) = &self.checkpoint.generation_config else {
+            return s;
+        };
+        let float = |k: &str| g.get(k).and_then(serde_json::Value::as_f64).map(|v| v as f32);
+        if g.get("do_sample").and_then(serde_json::Value::as_bool) == Some(true) {
+            s.temperature = float("temperature").unwrap_or(1.0);
+            s.top_p = float("top_p").unwrap_or(s.top_p);
+            s.top_k = g.get("top_k").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
+            s.min_p = float("min_p").unwrap_or(s.min_p);
+        }
+        s.repetition_penalty = float("repetition_penalty").unwrap_or(s.repetition_penalty);
+        if s.validate().is_err() {
+            SamplerParams::default()
+        } else {
+            s
+        }
+    }
+
+    /// Ids that end a text.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        tokenizer::eos_ids(&self.checkpoint, self.tokenizer.as_ref().ok())
+    }
+
+    /// A new session.
+    pub fn session(self: &Arc<Self>, recipe: Recipe, options: SessionOptions) -> Result<Session, EngineError> {
+        Session::new(self.clone(), recipe, options)
+    }
+
+    /// A weight in another storage, made once and shared by sessions.
+    pub(crate) fn variant(
+        &self,
+        own: kernels::ir::WeightId,
+        format: HeadFormat,
+    ) -> Result<Option<Arc<Stored>>, EngineError> {
+        let mut made = self.variants.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(v) = made.get(&(own.0, format)) {
+            return Ok(Some(v.clone()));
+        }
+        let view = self.weights.weight(own)?;
+        let bytes = view.desc.elements() * if format == HeadFormat::Fp8 { 1 } else { 2 };
+        memory::require(bytes, "the re-stored output layer", "choose weights.lm_head=own")?;
+        let Some(stored) = make_variant(view, format)? else {
+            return Ok(None);
+        };
+        let stored = Arc::new(stored);
+        made.insert((own.0, format), stored.clone());
+        Ok(Some(stored))
+    }
+
+    /// Bytes of all weights as stored.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.descs().iter().map(|d| d.bytes()).sum()
+    }
+
+    /// The format most weight bytes are stored in.
+    pub fn main_format(&self) -> Format {
+        let mut by: std::collections::BTreeMap<Format, u64> = std::collections::BTreeMap::new();
+        for d in self.weights.descs() {
+            *by.entry(d.format).or_default() += d.bytes();
+        }
+        by.into_iter().max_by_key(|(_, b)| *b).map_or(Format::F32, |(f, _)| f)
+    }
+}
+
+/// Cores to use when nothing is said.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

@@ -1,0 +1,92 @@
+//! Model families: reading a checkpoint's config and names, and lowering its blocks to base ops.
+
+mod dense;
+mod gpt2;
+mod loader;
+mod rope;
+mod v4;
+mod v4_config;
+mod v4_weights;
+
+use std::sync::Arc;
+
+use checkpoint::Checkpoint;
+use kernels::ir::CacheDesc;
+
+use crate::error::EngineError;
+use crate::lower::Lower;
+use crate::model::{Config, WeightStore};
+use crate::recipe::{ModelFacts, Recipe, Registry};
+
+pub use loader::Loader;
+
+/// Most tokens in one step. Prefill chunks never cross a multiple of this position, so host checkpoints can be taken
+/// at every multiple.
+pub const CHUNK: usize = 128;
+
+/// A family with its weights placed: everything needed to lower any block of the loaded model.
+pub trait Family: Send + Sync {
+    /// What the checkpoint says.
+    fn facts(&self) -> &ModelFacts;
+    /// Cache components a session needs under a recipe, in the order of their ids.
+    fn caches(&self, recipe: &Recipe, registry: &Registry) -> Vec<CacheDesc>;
+    /// Token ids to residual.
+    fn lower_embedding(&self, cx: &mut Lower<'_>);
+    /// Attention block of a layer with its norm and residual.
+    fn lower_attention(&self, cx: &mut Lower<'_>, layer: usize);
+    /// Feed-forward block of a layer with its norm and residual.
+    fn lower_ffn(&self, cx: &mut Lower<'_>, layer: usize);
+    /// Residual to logits.
+    fn lower_head(&self, cx: &mut Lower<'_>);
+    /// The output layer's weight.
+    fn lm_head(&self) -> kernels::ir::WeightId;
+}
+
+/// A loaded family, its weights and remarks for the user.
+pub struct Loaded {
+    /// The family.
+    pub family: Arc<dyn Family>,
+    /// Its weights.
+    pub weights: WeightStore,
+    /// Things worth saying once (unknown config keys, tensors not used).
+    pub warnings: Vec<String>,
+}
+
+/// `model_type`s this engine runs.
+pub const MODEL_TYPES: [&str; 4] = ["deepseek_v4", "llama", "qwen2", "gpt2"];
+
+/// Places a checkpoint's weights.
+pub fn load(ckpt: &Checkpoint) -> Result<Loaded, EngineError> {
+    let path = ckpt.config_path();
+    let config = Config::new(&ckpt.config, &path);
+    let mut loader = Loader::new(ckpt);
+    let family: Arc<dyn Family> = match config.text("model_type") {
+        Some("deepseek_v4") => Arc::new(v4::DeepseekV4::load(&config, &mut loader)?),
+        Some("llama" | "qwen2") => Arc::new(dense::Dense::load(&config, &mut loader)?),
+        Some("gpt2") => Arc::new(gpt2::Gpt2::load(&config, &mut loader)?),
+        _ => return Err(config.error("model_type", &MODEL_TYPES.join(", "))),
+    };
+    let (weights, warnings) = loader.finish();
+    Ok(Loaded {
+        family,
+        weights,
+        warnings,
+    })
+}
+
+/// The storage a layer's recipe asks for.
+pub(crate) fn cache_format(
+    recipe: &Recipe,
+    registry: &Registry,
+    layer: usize,
+    slot: crate::recipe::Slot,
+) -> kernels::ir::CacheFormat {
+    let choice = recipe
+        .layers
+        .get(layer)
+        .and_then(|l| l.slots().find(|(s, _)| *s == slot).map(|(_, c)| c));
+    choice
+        .and_then(|c| registry.get(slot, &c.variant))
+        .and_then(|v| v.cache_format())
+        .unwrap_or(kernels::ir::CacheFormat::F32)
+}

@@ -1,0 +1,199 @@
+//! The tools a family lowers its blocks with.
+
+use kernels::ir::{
+    BaseOp, Block, BufId, BufferDesc, CacheDesc, CacheId, Component, Dim, ElemType, Op, RopeId, RopeTable, WeightId,
+};
+
+use crate::model::WeightStore;
+use crate::recipe::{AttendSpec, LayerFacts, LayerRecipe, Recipe, Registry, Slot};
+
+/// Tables shared by all blocks of a session's plans.
+pub(super) struct Tables {
+    pub buffers: Vec<BufferDesc>,
+    pub caches: Vec<CacheDesc>,
+    pub ropes: Vec<RopeTable>,
+    pub residual: BufId,
+    pub logits: BufId,
+}
+
+impl Tables {
+    pub fn new(caches: Vec<CacheDesc>) -> Self {
+        Self {
+            buffers: Vec::new(),
+            caches,
+            ropes: Vec::new(),
+            residual: BufId(0),
+            logits: BufId(0),
+        }
+    }
+}
+
+/// Lowering context of one block.
+pub struct Lower<'a> {
+    tables: &'a mut Tables,
+    recipe: &'a Recipe,
+    registry: &'a Registry,
+    weights: &'a WeightStore,
+    layer: Option<u32>,
+    block: Block,
+    ops: Vec<BaseOp>,
+}
+
+impl<'a> Lower<'a> {
+    pub(super) fn new(
+        tables: &'a mut Tables,
+        recipe: &'a Recipe,
+        registry: &'a Registry,
+        weights: &'a WeightStore,
+        layer: Option<u32>,
+        block: Block,
+    ) -> Self {
+        Self {
+            tables,
+            recipe,
+            registry,
+            weights,
+            layer,
+            block,
+            ops: Vec::new(),
+        }
+    }
+
+    pub(super) fn finish(self) -> Vec<BaseOp> {
+        self.ops
+    }
+
+    /// A buffer of this name and shape. Blocks that ask for the same name share it: layers run one after another.
+    pub fn buffer(&mut self, name: &str, rows: Dim, width: Dim, elem: ElemType) -> BufId {
+        // The same name with another shape is another buffer, told apart by a `#n` suffix.
+        let stem = |b: &BufferDesc| b.name == name || b.name.split_once('#').is_some_and(|(s, _)| s == name);
+        let same = |b: &BufferDesc| stem(b) && b.rows == rows && b.width == width && b.elem == elem;
+        if let Some(i) = self.tables.buffers.iter().position(same) {
+            return BufId(i as u32);
+        }
+        let others = self.tables.buffers.iter().filter(|b| stem(b)).count();
+        let name = if others == 0 {
+            name.to_string()
+        } else {
+            format!("{name}#{others}")
+        };
+        self.tables.buffers.push(BufferDesc {
+            name,
+            rows,
+            width,
+            elem,
+        });
+        BufId(self.tables.buffers.len() as u32 - 1)
+    }
+
+    /// f32 buffer with one row per token.
+    pub fn tokens(&mut self, name: &str, width: usize) -> BufId {
+        self.buffer(name, Dim::Tokens, Dim::Const(width), ElemType::F32)
+    }
+
+    /// f32 buffer with one row per closed compressed row; the name carries the rate.
+    pub fn closed(&mut self, name: &str, rate: usize, width: usize) -> BufId {
+        self.buffer(
+            &format!("{name}.r{rate}"),
+            Dim::Closed(rate),
+            Dim::Const(width),
+            ElemType::F32,
+        )
+    }
+
+    /// The residual stream(s), probed after every layer.
+    pub fn residual(&mut self, width: usize) -> BufId {
+        let id = self.tokens("residual", width);
+        self.tables.residual = id;
+        id
+    }
+
+    /// The logits.
+    pub fn logits(&mut self, vocab: usize) -> BufId {
+        let id = self.buffer("logits", Dim::Output, Dim::Const(vocab), ElemType::F32);
+        self.tables.logits = id;
+        id
+    }
+
+    /// A rotary table (equal ones are shared).
+    pub fn rope(&mut self, freqs: &[f64]) -> RopeId {
+        if let Some(i) = self.tables.ropes.iter().position(|r| r.freqs == freqs) {
+            return RopeId(i as u32);
+        }
+        self.tables.ropes.push(RopeTable { freqs: freqs.to_vec() });
+        RopeId(self.tables.ropes.len() as u32 - 1)
+    }
+
+    /// This layer's cache component.
+    pub fn cache(&self, component: Component) -> Option<CacheId> {
+        let layer = self.layer?;
+        let at = self
+            .tables
+            .caches
+            .iter()
+            .position(|c| c.layer == layer && c.component == component)?;
+        Some(CacheId(at as u32))
+    }
+
+    /// The description of a cache component.
+    pub fn cache_desc(&self, id: CacheId) -> &CacheDesc {
+        &self.tables.caches[id.index()]
+    }
+
+    /// Inputs of a weight.
+    pub fn cols(&self, id: WeightId) -> usize {
+        self.weights.desc(id).cols
+    }
+
+    /// Outputs of a weight.
+    pub fn rows(&self, id: WeightId) -> usize {
+        self.weights.desc(id).rows
+    }
+
+    /// Appends an op.
+    pub fn push(&mut self, name: &str, op: Op) {
+        self.ops.push(BaseOp {
+            op,
+            name: name.to_string(),
+            layer: self.layer,
+            block: self.block,
+        });
+    }
+
+    /// Appends `out = x W^T + bias` into a fresh token buffer named `name`.
+    pub fn matmul(&mut self, name: &str, x: BufId, weight: WeightId, bias: Option<WeightId>) -> BufId {
+        let out = self.tokens(name, self.rows(weight));
+        self.push(name, Op::MatMul { x, weight, bias, out });
+        out
+    }
+
+    /// The layer's recipe.
+    pub fn layer_recipe(&self) -> Option<&LayerRecipe> {
+        self.recipe.layers.get(self.layer? as usize)
+    }
+
+    /// What the chosen attention variant makes of the checkpoint's own attention.
+    pub fn attend_spec(&self, facts: &LayerFacts) -> AttendSpec {
+        let mut spec = AttendSpec {
+            mask: kernels::ir::Mask::None,
+            select: facts.index_topk > 0,
+            index_topk: facts.index_topk,
+        };
+        if let Some(layer) = self.layer_recipe() {
+            if let Some(v) = self.registry.get(Slot::Attention, &layer.attention.variant) {
+                v.attention(facts, &layer.attention.options, &mut spec);
+            }
+        }
+        spec
+    }
+
+    /// The output layer's weight as the recipe wants it stored.
+    pub fn lm_head(&self, own: WeightId) -> WeightId {
+        let format = self
+            .registry
+            .get(Slot::LmHead, &self.recipe.weights.lm_head.variant)
+            .and_then(|v| v.head_format())
+            .unwrap_or(crate::recipe::HeadFormat::Own);
+        self.weights.variant(own, format).unwrap_or(own)
+    }
+}

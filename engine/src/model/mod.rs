@@ -1,0 +1,103 @@
+//! A loaded model's weights: descriptions and bytes as stored in the checkpoint, plus variants made on request.
+
+mod config;
+mod variant;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use checkpoint::Bytes;
+use kernels::ir::{ExecError, WeightDesc, WeightId, WeightSource, WeightView};
+
+pub use config::Config;
+pub use variant::make_variant;
+
+use crate::recipe::HeadFormat;
+
+/// One weight with its bytes (borrowed from the memory map, or owned for variants).
+#[derive(Clone)]
+pub struct Stored {
+    /// What it is.
+    pub desc: WeightDesc,
+    /// Elements as stored.
+    pub data: Bytes,
+    /// Separate scales.
+    pub scales: Option<Bytes>,
+}
+
+/// Weights by id. Cloning is cheap (entries are shared).
+#[derive(Clone, Default)]
+pub struct WeightStore {
+    entries: Vec<Arc<Stored>>,
+    variants: HashMap<(WeightId, HeadFormat), WeightId>,
+}
+
+impl WeightStore {
+    /// Adds a weight.
+    pub fn add(&mut self, stored: Stored) -> WeightId {
+        self.add_shared(Arc::new(stored))
+    }
+
+    fn add_shared(&mut self, stored: Arc<Stored>) -> WeightId {
+        self.entries.push(stored);
+        WeightId(self.entries.len() as u32 - 1)
+    }
+
+    /// Description of a weight.
+    pub fn desc(&self, id: WeightId) -> &WeightDesc {
+        &self.entries[id.index()].desc
+    }
+
+    /// A weight's entry.
+    pub fn entry(&self, id: WeightId) -> &Arc<Stored> {
+        &self.entries[id.index()]
+    }
+
+    /// All descriptions in order of ids.
+    pub fn descs(&self) -> Vec<WeightDesc> {
+        self.entries.iter().map(|e| e.desc.clone()).collect()
+    }
+
+    /// Number of weights.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The id of `own` stored as `format`, if it was made.
+    pub fn variant(&self, own: WeightId, format: HeadFormat) -> Option<WeightId> {
+        if format == HeadFormat::Own {
+            Some(own)
+        } else {
+            self.variants.get(&(own, format)).copied()
+        }
+    }
+
+    /// Registers a variant of a weight.
+    pub fn add_variant(&mut self, own: WeightId, format: HeadFormat, stored: Arc<Stored>) -> WeightId {
+        if let Some(&id) = self.variants.get(&(own, format)) {
+            return id;
+        }
+        let id = self.add_shared(stored);
+        self.variants.insert((own, format), id);
+        id
+    }
+}
+
+impl WeightSource for WeightStore {
+    fn weight(&self, id: WeightId) -> Result<WeightView<'_>, ExecError> {
+        let e = self.entries.get(id.index()).ok_or_else(|| ExecError::Mismatch {
+            what: "weights",
+            detail: format!("weight {} of {}", id.0, self.entries.len()),
+        })?;
+        Ok(WeightView {
+            desc: &e.desc,
+            data: &e.data,
+            scales: e.scales.as_deref().unwrap_or(&[]),
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! Slots, the variants that fit them, and who accepts what.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kernels::ir::{CacheFormat, Mask};
+use serde::{Deserialize, Serialize};
+
+use super::facts::{AttentionKind, LayerFacts};
+
+/// A place in a model where variants can be swapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slot {
+    /// Per layer: which keys a query attends to.
+    Attention,
+    /// Per layer: the feed-forward block.
+    Ffn,
+    /// Per layer: storage of keys and values (or latents).
+    KvCache,
+    /// Per layer: storage of indexer rows.
+    IndexCache,
+    /// Model: storage of the output layer.
+    #[serde(rename = "weights.lm_head")]
+    LmHead,
+}
+
+impl Slot {
+    /// All slots.
+    pub const ALL: [Slot; 5] = [
+        Slot::Attention,
+        Slot::Ffn,
+        Slot::KvCache,
+        Slot::IndexCache,
+        Slot::LmHead,
+    ];
+
+    /// The name used in recipes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Slot::Attention => "attention",
+            Slot::Ffn => "ffn",
+            Slot::KvCache => "kv_cache",
+            Slot::IndexCache => "index_cache",
+            Slot::LmHead => "weights.lm_head",
+        }
+    }
+
+    /// Whether the slot exists once per layer.
+    pub const fn per_layer(self) -> bool {
+        !matches!(self, Slot::LmHead)
+    }
+}
+
+/// Options of a chosen variant, by name.
+pub type Options = BTreeMap<String, serde_json::Number>;
+
+/// One option a variant takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct OptionSpec {
+    /// Name.
+    pub name: &'static str,
+    /// What it does.
+    pub help: &'static str,
+    /// Smallest accepted value.
+    pub min: u64,
+    /// Largest accepted value.
+    pub max: u64,
+    /// Value when left out.
+    pub default: u64,
+}
+
+/// Why a variant is refused, in one sentence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reason(pub String);
+
+/// What an attention variant may change of the checkpoint's own attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttendSpec {
+    /// Mask over the visible keys.
+    pub mask: Mask,
+    /// Whether the indexer chooses among compressed rows (else all visible ones are read).
+    pub select: bool,
+    /// Rows the indexer keeps.
+    pub index_topk: usize,
+}
+
+/// How the output layer is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HeadFormat {
+    /// As in the checkpoint.
+    Own,
+    /// bfloat16.
+    Bf16,
+    /// e4m3 with one power-of-two scale per 128 x 128 block.
+    Fp8,
+}
+
+/// Something that fits a slot. Composed of existing ops, it is one file and one registry line, also from outside.
+pub trait Variant: Send + Sync {
+    /// Where it goes.
+    fn slot(&self) -> Slot;
+    /// Its name in recipes.
+    fn name(&self) -> &'static str;
+    /// One sentence for people.
+    fn help(&self) -> &'static str;
+    /// Options it takes.
+    fn options(&self) -> &[OptionSpec] {
+        &[]
+    }
+    /// Whether it can be used in this layer, or why not.
+    fn accepts(&self, facts: &LayerFacts, options: &Options) -> Result<(), Reason>;
+    /// For attention variants: what changes.
+    fn attention(&self, _facts: &LayerFacts, _options: &Options, _spec: &mut AttendSpec) {}
+    /// For cache variants: the storage.
+    fn cache_format(&self) -> Option<CacheFormat> {
+        None
+    }
+    /// For the output layer.
+    fn head_format(&self) -> Option<HeadFormat> {
+        None
+    }
+}
+
+/// Reads an option, or its default.
+pub fn option(variant: &dyn Variant, options: &Options, name: &str) -> u64 {
+    let default = variant
+        .options()
+        .iter()
+        .find(|o| o.name == name)
+        .map_or(0, |o| o.default);
+    options
+        .get(name)
+        .and_then(serde_json::Number::as_u64)
+        .unwrap_or(default)
+}
+
+/// All variants known to an engine.
+#[derive(Clone)]
+pub struct Registry {
+    variants: Vec<Arc<dyn Variant>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        let mut r = Self { variants: Vec::new() };
+        super::variants::register(&mut r);
+        r
+    }
+}
+
+impl Registry {
+    /// Adds a variant; one of the same slot and name is replaced.
+    pub fn add(&mut self, variant: Arc<dyn Variant>) {
+        self.variants
+            .retain(|v| (v.slot(), v.name()) != (variant.slot(), variant.name()));
+        self.variants.push(variant);
+    }
+
+    /// The variant of this name.
+    pub fn get(&self, slot: Slot, name: &str) -> Option<&Arc<dyn Variant>> {
+        self.variants.iter().find(|v| v.slot() == slot && v.name() == name)
+    }
+
+    /// All variants of a slot, in order of registration.
+    pub fn of(&self, slot: Slot) -> impl Iterator<Item = &Arc<dyn Variant>> {
+        self.variants.iter().filter(move |v| v.slot() == slot)
+    }
+}
+
+/// One cell of the validity table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cell {
+    /// Model family.
+    pub family: &'static str,
+    /// Kind of attention of the layer.
+    pub attention: AttentionKind,
+    /// Slot.
+    pub slot: Slot,
+    /// Variant.
+    pub variant: &'static str,
+    /// `None` when accepted, else the reason.
+    pub refused: Option<String>,
+}
+
+/// The validity table for these layers: every distinct kind of layer x slot x variant, generated from `accepts`.
+pub fn validity(registry: &Registry, layers: &[LayerFacts]) -> Vec<Cell> {
+    let mut seen: Vec<(&str, AttentionKind)> = Vec::new();
+    let mut cells = Vec::new();
+    for facts in layers {
+        if seen.contains(&(facts.family, facts.attention)) {
+            continue;
+        }
+        seen.push((facts.family, facts.attention));
+        for slot in Slot::ALL {
+            for v in registry.of(slot) {
+                cells.push(Cell {
+                    family: facts.family,
+                    attention: facts.attention,
+                    slot,
+                    variant: v.name(),
+                    refused: v.accepts(facts, &Options::new()).err().map(|r| r.0),
+                });
+            }
+        }
+    }
+    cells
+}

@@ -1,0 +1,420 @@
+//! A session: token log, cache, host checkpoints, and the recipe it runs under.
+
+mod record;
+mod swap;
+
+pub use swap::SwapReport;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use kernels::ir::{
+    Backend, CacheRows, KvBytes, OpTime, Plan, Sampled, SamplerParams, Snapshot, State, StepOutput, StepParams,
+    StepRequest,
+};
+use protocol::StepRecord;
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::families::CHUNK;
+use crate::lower::{Bucket, LowerStats, Lowering};
+use crate::memory;
+use crate::model::WeightStore;
+use crate::recipe::Recipe;
+
+/// Set from outside to stop a long job at the next step or chunk.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether stopping was asked for.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How a session is set up.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Largest context in tokens; `None` = the checkpoint's.
+    pub context: Option<u64>,
+    /// Produce logits for every token, not only the last of a step.
+    pub all_logits: bool,
+    /// Copy the residual after every block to the output.
+    pub probes: bool,
+    /// Time every executed op.
+    pub trace: bool,
+    /// Most bytes host checkpoints may take.
+    pub checkpoint_budget: u64,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            context: None,
+            all_logits: false,
+            probes: false,
+            trace: false,
+            checkpoint_budget: 256 << 20,
+        }
+    }
+}
+
+/// A running text.
+pub struct Session {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) recipe: Recipe,
+    weights: WeightStore,
+    lowering: Lowering,
+    state: Box<dyn State>,
+    tokens: Vec<u32>,
+    /// (first position, tokens) of every step so far.
+    schedule: Vec<(u64, u32)>,
+    snapshots: Vec<Snapshot>,
+    options: SessionOptions,
+    capacity: u64,
+    out: StepOutput,
+    seq: u64,
+    rings: bool,
+}
+
+/// Receives what a feed produces, step by step.
+pub trait Observer {
+    /// One step is done.
+    fn step(&mut self, record: &StepRecord, out: &StepOutput);
+}
+
+impl Observer for () {
+    fn step(&mut self, _: &StepRecord, _: &StepOutput) {}
+}
+
+impl<F: FnMut(&StepRecord, &StepOutput)> Observer for F {
+    fn step(&mut self, record: &StepRecord, out: &StepOutput) {
+        self(record, out);
+    }
+}
+
+impl Session {
+    pub(crate) fn new(engine: Arc<Engine>, recipe: Recipe, options: SessionOptions) -> Result<Self, EngineError> {
+        recipe.check(engine.facts(), engine.registry())?;
+        let max = engine.facts().max_context as u64;
+        let capacity = options.context.unwrap_or(max);
+        if capacity == 0 || capacity > max {
+            return Err(EngineError::Invalid(format!(
+                "--context: found {capacity}, accepted: 1 to {max}"
+            )));
+        }
+        let caches = engine.family.caches(&recipe, engine.registry());
+        let rings = caches.iter().any(|c| matches!(c.rows, CacheRows::Ring { .. }));
+        let mut session = Self {
+            lowering: Lowering::new(engine.family.clone(), &caches),
+            weights: engine.weights.clone(),
+            state: engine.backend.new_state(&caches, 0)?,
+            engine,
+            recipe,
+            tokens: Vec::new(),
+            schedule: Vec::new(),
+            snapshots: Vec::new(),
+            options,
+            capacity,
+            out: StepOutput::default(),
+            seq: 0,
+            rings,
+        };
+        session.place_variants()?;
+        Ok(session)
+    }
+
+    /// Tokens so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Number of tokens in the cache.
+    pub fn position(&self) -> u64 {
+        self.tokens.len() as u64
+    }
+
+    /// Largest context.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// The recipe in force.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Output of the last step.
+    pub fn output(&self) -> &StepOutput {
+        &self.out
+    }
+
+    /// Lowering counters.
+    pub fn lower_stats(&self) -> LowerStats {
+        self.lowering.stats()
+    }
+
+    /// (first position, tokens) of every step so far.
+    pub fn schedule(&self) -> &[(u64, u32)] {
+        &self.schedule
+    }
+
+    /// Times of the last step's base ops (only with [`SessionOptions::trace`]).
+    pub fn times(&self) -> &[OpTime] {
+        &self.out.times
+    }
+
+    /// (used, allocated) cache bytes per layer. Host checkpoints are in the model's total only ([`Self::checkpoint_bytes`]).
+    pub fn kv_bytes(&self) -> Vec<(KvBytes, KvBytes)> {
+        self.state.kv_bytes(self.position())
+    }
+
+    /// Bytes held by host checkpoints.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        self.snapshots.iter().map(Snapshot::bytes).sum()
+    }
+
+    /// The session's cache.
+    pub fn state(&self) -> &dyn State {
+        self.state.as_ref()
+    }
+
+    /// The plan a step of `tokens` tokens after `context` tokens runs on.
+    pub fn plan(&mut self, tokens: usize, context: u64) -> Arc<Plan> {
+        let bucket = Bucket::for_step(
+            tokens,
+            context + tokens as u64,
+            self.options.all_logits,
+            self.options.probes,
+        );
+        self.lowering
+            .plan(&self.recipe, &self.engine.registry, &self.weights, bucket)
+    }
+
+    /// Refuses token ids outside the vocabulary, an empty feed and a context that would overflow. Nothing changes.
+    fn check_ids(&self, ids: &[u32]) -> Result<(), EngineError> {
+        if ids.is_empty() {
+            return Err(EngineError::Invalid(
+                "the prompt is empty: at least one token is needed".into(),
+            ));
+        }
+        let vocab = self.engine.facts().vocab;
+        if let Some((i, id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+            return Err(EngineError::Invalid(format!(
+                "token id {id} (number {i}) is outside the vocabulary: accepted 0 to {}",
+                vocab - 1
+            )));
+        }
+        self.room_for(ids.len() as u64)
+    }
+
+    /// Whether `more` tokens fit the context and the memory.
+    pub fn room_for(&self, more: u64) -> Result<(), EngineError> {
+        let needed = self.position() + more;
+        if needed > self.capacity {
+            let max = self.engine.facts().max_context as u64;
+            let hint = if self.capacity < max {
+                format!("raise --context, up to {max}, or shorten the prompt")
+            } else {
+                "the checkpoint was made for no more; shorten the prompt".into()
+            };
+            return Err(EngineError::ContextOverflow {
+                needed,
+                capacity: self.capacity,
+                hint,
+            });
+        }
+        let now: u64 = self.kv_bytes().iter().map(|(_, a)| a.total()).sum();
+        let then = self.predicted_bytes(needed);
+        memory::require(
+            then.saturating_sub(now),
+            &format!("the KV cache of {needed} tokens"),
+            "use a smaller --context or --max-tokens, or a smaller --kv-cache format",
+        )
+    }
+
+    /// Predicted cache bytes for a context of `context` tokens.
+    pub fn predicted_bytes(&self, context: u64) -> u64 {
+        let rows = |d: &kernels::ir::CacheDesc| match d.rows {
+            CacheRows::Growing { rate } => context / rate as u64,
+            CacheRows::Ring { capacity, .. } => capacity as u64,
+        };
+        self.state
+            .caches()
+            .iter()
+            .map(|d| {
+                rows(d) * {
+                    let (a, b) = d.row_bytes();
+                    (a + b) as u64
+                }
+            })
+            .sum()
+    }
+
+    /// Processes tokens in chunks of at most [`CHUNK`], never across a multiple of it. With a sampler, the last
+    /// step's output holds the token drawn after them.
+    pub fn feed(
+        &mut self,
+        ids: &[u32],
+        sampler: Option<&SamplerParams>,
+        cancel: &Cancel,
+        observer: &mut dyn Observer,
+    ) -> Result<(), EngineError> {
+        self.check_ids(ids)?;
+        let mut rest = ids;
+        while !rest.is_empty() {
+            let room = CHUNK - self.tokens.len() % CHUNK;
+            let (now, later) = rest.split_at(rest.len().min(room));
+            self.chunk(now, sampler.filter(|_| later.is_empty()), cancel, observer)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// As [`Session::feed`], with chunk sizes given (each is cut further at multiples of [`CHUNK`]).
+    pub fn feed_chunks(
+        &mut self,
+        ids: &[u32],
+        chunks: &[usize],
+        cancel: &Cancel,
+        observer: &mut dyn Observer,
+    ) -> Result<(), EngineError> {
+        if chunks.contains(&0) || chunks.iter().sum::<usize>() != ids.len() {
+            return Err(EngineError::Invalid(format!(
+                "chunks: found sizes adding up to {}, accepted: positive sizes adding up to the {} tokens",
+                chunks.iter().sum::<usize>(),
+                ids.len()
+            )));
+        }
+        self.check_ids(ids)?;
+        let mut rest = ids;
+        for &n in chunks {
+            let (now, later) = rest.split_at(n);
+            self.feed(now, None, cancel, observer)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn chunk(
+        &mut self,
+        ids: &[u32],
+        sampler: Option<&SamplerParams>,
+        cancel: &Cancel,
+        observer: &mut dyn Observer,
+    ) -> Result<(), EngineError> {
+        if cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let start = Instant::now();
+        let position = self.position();
+        let step = StepParams::new(position, ids.len());
+        self.state.reserve(step.context())?;
+        let plan = self.plan(ids.len(), position);
+        self.tokens.extend_from_slice(ids);
+        let request = StepRequest {
+            step,
+            ids,
+            history: &self.tokens,
+            sampler,
+            trace: self.options.trace,
+        };
+        let backend: &dyn Backend = self.engine.backend.as_ref();
+        let ran = backend.run(&plan, &self.weights, self.state.as_mut(), &request, &mut self.out);
+        if let Err(e) = ran {
+            // The log never holds tokens the cache does not; what the step wrote is overwritten later.
+            self.tokens.truncate(position as usize);
+            return Err(e.into());
+        }
+        self.schedule.push((position, ids.len() as u32));
+        let nanos = start.elapsed().as_nanos() as u64;
+        self.checkpoint();
+        let record = self.record(&step, plan.hash, nanos);
+        self.seq += 1;
+        observer.step(&record, &self.out);
+        Ok(())
+    }
+
+    /// The token drawn in the last step, if a sampler was given.
+    pub fn sampled(&self) -> Option<&Sampled> {
+        self.out.sampled.as_ref()
+    }
+
+    /// Takes a host checkpoint at multiples of [`CHUNK`]; thins old ones when the budget is used up.
+    fn checkpoint(&mut self) {
+        let position = self.position();
+        if !self.rings || position % CHUNK as u64 != 0 || self.snapshots.iter().any(|s| s.position == position) {
+            return;
+        }
+        self.snapshots.push(self.state.snapshot(position));
+        while self.checkpoint_bytes() > self.options.checkpoint_budget && self.snapshots.len() > 2 {
+            // Drop the one whose neighbours are closest: old ones get sparse, recent ones stay.
+            let gap = |i: usize| self.snapshots[i + 1].position - self.snapshots[i - 1].position;
+            let at = (1..self.snapshots.len() - 1).min_by_key(|&i| (gap(i), i)).unwrap_or(1);
+            self.snapshots.remove(at);
+        }
+    }
+
+    /// Goes back to the first `length` tokens: restores the nearest checkpoint before them and replays the rest with
+    /// the recorded chunk schedule, so that what follows is bit for bit what a session that never went further does.
+    pub fn truncate(&mut self, length: u64, cancel: &Cancel) -> Result<(), EngineError> {
+        if length > self.position() {
+            return Err(EngineError::Invalid(format!(
+                "truncate: found {length}, accepted: 0 to {}",
+                self.position()
+            )));
+        }
+        if length == self.position() {
+            return Ok(());
+        }
+        let tokens = self.tokens.clone();
+        let schedule = self.schedule.clone();
+        // At least the last token is replayed, so that the logits after it are there again.
+        let start = if length == 0 {
+            0
+        } else if self.rings {
+            self.snapshots
+                .iter()
+                .map(|s| s.position)
+                .filter(|&p| p < length)
+                .max()
+                .unwrap_or(0)
+        } else {
+            schedule
+                .iter()
+                .map(|&(p, _)| p)
+                .filter(|&p| p < length)
+                .max()
+                .unwrap_or(0)
+        };
+        if self.rings && start > 0 {
+            if let Some(s) = self.snapshots.iter().find(|s| s.position == start) {
+                self.state.restore(s)?;
+            }
+        }
+        self.snapshots.retain(|s| s.position <= start);
+        self.tokens.truncate(start as usize);
+        self.schedule.retain(|&(p, _)| p < start);
+        self.out = StepOutput::default();
+        for (p, n) in schedule {
+            if p < start || p >= length {
+                continue;
+            }
+            let end = (p + u64::from(n)).min(length);
+            self.chunk(&tokens[p as usize..end as usize], None, cancel, &mut ())?;
+        }
+        Ok(())
+    }
+}

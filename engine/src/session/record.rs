@@ -1,0 +1,52 @@
+//! From kernel counters to telemetry records.
+
+use kernels::ir::StepParams;
+use protocol::{KvBytes, LayerRecord, StepRecord, TELEMETRY_VERSION};
+
+use super::Session;
+use crate::memory;
+
+fn bytes(k: &kernels::ir::KvBytes) -> KvBytes {
+    KvBytes {
+        window: k.window,
+        rows: k.rows,
+        index: k.index,
+        scales: k.scales,
+        pooling: k.pooling,
+        checkpoints: k.checkpoints,
+    }
+}
+
+impl Session {
+    pub(super) fn record(&self, step: &StepParams, plan: u64, nanos: u64) -> StepRecord {
+        let kv = self.kv_bytes();
+        let layers = self
+            .out
+            .layers
+            .iter()
+            .zip(kv)
+            .map(|(s, (used, allocated))| LayerRecord {
+                kv_used: bytes(&used),
+                kv_allocated: bytes(&allocated),
+                keys_context: s.keys_context,
+                keys_scored: s.keys_scored,
+                keys_kept: s.keys_kept,
+                index_scored: s.index_scored,
+                round_trip_error: (s.round_trip_ref > 0.0).then(|| (s.round_trip_err / s.round_trip_ref).sqrt()),
+                saturated: s.saturated as f64 / s.stored_values.max(1) as f64,
+                flushed: s.flushed as f64 / s.stored_values.max(1) as f64,
+                expert_load: s.expert_load.clone(),
+            });
+        StepRecord {
+            version: TELEMETRY_VERSION,
+            seq: self.seq,
+            position: step.position,
+            tokens: step.tokens,
+            nanos,
+            plan,
+            // Reading the process status costs microseconds; every 16th step is enough for a curve.
+            memory: (self.seq % 16 == 0).then(memory::resident).flatten(),
+            layers: layers.collect(),
+        }
+    }
+}
