@@ -113,7 +113,7 @@ impl Session {
         options: &GenerateOptions,
         turn: &mut dyn Turn,
     ) -> Result<Generated, EngineError> {
-        let sampler = options.sampler.clone().unwrap_or_else(|| self.recipe().sampler.clone());
+        let sampler = options.sampler.unwrap_or_else(|| self.recipe().sampler);
         sampler.validate().map_err(EngineError::Invalid)?;
         if ids.is_empty() {
             return Err(EngineError::Invalid(
@@ -176,7 +176,7 @@ impl Run<'_> {
     ) -> Result<Generated, EngineError> {
         let start = Instant::now();
         let (mut done, total) = (0u64, prompt.len() as u64);
-        let sampler = self.sampler.clone();
+        let sampler = self.sampler;
         let fed = session.feed(
             prompt,
             Some(&sampler),

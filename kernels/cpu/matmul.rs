@@ -116,7 +116,7 @@ enum Path {
     QDot,
 }
 
-fn path(cpu: &Cpu, w: &Matrix<'_>, tokens: usize) -> Path {
+fn path(cpu: &Cpu, w: &Matrix<'_>, _tokens: usize) -> Path {
     let quantised = Kind::of(w.format) == Kind::Int8;
     if quantised && cpu.exact_activations {
         return Path::Decoded;

@@ -167,7 +167,7 @@ fn worker(s: &Shared) {
                 return;
             }
             spins += 1;
-            if spins % 64 != 0 || start.elapsed() < SPIN {
+            if !spins.is_multiple_of(64) || start.elapsed() < SPIN {
                 std::hint::spin_loop();
                 continue;
             }
@@ -180,10 +180,10 @@ fn worker(s: &Shared) {
         }
         seen = s.epoch.load(Ordering::Acquire);
         let task = *s.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(task) = task {
-            if work(s, task).is_err() {
-                s.panicked.store(true, Ordering::Release);
-            }
+        if let Some(task) = task
+            && work(s, task).is_err()
+        {
+            s.panicked.store(true, Ordering::Release);
         }
         s.active.fetch_sub(1, Ordering::Release);
     }

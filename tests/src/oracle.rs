@@ -334,7 +334,7 @@ impl Run<'_> {
                     state.store(*cache, first + i, &row);
                 }
             }
-            Op::Hadamard { x, width, .. } => self.each(*x, *width, |v| hadamard(v)),
+            Op::Hadamard { x, width, .. } => self.each(*x, *width, hadamard),
             Op::RoundTrip { x, width, format } => {
                 let codec = row_format(*format);
                 let (a, b) = format.record_bytes(*width, 0);
@@ -544,7 +544,7 @@ impl Run<'_> {
                     .map(|(i, g)| g + ape[p % rate * c + i]),
             );
             state.store(*cache, p, &row);
-            if (p + 1) % rate != 0 {
+            if !(p + 1).is_multiple_of(*rate) {
                 continue;
             }
             let start = p + 1 - rate;

@@ -20,7 +20,7 @@ pub fn chat(args: &Chat) -> Result<()> {
     let tokenizer = loaded.engine.tokenizer()?.clone();
     let prompt = loaded.engine.prompt();
     let sampler = setup::sampler(&args.sampling, &loaded.recipe.sampler)?;
-    let system: Vec<Message> = args.system.iter().map(|s| Message::system(s)).collect();
+    let system: Vec<Message> = args.system.iter().map(Message::system).collect();
     // Fails here, with the reason, for base models without a template.
     prompt
         .render(&[Message::user("x")], true, &tokenizer)
@@ -87,7 +87,7 @@ pub fn chat(args: &Chat) -> Result<()> {
         let ids = tokenizer.encode(&rendered, false)?;
         let mut printer = Printer::new(&loaded, None, args.sampling.logprobs.is_some(), true);
         let held = session.tokens().iter().zip(&ids).take_while(|(a, b)| a == b).count();
-        let out = match session.generate_ids(&ids, &options(&args.sampling, sampler.clone()), &mut printer) {
+        let out = match session.generate_ids(&ids, &options(&args.sampling, sampler), &mut printer) {
             Ok(out) => out,
             Err(e) => {
                 // Nothing is lost: the turn can be shortened or the chat reset.

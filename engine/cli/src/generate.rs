@@ -199,10 +199,12 @@ pub fn generate(args: &Generate) -> Result<()> {
     };
     let mut session = loaded.session(&args.model, SessionOptions::default())?;
     let telemetry = setup::telemetry(&args.model, &loaded)?;
-    if !args.model.quiet && args.sampling.logprobs.is_none() && !args.chat {
-        if let Some(p) = args.prompt.as_deref().filter(|p| *p != "-") {
-            print!("{p}");
-        }
+    if !args.model.quiet
+        && args.sampling.logprobs.is_none()
+        && !args.chat
+        && let Some(p) = args.prompt.as_deref().filter(|p| *p != "-")
+    {
+        print!("{p}");
     }
     let printer = Printer::new(&loaded, telemetry, args.sampling.logprobs.is_some(), args.model.quiet);
     let options = options(&args.sampling, sampler);
@@ -235,7 +237,7 @@ pub fn demo(args: &Demo) -> Result<()> {
         temperature: 0.8,
         top_p: 0.95,
         seed: 7,
-        ..loaded.recipe.sampler.clone()
+        ..loaded.recipe.sampler
     };
     let options = GenerateOptions {
         max_tokens: Some(200),

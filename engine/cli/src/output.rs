@@ -36,10 +36,10 @@ impl Bar {
 
     /// Sets done and total bytes.
     pub fn set(&self, done: u64, total: Option<u64>) {
-        if let Some(t) = total {
-            if self.total.swap(t, Ordering::Relaxed) != t {
-                self.bar.set_length(t);
-            }
+        if let Some(t) = total
+            && self.total.swap(t, Ordering::Relaxed) != t
+        {
+            self.bar.set_length(t);
         }
         self.bar.set_position(done);
     }

@@ -145,7 +145,7 @@ impl Loaded {
 
 /// The recipe's sampler with what the command line overrides.
 pub fn sampler(args: &SamplingArgs, base: &SamplerParams) -> Result<SamplerParams> {
-    let mut s = base.clone();
+    let mut s = *base;
     let draws = args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some() || args.seed.is_some();
     if args.greedy {
         s.temperature = 0.0;

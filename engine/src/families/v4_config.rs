@@ -99,7 +99,7 @@ impl V4Config {
         ) {
             return Err(c.error("scoring_func", "sqrtsoftplus"));
         }
-        if self.rope_dim % 2 != 0 || self.rope_dim > self.head_dim {
+        if !self.rope_dim.is_multiple_of(2) || self.rope_dim > self.head_dim {
             return Err(c.error(
                 "qk_rope_head_dim",
                 &format!("an even number up to head_dim = {}", self.head_dim),
@@ -109,7 +109,7 @@ impl V4Config {
         if indexed && self.rope_dim > self.index_dim {
             return Err(c.error("index_head_dim", &format!("at least the rope width {}", self.rope_dim)));
         }
-        if self.heads % self.o_groups != 0 {
+        if !self.heads.is_multiple_of(self.o_groups) {
             return Err(c.error("o_groups", &format!("a divisor of the {} heads", self.heads)));
         }
         if self.experts_per_token > self.experts {

@@ -179,10 +179,10 @@ impl<'a> Lower<'a> {
             select: facts.index_topk > 0,
             index_topk: facts.index_topk,
         };
-        if let Some(layer) = self.layer_recipe() {
-            if let Some(v) = self.registry.get(Slot::Attention, &layer.attention.variant) {
-                v.attention(facts, &layer.attention.options, &mut spec);
-            }
+        if let Some(layer) = self.layer_recipe()
+            && let Some(v) = self.registry.get(Slot::Attention, &layer.attention.variant)
+        {
+            v.attention(facts, &layer.attention.options, &mut spec);
         }
         spec
     }

@@ -166,10 +166,10 @@ impl Lowering {
         block: Block,
     ) -> Arc<[BaseOp]> {
         let key = choice_key(recipe, layer, block);
-        if let Some((k, ops)) = self.blocks.get(&(layer, block)) {
-            if *k == key {
-                return ops.clone();
-            }
+        if let Some((k, ops)) = self.blocks.get(&(layer, block))
+            && *k == key
+        {
+            return ops.clone();
         }
         self.stats.blocks += 1;
         let mut cx = Lower::new(&mut self.tables, recipe, registry, weights, layer, block);

@@ -355,7 +355,10 @@ impl Session {
     /// Takes a host checkpoint at multiples of [`CHUNK`]; thins old ones when the budget is used up.
     fn checkpoint(&mut self) {
         let position = self.position();
-        if !self.rings || position % CHUNK as u64 != 0 || self.snapshots.iter().any(|s| s.position == position) {
+        if !self.rings
+            || !position.is_multiple_of(CHUNK as u64)
+            || self.snapshots.iter().any(|s| s.position == position)
+        {
             return;
         }
         self.snapshots.push(self.state.snapshot(position));
@@ -399,10 +402,11 @@ impl Session {
                 .max()
                 .unwrap_or(0)
         };
-        if self.rings && start > 0 {
-            if let Some(s) = self.snapshots.iter().find(|s| s.position == start) {
-                self.state.restore(s)?;
-            }
+        if self.rings
+            && start > 0
+            && let Some(s) = self.snapshots.iter().find(|s| s.position == start)
+        {
+            self.state.restore(s)?;
         }
         self.snapshots.retain(|s| s.position <= start);
         self.tokens.truncate(start as usize);
