@@ -7,12 +7,16 @@
 
 #[cfg(target_arch = "x86_64")]
 mod dot;
+#[cfg(target_arch = "x86_64")]
+mod gemm;
 mod prep;
 #[cfg(target_arch = "x86_64")]
 mod qdot;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -63,10 +67,7 @@ unsafe impl Sync for Dst {}
 
 impl Dst {
     fn new(y: &mut [f32]) -> Self {
-        Self {
-            ptr: y.as_mut_ptr(),
-            len: y.len(),
-        }
+        Self { ptr: y.as_mut_ptr(), len: y.len() }
     }
 
     /// Stores output `i`.
@@ -114,12 +115,27 @@ enum Path {
     Dot,
     /// Vector dot kernels, int8 activations.
     QDot,
+    /// Packed panels.
+    #[cfg(target_arch = "x86_64")]
+    Gemm(gemm::Mode),
 }
 
-fn path(cpu: &Cpu, w: &Matrix<'_>, _tokens: usize) -> Path {
+fn path(cpu: &Cpu, w: &Matrix<'_>, tokens: usize) -> Path {
     let quantised = Kind::of(w.format) == Kind::Int8;
     if quantised && cpu.exact_activations {
         return Path::Decoded;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if tokens > FEW && cpu.isa != Isa::Scalar {
+        if quantised && cpu.isa.has_vnni() {
+            return Path::Gemm(gemm::Mode::Int8);
+        }
+        if !quantised && cpu.isa.has_bf16() && bf16_rounding(cpu, w, tokens) {
+            return Path::Gemm(gemm::Mode::Bf16);
+        }
+        if !quantised {
+            return Path::Gemm(gemm::Mode::F32);
+        }
     }
     let whole = w.scales.is_none_or(|s| s.spec.block_cols.is_multiple_of(32));
     match (w.layout, quantised, cpu.isa) {
@@ -163,13 +179,7 @@ pub fn matmul_many(cpu: &Cpu, x: &[f32], tokens: usize, products: &mut [Product<
 
 fn part<'a>(w: &Matrix<'a>, bias: Option<&'a [f32]>, x: &'a [f32], tokens: usize, y: Vec<Dst>) -> Part<'a> {
     let x = (0..tokens).map(|t| &x[t * w.cols..(t + 1) * w.cols]).collect();
-    Part {
-        w: *w,
-        bias,
-        rows: 0..w.rows,
-        x,
-        y,
-    }
+    Part { w: *w, bias, rows: 0..w.rows, x, y }
 }
 
 /// Many small independent products in one parallel region. Neighbouring jobs on the same rows of the same weight share
@@ -186,13 +196,7 @@ pub fn grouped(cpu: &Cpu, jobs: &mut [Job<'_, '_>]) {
                 p.y.push(y);
             }
             _ if rows.is_empty() => {}
-            _ => parts.push(Part {
-                w: j.w,
-                bias: None,
-                rows,
-                x: vec![x],
-                y: vec![y],
-            }),
+            _ => parts.push(Part { w: j.w, bias: None, rows, x: vec![x], y: vec![y] }),
         }
     }
     run(cpu, &parts);
@@ -201,14 +205,8 @@ pub fn grouped(cpu: &Cpu, jobs: &mut [Job<'_, '_>]) {
 /// Panics unless every part lies within its matrix and its slices: the kernels use pointers.
 fn check(p: &Part<'_>) {
     let n = p.rows.len();
-    assert!(
-        p.rows.end <= p.w.rows && p.bias.is_none_or(|b| b.len() >= p.w.rows),
-        "rows outside the matrix"
-    );
-    assert!(
-        p.x.len() == p.y.len() && p.y.iter().all(|y| y.len >= n),
-        "an output is too short"
-    );
+    assert!(p.rows.end <= p.w.rows && p.bias.is_none_or(|b| b.len() >= p.w.rows), "rows outside the matrix");
+    assert!(p.x.len() == p.y.len() && p.y.iter().all(|y| y.len >= n), "an output is too short");
     assert!(p.x.iter().all(|x| x.len() == p.w.cols), "an input is too short");
 }
 
@@ -222,9 +220,8 @@ struct Activations {
 
 impl Activations {
     fn new<'a>(cpu: &Cpu, wanted: impl Iterator<Item = (Kind, &'a [f32])>) -> Self {
-        let mut rows: Vec<(Kind, usize, usize, &[f32])> = wanted
-            .map(|(kind, x)| (kind, x.as_ptr() as usize, x.len(), x))
-            .collect();
+        let mut rows: Vec<(Kind, usize, usize, &[f32])> =
+            wanted.map(|(kind, x)| (kind, x.as_ptr() as usize, x.len(), x)).collect();
         rows.sort_unstable_by_key(|r| (r.0, r.1, r.2));
         rows.dedup_by_key(|r| (r.0, r.1, r.2));
         let mut starts = Vec::with_capacity(rows.len());
@@ -240,27 +237,28 @@ impl Activations {
             prep::prepare(cpu.isa, r.0, r.3, out);
             rest = after;
         }
-        Self {
-            keys: rows.iter().map(|r| (r.0, r.1, r.2)).collect(),
-            starts,
-            buffer,
-        }
+        Self { keys: rows.iter().map(|r| (r.0, r.1, r.2)).collect(), starts, buffer }
     }
 
     fn get(&self, kind: Kind, x: &[f32]) -> Prepared<'_> {
         let key = (kind, x.as_ptr() as usize, x.len());
         let i = self.keys.binary_search(&key).unwrap_or(0);
         let start = self.starts[i];
-        Prepared {
-            values: &self.buffer.as_slice()[start..start + prep::row_len(kind, x.len())],
-        }
+        Prepared { values: &self.buffer.as_slice()[start..start + prep::row_len(kind, x.len())] }
     }
 }
 
-fn kind(path: Path, w: &Matrix<'_>) -> Option<Kind> {
+/// What a path's kernel reads.
+fn kind(path: Path, w: &Matrix<'_>) -> Kind {
     match path {
-        Path::Decoded | Path::Axpy => Some(Kind::Natural),
-        Path::Quantised | Path::QDot | Path::Dot => Some(Kind::of(w.format)),
+        Path::Decoded | Path::Axpy => Kind::Natural,
+        Path::Quantised | Path::QDot | Path::Dot => Kind::of(w.format),
+        #[cfg(target_arch = "x86_64")]
+        Path::Gemm(gemm::Mode::F32) => Kind::Natural,
+        #[cfg(target_arch = "x86_64")]
+        Path::Gemm(gemm::Mode::Bf16) => Kind::Bf16,
+        #[cfg(target_arch = "x86_64")]
+        Path::Gemm(gemm::Mode::Int8) => Kind::Uint8,
     }
 }
 
@@ -268,6 +266,8 @@ fn kind(path: Path, w: &Matrix<'_>) -> Option<Kind> {
 fn rows_per_task(cpu: &Cpu, w: &Matrix<'_>, tokens: usize, path: Path) -> usize {
     match path {
         Path::Axpy => 256,
+        #[cfg(target_arch = "x86_64")]
+        Path::Gemm(mode) => mode.panel(),
         _ => {
             let most = w.rows.div_ceil(cpu.pool.threads() * 8).next_multiple_of(4);
             let bytes = (w.row_bytes() * tokens).max(1);
@@ -279,19 +279,11 @@ fn rows_per_task(cpu: &Cpu, w: &Matrix<'_>, tokens: usize, path: Path) -> usize 
 fn run(cpu: &Cpu, parts: &[Part<'_>]) {
     parts.iter().for_each(check);
     let paths: Vec<Path> = parts.iter().map(|p| path(cpu, &p.w, p.x.len())).collect();
-    let wanted = parts
-        .iter()
-        .zip(&paths)
-        .filter_map(|(p, path)| Some((p, kind(*path, &p.w)?)));
-    let activations = Activations::new(cpu, wanted.flat_map(|(p, k)| p.x.iter().map(move |x| (k, *x))));
-    let rows: Vec<Vec<Prepared<'_>>> = parts
-        .iter()
-        .zip(&paths)
-        .map(|(p, path)| match kind(*path, &p.w) {
-            Some(k) => p.x.iter().map(|x| activations.get(k, x)).collect(),
-            None => Vec::new(),
-        })
-        .collect();
+    let kinds: Vec<Kind> = parts.iter().zip(&paths).map(|(p, path)| kind(*path, &p.w)).collect();
+    let wanted = parts.iter().zip(&kinds).flat_map(|(p, k)| p.x.iter().map(|x| (*k, *x)));
+    let activations = Activations::new(cpu, wanted);
+    let rows: Vec<Vec<Prepared<'_>>> =
+        parts.iter().zip(&kinds).map(|(p, k)| p.x.iter().map(|x| activations.get(*k, x)).collect()).collect();
     let mut tasks = Vec::new();
     for (i, p) in parts.iter().enumerate() {
         let step = rows_per_task(cpu, &p.w, p.x.len(), paths[i]);
@@ -316,6 +308,8 @@ fn run(cpu: &Cpu, parts: &[Part<'_>]) {
             Path::Dot => dot::run_task(cpu.isa, &task),
             #[cfg(target_arch = "x86_64")]
             Path::QDot => qdot::run_task(cpu.isa, &task),
+            #[cfg(target_arch = "x86_64")]
+            Path::Gemm(mode) => gemm::run_task(cpu.isa, mode, &task),
             #[cfg(not(target_arch = "x86_64"))]
             Path::Dot | Path::QDot => scalar::decoded(cpu.isa, &task),
         }

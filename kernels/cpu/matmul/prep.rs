@@ -20,6 +20,10 @@ pub(super) enum Kind {
     EvenOdd,
     /// int8 blocks of 32: scale amax / 127, and scale times the sum of the quants.
     Int8,
+    /// As `Int8`, the quants with 128 added (unsigned).
+    Uint8,
+    /// bf16, padded with zeros to whole units.
+    Bf16,
 }
 
 impl Kind {
@@ -103,7 +107,8 @@ impl<'a> Prepared<'a> {
 /// f32 slots a prepared row takes.
 pub(super) fn row_len(kind: Kind, cols: usize) -> usize {
     match kind {
-        Kind::Int8 => (cols / 32 * 10).next_multiple_of(16),
+        Kind::Int8 | Kind::Uint8 => (cols / 32 * 10).next_multiple_of(16),
+        Kind::Bf16 => cols.next_multiple_of(32) / 2,
         _ => cols.next_multiple_of(32),
     }
 }
@@ -167,6 +172,13 @@ fn quantise(isa: Isa, x: &[f32], out: &mut [f32]) {
     }
 }
 
+fn round_to_bf16(x: &[f32], out: &mut [f32]) {
+    let out: &mut [u16] = bytemuck::cast_slice_mut(out);
+    for (o, x) in out.iter_mut().zip(x) {
+        *o = half::bf16::from_f32(*x).to_bits();
+    }
+}
+
 /// Prepares one row into zeroed (at the padding) slots of [`row_len`].
 pub(super) fn prepare(isa: Isa, kind: Kind, x: &[f32], out: &mut [f32]) {
     match kind {
@@ -186,5 +198,11 @@ pub(super) fn prepare(isa: Isa, kind: Kind, x: &[f32], out: &mut [f32]) {
             }
         }
         Kind::Int8 => quantise(isa, x, out),
+        Kind::Uint8 => {
+            quantise(isa, x, out);
+            let quants: &mut [u8] = bytemuck::cast_slice_mut(&mut out[..x.len() / 32 * 8]);
+            quants.iter_mut().for_each(|q| *q ^= 0x80);
+        }
+        Kind::Bf16 => round_to_bf16(x, out),
     }
 }
