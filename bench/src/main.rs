@@ -2,6 +2,7 @@
 
 mod llama;
 mod machine;
+mod ours;
 mod report;
 mod runner;
 

@@ -149,7 +149,8 @@ fn path(cpu: &Cpu, w: &Matrix<'_>, tokens: usize) -> Path {
 
 /// Whether activations of a prefill product are rounded to bf16.
 fn bf16_rounding(cpu: &Cpu, w: &Matrix<'_>, tokens: usize) -> bool {
-    cpu.bf16_activations && !cpu.exact_activations && tokens >= BF16_TOKENS && w.format == Format::Bf16
+    let stored = w.format == Format::Bf16 && w.layout == Layout::OutIn;
+    stored && cpu.bf16_activations && !cpu.exact_activations && tokens >= BF16_TOKENS
 }
 
 /// `y[t * stride + o] = sum_i x[t * w.cols + i] W[o, i] + bias[o]`.

@@ -130,7 +130,7 @@ fn reference(w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<(f64, f64)>
 fn tolerance(cpu: &Cpu, w: &Matrix<'_>, tokens: usize) -> f64 {
     #[cfg(target_arch = "x86_64")]
     if path(cpu, w, tokens) == Path::Gemm(super::gemm::Mode::Bf16) {
-        return 1.0 / 500.0;
+        return 1.0 / 250.0;
     }
     match path(cpu, w, tokens) {
         Path::Decoded | Path::Axpy | Path::Dot => 1e-6,
