@@ -67,7 +67,10 @@ unsafe impl Sync for Dst {}
 
 impl Dst {
     fn new(y: &mut [f32]) -> Self {
-        Self { ptr: y.as_mut_ptr(), len: y.len() }
+        Self {
+            ptr: y.as_mut_ptr(),
+            len: y.len(),
+        }
     }
 
     /// Stores output `i`.
@@ -100,6 +103,12 @@ struct Task<'a> {
     /// Output of weight row r is at `r - first_row`.
     y: &'a [Dst],
     first_row: usize,
+}
+
+/// How many bytes before its use a weight is fetched by a kernel that reads `rows` rows side by side: two such groups
+/// on, where that is near; long rows are fetched by the processor itself.
+fn ahead(w: &Matrix<'_>, rows: usize) -> usize {
+    (2 * rows * w.row_bytes()).clamp(2048, 8192)
 }
 
 /// Which kernel a part runs on.
@@ -180,7 +189,13 @@ pub fn matmul_many(cpu: &Cpu, x: &[f32], tokens: usize, products: &mut [Product<
 
 fn part<'a>(w: &Matrix<'a>, bias: Option<&'a [f32]>, x: &'a [f32], tokens: usize, y: Vec<Dst>) -> Part<'a> {
     let x = (0..tokens).map(|t| &x[t * w.cols..(t + 1) * w.cols]).collect();
-    Part { w: *w, bias, rows: 0..w.rows, x, y }
+    Part {
+        w: *w,
+        bias,
+        rows: 0..w.rows,
+        x,
+        y,
+    }
 }
 
 /// Many small independent products in one parallel region. Neighbouring jobs on the same rows of the same weight share
@@ -197,7 +212,13 @@ pub fn grouped(cpu: &Cpu, jobs: &mut [Job<'_, '_>]) {
                 p.y.push(y);
             }
             _ if rows.is_empty() => {}
-            _ => parts.push(Part { w: j.w, bias: None, rows, x: vec![x], y: vec![y] }),
+            _ => parts.push(Part {
+                w: j.w,
+                bias: None,
+                rows,
+                x: vec![x],
+                y: vec![y],
+            }),
         }
     }
     run(cpu, &parts);
@@ -206,8 +227,14 @@ pub fn grouped(cpu: &Cpu, jobs: &mut [Job<'_, '_>]) {
 /// Panics unless every part lies within its matrix and its slices: the kernels use pointers.
 fn check(p: &Part<'_>) {
     let n = p.rows.len();
-    assert!(p.rows.end <= p.w.rows && p.bias.is_none_or(|b| b.len() >= p.w.rows), "rows outside the matrix");
-    assert!(p.x.len() == p.y.len() && p.y.iter().all(|y| y.len >= n), "an output is too short");
+    assert!(
+        p.rows.end <= p.w.rows && p.bias.is_none_or(|b| b.len() >= p.w.rows),
+        "rows outside the matrix"
+    );
+    assert!(
+        p.x.len() == p.y.len() && p.y.iter().all(|y| y.len >= n),
+        "an output is too short"
+    );
     assert!(p.x.iter().all(|x| x.len() == p.w.cols), "an input is too short");
 }
 
@@ -221,8 +248,9 @@ struct Activations {
 
 impl Activations {
     fn new<'a>(cpu: &Cpu, wanted: impl Iterator<Item = (Kind, &'a [f32])>) -> Self {
-        let mut rows: Vec<(Kind, usize, usize, &[f32])> =
-            wanted.map(|(kind, x)| (kind, x.as_ptr() as usize, x.len(), x)).collect();
+        let mut rows: Vec<(Kind, usize, usize, &[f32])> = wanted
+            .map(|(kind, x)| (kind, x.as_ptr() as usize, x.len(), x))
+            .collect();
         rows.sort_unstable_by_key(|r| (r.0, r.1, r.2));
         rows.dedup_by_key(|r| (r.0, r.1, r.2));
         let mut starts = Vec::with_capacity(rows.len());
@@ -238,14 +266,20 @@ impl Activations {
             prep::prepare(cpu.isa, r.0, r.3, out);
             rest = after;
         }
-        Self { keys: rows.iter().map(|r| (r.0, r.1, r.2)).collect(), starts, buffer }
+        Self {
+            keys: rows.iter().map(|r| (r.0, r.1, r.2)).collect(),
+            starts,
+            buffer,
+        }
     }
 
     fn get(&self, kind: Kind, x: &[f32]) -> Prepared<'_> {
         let key = (kind, x.as_ptr() as usize, x.len());
         let i = self.keys.binary_search(&key).unwrap_or(0);
         let start = self.starts[i];
-        Prepared { values: &self.buffer.as_slice()[start..start + prep::row_len(kind, x.len())] }
+        Prepared {
+            values: &self.buffer.as_slice()[start..start + prep::row_len(kind, x.len())],
+        }
     }
 }
 
@@ -283,8 +317,11 @@ fn run(cpu: &Cpu, parts: &[Part<'_>]) {
     let kinds: Vec<Kind> = parts.iter().zip(&paths).map(|(p, path)| kind(*path, &p.w)).collect();
     let wanted = parts.iter().zip(&kinds).flat_map(|(p, k)| p.x.iter().map(|x| (*k, *x)));
     let activations = Activations::new(cpu, wanted);
-    let rows: Vec<Vec<Prepared<'_>>> =
-        parts.iter().zip(&kinds).map(|(p, k)| p.x.iter().map(|x| activations.get(*k, x)).collect()).collect();
+    let rows: Vec<Vec<Prepared<'_>>> = parts
+        .iter()
+        .zip(&kinds)
+        .map(|(p, k)| p.x.iter().map(|x| activations.get(*k, x)).collect())
+        .collect();
     let mut tasks = Vec::new();
     for (i, p) in parts.iter().enumerate() {
         let step = rows_per_task(cpu, &p.w, p.x.len(), paths[i]);

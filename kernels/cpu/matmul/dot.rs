@@ -13,8 +13,6 @@ use crate::cpu::formats::Matrix;
 use crate::cpu::isa::Isa;
 use crate::ir::Format;
 
-/// Bytes fetched ahead of the row being read.
-const AHEAD: usize = 1024;
 /// Most bytes of a unit.
 const TAIL: usize = 128;
 
@@ -51,6 +49,7 @@ unsafe fn unit<S: Simd, W: Unit<S>, const R: usize, const T: usize>(
     at: usize,
     x: &[*const f32; T],
     u: usize,
+    ahead: usize,
 ) {
     let mut xs = [[S::zero(); 2]; T];
     for t in 0..T {
@@ -60,7 +59,7 @@ unsafe fn unit<S: Simd, W: Unit<S>, const R: usize, const T: usize>(
     for r in 0..R {
         let p = w[r].add(at);
         for line in 0..W::BYTES.div_ceil(64) {
-            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * line).cast());
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + 64 * line).cast());
         }
         let (a, b) = W::load(p);
         for t in 0..T {
@@ -82,6 +81,7 @@ unsafe fn tile<S: Simd, W: Unit<S>, const SEG: usize, const R: usize, const T: u
     let cols = task.w.cols;
     let width = 2 * S::LANES;
     let (full, units) = (cols / width, cols.div_ceil(width));
+    let ahead = super::ahead(task.w, R);
     let seg = if SEG == 0 { scales.units } else { SEG };
     let (mut w, mut tails, mut x) = ([std::ptr::null(); R], [[0u8; TAIL]; R], [std::ptr::null(); T]);
     for r in 0..R {
@@ -103,18 +103,18 @@ unsafe fn tile<S: Simd, W: Unit<S>, const SEG: usize, const R: usize, const T: u
         let mut acc: Acc<S, R, T> = [[[S::zero(); 2]; T]; R];
         if SEG != 0 && u + SEG <= full {
             for i in 0..SEG {
-                unit::<S, W, R, T>(&mut acc, &w, (u + i) * W::BYTES, &x, u + i);
+                unit::<S, W, R, T>(&mut acc, &w, (u + i) * W::BYTES, &x, u + i, ahead);
             }
         } else {
             for i in u..end {
-                unit::<S, W, R, T>(&mut acc, &w, i * W::BYTES, &x, i);
+                unit::<S, W, R, T>(&mut acc, &w, i * W::BYTES, &x, i, ahead);
             }
             if end == full && full < units && u + seg > full {
                 let mut rest = [std::ptr::null(); R];
                 for r in 0..R {
                     rest[r] = tails[r].as_ptr();
                 }
-                unit::<S, W, R, T>(&mut acc, &rest, 0, &x, full);
+                unit::<S, W, R, T>(&mut acc, &rest, 0, &x, full, ahead);
             }
         }
         for r in 0..R {
@@ -192,7 +192,7 @@ unsafe fn run<S: Simd, W: Unit<S>, const SEG: usize>(task: &Task<'_>) {
     let tokens = task.x.len();
     // Rows and tokens of a tile are at most four pairs.
     let most = match tokens {
-        1 => 4,
+        1 => 2,
         2 => 2,
         _ => 1,
     };

@@ -10,9 +10,6 @@ use super::prep::QRow;
 use crate::cpu::isa::Isa;
 use crate::ir::Format;
 
-/// Bytes fetched ahead of the row being read.
-const AHEAD: usize = 768;
-
 /// Integer dot products of 32 bytes, summed in groups of four into eight i32.
 trait Int: Copy {
     /// init + u * x, u unsigned.
@@ -91,6 +88,7 @@ trait Block {
         x: &[QRow; T],
         b: usize,
         acc: &mut [[__m256; T]; R],
+        ahead: usize,
     );
 }
 
@@ -132,6 +130,7 @@ macro_rules! simple {
                 x: &[QRow; T],
                 b: usize,
                 acc: &mut [[__m256; T]; R],
+                ahead: usize,
             ) {
                 let zero = _mm256_setzero_si256();
                 let (mut q, mut init, mut d) = ([zero; T], [zero; T], [_mm256_setzero_ps(); T]);
@@ -144,7 +143,7 @@ macro_rules! simple {
                 }
                 for r in 0..R {
                     let $p = w[r];
-                    _mm_prefetch::<_MM_HINT_T0>($p.wrapping_add(AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T0>($p.wrapping_add(ahead).cast());
                     let u = $u;
                     let scale = half_splat($p);
                     for t in 0..T {
@@ -184,12 +183,13 @@ impl Block for Q4K {
         x: &[QRow; T],
         b: usize,
         acc: &mut [[__m256; T]; R],
+        ahead: usize,
     ) {
         let low = _mm256_set1_epi8(15);
         for r in 0..R {
             let p = w[r];
             for line in 0..3 {
-                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * line).cast());
+                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + 64 * line).cast());
             }
             // Twelve bytes of 6-bit numbers: eight scales, then eight minimums.
             let word = |i: usize| p.add(4 + 4 * i).cast::<u32>().read_unaligned();
@@ -237,6 +237,7 @@ impl Block for Q6K {
         x: &[QRow; T],
         b: usize,
         acc: &mut [[__m256; T]; R],
+        ahead: usize,
     ) {
         let (low, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
         // One scale for each half of a block of 32.
@@ -244,7 +245,7 @@ impl Block for Q6K {
         for r in 0..R {
             let p = w[r];
             for line in 0..4 {
-                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * line).cast());
+                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + 64 * line).cast());
             }
             let d = _mm256_set1_ps(half(p.add(208)));
             let mut scales = [0.0f32; 16];
@@ -300,8 +301,9 @@ unsafe fn tile<I: Int, B: Block, const R: usize, const T: usize>(task: &Task<'_>
         x[t] = task.x[token + t].quants(task.w.cols);
     }
     let mut acc = [[_mm256_setzero_ps(); T]; R];
+    let ahead = super::ahead(task.w, R);
     for i in 0..task.w.cols / (32 * B::BLOCKS) {
-        B::step::<I, R, T>(&w, &x, i * B::BLOCKS, &mut acc);
+        B::step::<I, R, T>(&w, &x, i * B::BLOCKS, &mut acc, ahead);
         for p in &mut w {
             *p = p.add(B::BYTES);
         }

@@ -34,14 +34,21 @@ fn bytes_of(format: Format, n: usize, rng: &mut Random) -> Vec<u8> {
     let half = |rng: &mut Random| half::f16::from_f32(rng.value() * 0.1).to_le_bytes();
     match format {
         Format::F32 => rng.values(n).iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Format::F16 => rng.values(n).iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-        Format::Bf16 => rng.values(n).iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        Format::F16 => rng
+            .values(n)
+            .iter()
+            .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+            .collect(),
+        Format::Bf16 => rng
+            .values(n)
+            .iter()
+            .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
+            .collect(),
         // Codes of NaN left out.
         Format::F8E4m3 => (0..n).map(|_| (rng.next() as u8) & 0xf7).collect(),
         _ => {
             let size = format.block_bytes();
-            let mut out: Vec<u8> =
-                (0..n / format.block_len() * size).map(|_| rng.next() as u8).collect();
+            let mut out: Vec<u8> = (0..n / format.block_len() * size).map(|_| rng.next() as u8).collect();
             for b in out.chunks_exact_mut(size) {
                 let at: &[usize] = match format {
                     Format::Q4_1 | Format::Q4K => &[0, 2],
@@ -81,13 +88,30 @@ impl Owned {
                 ScaleFormat::E8m0 => (0..n).map(|_| 120 + (rng.next() % 12) as u8).collect(),
                 _ => (0..n).flat_map(|_| (rng.value() * 0.01).to_le_bytes()).collect(),
             };
-            (ScaleSpec { format, block_rows, block_cols }, data)
+            (
+                ScaleSpec {
+                    format,
+                    block_rows,
+                    block_cols,
+                },
+                data,
+            )
         });
-        Self { rows, cols, format, layout, data: bytes_of(format, rows * cols, rng), scales }
+        Self {
+            rows,
+            cols,
+            format,
+            layout,
+            data: bytes_of(format, rows * cols, rng),
+            scales,
+        }
     }
 
     fn matrix(&self) -> Matrix<'_> {
-        let scales = self.scales.as_ref().map(|(spec, data)| BlockScales { spec: *spec, data });
+        let scales = self
+            .scales
+            .as_ref()
+            .map(|(spec, data)| BlockScales { spec: *spec, data });
         Matrix::new(self.rows, self.cols, self.format, self.layout, &self.data, scales).unwrap()
     }
 }
@@ -107,7 +131,12 @@ const FORMATS: [Format; 11] = [
 ];
 
 fn cpu(isa: Isa, threads: usize) -> Cpu {
-    Cpu { pool: Arc::new(Pool::new(threads)), isa, exact_activations: false, bf16_activations: true }
+    Cpu {
+        pool: Arc::new(Pool::new(threads)),
+        isa,
+        exact_activations: false,
+        bf16_activations: true,
+    }
 }
 
 /// `[tokens, rows]` products and, per output, the sum of magnitudes.
@@ -187,7 +216,10 @@ fn odd_widths_and_transposed_weights() {
                         matmul(&cpu, &x, tokens, &w, None, &mut y, rows);
                         for (got, (want, size)) in y.iter().zip(&want) {
                             let off = (f64::from(*got) - want).abs();
-                            assert!(off <= limit * size + 1e-30, "{format} {layout:?} {rows}x{cols} {tokens} {isa:?}");
+                            assert!(
+                                off <= limit * size + 1e-30,
+                                "{format} {layout:?} {rows}x{cols} {tokens} {isa:?}"
+                            );
                         }
                     }
                 }
@@ -205,7 +237,11 @@ fn the_oracle_rounds_nothing() {
         let w = owned.matrix();
         for tokens in [1, 20] {
             let x = rng.values(tokens * 512);
-            let cpu = Cpu { exact_activations: true, bf16_activations: false, ..cpu(Isa::detect(), 2) };
+            let cpu = Cpu {
+                exact_activations: true,
+                bf16_activations: false,
+                ..cpu(Isa::detect(), 2)
+            };
             let mut y = vec![0.0; tokens * 20];
             matmul(&cpu, &x, tokens, &w, None, &mut y, 20);
             for (got, (want, size)) in y.iter().zip(reference(&w, &x, None)) {
@@ -235,7 +271,11 @@ fn bits_depend_on_the_shape_alone() {
             let all = run(&one, &x);
             assert_eq!(all, run(&cpu(isa, 3), &x), "{format} {isa:?} threads");
             for n in [17, 23] {
-                assert_eq!(all[..n * rows], run(&one, &x[..n * cols])[..], "{format} {isa:?} {n} tokens");
+                assert_eq!(
+                    all[..n * rows],
+                    run(&one, &x[..n * cols])[..],
+                    "{format} {isa:?} {n} tokens"
+                );
             }
             let few = run(&one, &x[..7 * cols]);
             for t in 0..7 {
@@ -245,8 +285,16 @@ fn bits_depend_on_the_shape_alone() {
             let (mut a, mut b) = (vec![0.0; 3 * rows], vec![0.0; 3 * rows]);
             let x3 = &x[..3 * cols];
             let mut products = [
-                Product { w, bias: None, y: &mut a },
-                Product { w, bias: None, y: &mut b },
+                Product {
+                    w,
+                    bias: None,
+                    y: &mut a,
+                },
+                Product {
+                    w,
+                    bias: None,
+                    y: &mut b,
+                },
             ];
             matmul_many(&cpu(isa, 2), x3, 3, &mut products);
             assert_eq!(a, few[..3 * rows], "{format} {isa:?}");
@@ -259,7 +307,11 @@ fn bits_depend_on_the_shape_alone() {
                 .collect();
             grouped(&cpu(isa, 2), &mut jobs);
             for t in 0..3 {
-                assert_eq!(parts[t * 40..(t + 1) * 40], few[t * rows + 20..t * rows + 60], "{format} {isa:?}");
+                assert_eq!(
+                    parts[t * 40..(t + 1) * 40],
+                    few[t * rows + 20..t * rows + 60],
+                    "{format} {isa:?}"
+                );
             }
         }
     }
