@@ -1,4 +1,5 @@
 //! Test harness of MODEL1 Explorer: goldens, the oracle backend, helpers.
 
 pub mod goldens;
+pub mod models;
 pub mod oracle;

@@ -1,0 +1,70 @@
+//! Checkpoints made from the goldens: other names, other shapes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use checkpoint::write::{Spec, write_safetensors};
+use checkpoint::{Checkpoint, Silent};
+
+use crate::goldens::folder;
+
+/// A tensor to be written: dtype, shape, bytes.
+pub type Stored = (String, Vec<usize>, Vec<u8>);
+
+/// All tensors of a golden (plain formats only).
+pub fn tensors_of(name: &str) -> BTreeMap<String, Stored> {
+    let checkpoint = Checkpoint::open(&folder(name), &Silent).unwrap();
+    checkpoint
+        .tensors()
+        .map(|t| {
+            let dtype = match t.format {
+                kernels::ir::Format::F32 => "F32",
+                kernels::ir::Format::I64 => "I64",
+                kernels::ir::Format::I32 => "I32",
+                other => panic!("{}: {other}", t.name),
+            };
+            (t.name.clone(), (dtype.into(), t.shape.clone(), t.bytes.to_vec()))
+        })
+        .collect()
+}
+
+/// Writes a checkpoint folder.
+pub fn write(dir: &Path, config: &serde_json::Value, tensors: &BTreeMap<String, Stored>) {
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let specs: Vec<Spec> = tensors
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| Spec {
+            name: name.clone(),
+            dtype: dtype.clone(),
+            shape: shape.clone(),
+            bytes: bytes.len() as u64,
+        })
+        .collect();
+    let all: Vec<&Vec<u8>> = tensors.values().map(|t| &t.2).collect();
+    write_safetensors(&dir.join("model.safetensors"), &specs, |i| all[i].clone()).unwrap();
+}
+
+/// config.json of a golden.
+pub fn config(name: &str) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(folder(name).join("config.json")).unwrap()).unwrap()
+}
+
+/// tiny-gpt2 with room for `context` positions: its learned positions, repeated.
+pub fn long_gpt2(dir: &Path, context: usize) {
+    let mut config = config("tiny-gpt2");
+    config["n_positions"] = context.into();
+    config["n_ctx"] = context.into();
+    let mut tensors = tensors_of("tiny-gpt2");
+    for (name, (_, shape, bytes)) in &mut tensors {
+        if name.ends_with("wpe.weight") {
+            *bytes = bytes
+                .iter()
+                .copied()
+                .cycle()
+                .take(bytes.len() / shape[0] * context)
+                .collect();
+            shape[0] = context;
+        }
+    }
+    write(dir, &config, &tensors);
+}
