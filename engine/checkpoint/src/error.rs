@@ -42,7 +42,7 @@ pub enum CheckpointError {
         detail: String,
     },
     /// A tensor that is not there.
-    #[error("{}: tensor `{tensor}` is missing (needed with shape {shape:?})", path.display())]
+    #[error("{}: tensor `{tensor}`: found nothing, accepted: a tensor of shape {shape:?}", path.display())]
     Missing {
         /// Checkpoint.
         path: PathBuf,
@@ -52,7 +52,7 @@ pub enum CheckpointError {
         shape: Vec<usize>,
     },
     /// A tensor of the wrong shape.
-    #[error("{}: tensor `{tensor}`: found shape {found:?}, expected {expected:?}", path.display())]
+    #[error("{}: tensor `{tensor}`: found shape {found:?}, accepted: {expected:?}", path.display())]
     Shape {
         /// File.
         path: PathBuf,
@@ -76,7 +76,7 @@ pub enum CheckpointError {
         accepted: &'static str,
     },
     /// A shard the index names is not there.
-    #[error("{}: shard `{shard}` is missing; tensor `{tensor}` lies in it", path.display())]
+    #[error("{}: found no file `{shard}`, accepted: every shard of the index (tensor `{tensor}` lies in this one)", path.display())]
     MissingShard {
         /// Folder.
         path: PathBuf,

@@ -27,15 +27,30 @@ pub(crate) fn files_with(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, Ch
     Ok(out)
 }
 
+/// What a JSON value is, for messages.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
 fn json_object(path: &Path) -> Result<Map<String, Value>, CheckpointError> {
-    let text = std::fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
-    match serde_json::from_str(&text) {
+    let text = std::fs::read(path).map_err(|e| CheckpointError::io(path, e))?;
+    match serde_json::from_slice(&text) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(CheckpointError::format(
+        Ok(other) => Err(CheckpointError::format(
             path,
-            "found another JSON value, accepted: an object",
+            format!("found {}, accepted: a JSON object", kind_of(&other)),
         )),
-        Err(e) => Err(CheckpointError::format(path, format!("not JSON: {e}"))),
+        Err(e) => Err(CheckpointError::format(
+            path,
+            format!("found no JSON ({e}), accepted: a JSON object"),
+        )),
     }
 }
 
@@ -67,12 +82,21 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, BTreeSet<String>
         return Ok((files, expected));
     }
     let index = json_object(&index_path)?;
-    let map = index.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
-        CheckpointError::format(
-            &index_path,
-            "field `weight_map`: accepted: an object of tensor name -> file name",
-        )
-    })?;
+    let weight_map = index.get("weight_map");
+    let map = weight_map
+        .and_then(Value::as_object)
+        .filter(|m| !m.is_empty())
+        .ok_or_else(|| {
+            let found = match weight_map {
+                None => "nothing",
+                Some(Value::Object(_)) => "an empty object",
+                Some(other) => kind_of(other),
+            };
+            CheckpointError::format(
+                &index_path,
+                format!("field `weight_map`: found {found}, accepted: an object of tensor name -> file name"),
+            )
+        })?;
     for (tensor, file) in map {
         // Only plain file names: an index must not point outside its folder.
         let name = file
@@ -212,7 +236,7 @@ pub(crate) fn open(dir: &Path, progress: &dyn Progress) -> Result<Checkpoint, Ch
                 return Err(CheckpointError::tensor(
                     file,
                     wanted,
-                    "the index places it here, the file does not have it",
+                    "found nothing, accepted: a tensor of this name (model.safetensors.index.json places it here)",
                 ));
             }
         }
@@ -221,7 +245,7 @@ pub(crate) fn open(dir: &Path, progress: &dyn Progress) -> Result<Checkpoint, Ch
                 return Err(CheckpointError::tensor(
                     file,
                     &tensor,
-                    format!("also in {}", other.display()),
+                    format!("found here and in {}, accepted: one of them", other.display()),
                 ));
             }
             raw.insert(tensor, (entry, file.clone()));
@@ -243,7 +267,7 @@ pub(crate) fn open(dir: &Path, progress: &dyn Progress) -> Result<Checkpoint, Ch
         },
         chat_template: chat_template(dir, tokenizer_config.as_ref())?,
         tokenizer_config,
-        warnings: joined.warnings,
+        warnings: Vec::new(),
         total_bytes: maps.iter().map(|m| m.len() as u64).sum(),
         tensors: joined.tensors,
         unsupported: joined.unsupported,

@@ -26,6 +26,20 @@ pub enum Value {
     Ints(Vec<i64>),
 }
 
+/// A metadata value in words, for messages.
+pub(crate) fn describe(v: Option<&Value>) -> String {
+    match v {
+        None => "nothing".into(),
+        Some(Value::Int(i)) => i.to_string(),
+        Some(Value::Float(f)) => format!("{f:?}"),
+        Some(Value::Bool(b)) => b.to_string(),
+        Some(Value::Text(t)) => format!("{t:?}"),
+        Some(Value::Texts(t)) => format!("{} strings", t.len()),
+        Some(Value::Floats(t)) => format!("{} numbers", t.len()),
+        Some(Value::Ints(t)) => format!("{} numbers", t.len()),
+    }
+}
+
 /// A tensor's entry; dims as stored, innermost first.
 #[derive(Clone, Debug)]
 pub(crate) struct Info {
@@ -39,6 +53,8 @@ pub(crate) struct Info {
 pub(crate) struct Header {
     pub metadata: BTreeMap<String, Value>,
     pub tensors: Vec<Info>,
+    /// What tensor offsets are multiples of.
+    pub align: u64,
     pub data: Bytes,
 }
 
@@ -114,7 +130,7 @@ impl<'a> Reader<'a> {
             5 => i64::from(self.u32(key)? as i32),
             10 => match i64::try_from(self.u64(key)?) {
                 Ok(v) => v,
-                Err(_) => return self.fail(format!("`{key}`: number above 2^63")),
+                Err(_) => return self.fail(format!("field `{key}`: found a number above 2^63, accepted: below")),
             },
             11 => self.u64(key)? as i64,
             _ => return Ok(None),
@@ -131,15 +147,20 @@ impl<'a> Reader<'a> {
             8 => self.text(key).map(Value::Text),
             9 => self.array(key, depth),
             12 => Ok(Value::Float(f64::from_bits(self.u64(key)?))),
-            other => self.fail(format!("`{key}`: metadata type {other}, accepted: 0 to 12")),
+            other => self.fail(format!("field `{key}`: found value type {other}, accepted: 0 to 12")),
         }
     }
 
     fn array(&mut self, key: &str, depth: usize) -> Result<Value, CheckpointError> {
         if depth >= MAX_DEPTH {
-            return self.fail(format!("`{key}`: arrays nested deeper than {MAX_DEPTH}"));
+            return self.fail(format!(
+                "field `{key}`: found arrays nested deeper than {MAX_DEPTH}, accepted: up to that"
+            ));
         }
         let kind = self.u32(key)?;
+        if kind > 12 {
+            return self.fail(format!("field `{key}`: found an array of value type {kind}, accepted: 0 to 12"));
+        }
         let size = match kind {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
@@ -177,10 +198,7 @@ impl<'a> Reader<'a> {
             _ => {
                 let mut all = Vec::with_capacity(n);
                 for _ in 0..n {
-                    match self.int(kind, key)? {
-                        Some(i) => all.push(i),
-                        None => return self.fail(format!("`{key}`: array of type {kind}, accepted: 0 to 12")),
-                    }
+                    all.extend(self.int(kind, key)?);
                 }
                 Ok(Value::Ints(all))
             }
@@ -195,28 +213,28 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError>
         bytes: file,
         at: 0,
     };
-    if r.take(4, "the magic")? != b"GGUF" {
-        return r.fail("not a GGUF file (the first bytes are not `GGUF`)");
+    let magic = r.take(4, "the magic")?;
+    if magic != b"GGUF" {
+        return r.fail(format!(
+            "the magic: found `{}`, accepted: `GGUF`",
+            magic.escape_ascii()
+        ));
     }
     let version = r.u32("the version")?;
     if !(2..=3).contains(&version) {
-        return r.fail(format!("GGUF version {version}, accepted: 2, 3 (little endian)"));
+        return r.fail(format!("the GGUF version: found {version}, accepted: 2, 3 (little endian)"));
     }
-    let tensor_count = r.u64("the tensor count")?;
-    let pairs = r.u64("the metadata count")?;
     // A tensor info takes at least 24 bytes, a metadata pair at least 13.
-    if tensor_count > (r.left() / 24) as u64 || pairs > (r.left() / 13) as u64 {
-        return r.fail(format!(
-            "{tensor_count} tensors and {pairs} metadata entries do not fit {} bytes",
-            file.len()
-        ));
-    }
+    let tensor_count = r.count(24, "the tensor count")?;
+    let pairs = r.count(13, "the metadata count")?;
     let mut metadata = BTreeMap::new();
     for _ in 0..pairs {
         let key = r.text("a metadata key")?;
         let kind = r.u32(&key)?;
         let value = r.value(kind, &key, 0)?;
-        metadata.insert(key, value);
+        if metadata.insert(key.clone(), value).is_some() {
+            return r.fail(format!("field `{key}`: found twice, accepted: once"));
+        }
     }
     let mut tensors = Vec::new();
     for _ in 0..tensor_count {
@@ -226,7 +244,7 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError>
             return Err(CheckpointError::tensor(
                 path,
                 &name,
-                format!("{n} dimensions, accepted: up to 4"),
+                format!("found {n} dimensions, accepted: up to 4"),
             ));
         }
         let dims = (0..n).map(|_| r.u64(&name)).collect::<Result<Vec<_>, _>>()?;
@@ -241,13 +259,19 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError>
     }
     let align = match metadata.get("general.alignment") {
         None => 32,
-        Some(Value::Int(a @ 1..=65536)) => *a as usize,
-        Some(other) => return r.fail(format!("`general.alignment`: found {other:?}, accepted: 1 to 65536")),
+        Some(Value::Int(a @ 8..=65536)) if a.count_ones() == 1 => *a as usize,
+        other => {
+            return r.fail(format!(
+                "field `general.alignment`: found {}, accepted: a power of two from 8 to 65536",
+                describe(other)
+            ));
+        }
     };
     let start = r.at.next_multiple_of(align);
     Ok(Header {
         metadata,
         tensors,
+        align: align as u64,
         data: file.slice(start..file.len()),
     })
 }

@@ -70,9 +70,13 @@ fn value(out: &mut Vec<u8>, v: &Value) {
             tag(11);
             out.extend(i.to_le_bytes());
         }
-        Value::Float(f) => {
+        Value::Float(f) if f64::from(*f as f32) == *f => {
             tag(6);
             out.extend((*f as f32).to_le_bytes());
+        }
+        Value::Float(f) => {
+            tag(12);
+            out.extend(f.to_le_bytes());
         }
         Value::Bool(b) => {
             tag(7);
@@ -96,9 +100,13 @@ fn value(out: &mut Vec<u8>, v: &Value) {
         }
         Value::Ints(list) => {
             tag(9);
-            out.extend(5u32.to_le_bytes());
+            let narrow: Option<Vec<i32>> = list.iter().map(|&i| i32::try_from(i).ok()).collect();
+            out.extend(if narrow.is_some() { 5u32 } else { 11 }.to_le_bytes());
             out.extend((list.len() as u64).to_le_bytes());
-            list.iter().for_each(|&i| out.extend((i as i32).to_le_bytes()));
+            match narrow {
+                Some(list) => list.iter().for_each(|i| out.extend(i.to_le_bytes())),
+                None => list.iter().for_each(|i| out.extend(i.to_le_bytes())),
+            }
         }
     }
 }
@@ -107,8 +115,8 @@ fn value(out: &mut Vec<u8>, v: &Value) {
 pub fn gguf_spec(name: &str, format: Format, shape: &[usize]) -> Option<Spec> {
     let (_, dtype, _) = crate::gguf_model::TYPES.iter().find(|(_, _, f)| *f == format)?;
     let cols = *shape.last()?;
-    let rows: usize = shape[..shape.len() - 1].iter().product();
-    let bytes = (format.row_bytes(cols)? * rows) as u64;
+    let mut stack = shape.iter().rev().skip(1);
+    let bytes = stack.try_fold(format.row_bytes(cols)?, |n, &d| n.checked_mul(d))? as u64;
     Some(Spec {
         name: name.into(),
         dtype: (*dtype).into(),
