@@ -99,7 +99,7 @@ impl Meta<'_> {
         let key = format!("{}.{key}", self.arch);
         match (self.map.get(&key), default) {
             (Some(Value::Int(i @ 1..=0x7FFF_FFFF)), _) => Ok(*i),
-            (None, Some(d)) => Ok(d),
+            (None, Some(d)) if d > 0 => Ok(d),
             _ => self.refuse(&key, "a whole number from 1 to 2^31 - 1"),
         }
     }
