@@ -105,10 +105,10 @@ impl Meta<'_> {
     }
 
     /// A positive number of the architecture; the default when it is absent.
-    fn float(&self, key: &str, default: f64) -> Result<f64, CheckpointError> {
+    fn float(&self, key: &str, default: Option<f64>) -> Result<f64, CheckpointError> {
         let key = format!("{}.{key}", self.arch);
         let found = match self.map.get(&key) {
-            None => Some(default),
+            None => default,
             Some(Value::Float(f)) => Some(*f),
             Some(Value::Int(i)) => Some(*i as f64),
             Some(_) => None,
@@ -135,8 +135,8 @@ fn config(m: &Meta<'_>, vocab: usize, tied: bool) -> Result<Map<String, serde_js
         "head_dim": head_dim,
         "intermediate_size": m.size("feed_forward_length", None)?,
         "max_position_embeddings": m.size("context_length", None)?,
-        "rms_norm_eps": m.float("attention.layer_norm_rms_epsilon", 1e-5)?,
-        "rope_theta": m.float("rope.freq_base", 10000.0)?,
+        "rms_norm_eps": m.float("attention.layer_norm_rms_epsilon", None)?,
+        "rope_theta": m.float("rope.freq_base", Some(10000.0))?,
         "vocab_size": vocab,
         "tie_word_embeddings": tied,
         "hidden_act": "silu",
@@ -151,7 +151,7 @@ fn config(m: &Meta<'_>, vocab: usize, tied: bool) -> Result<Map<String, serde_js
     match scaling {
         None | Some("none") => {}
         Some("linear") => {
-            let factor = m.float("rope.scaling.factor", 1.0)?;
+            let factor = m.float("rope.scaling.factor", None)?;
             c["rope_scaling"] = json!({ "rope_type": "linear", "factor": factor });
         }
         Some(other) => c["rope_scaling"] = json!({ "rope_type": other }),
@@ -252,7 +252,11 @@ fn tensor(path: &Path, h: &Header, info: &Info) -> Result<Result<Tensor, String>
     let bytes = rows
         .zip(format.row_bytes(cols))
         .and_then(|(r, b)| r.checked_mul(b))
-        .ok_or_else(|| fail(format!("shape: found {shape:?} in {format}, accepted: rows of whole blocks, fewer than 2^64 bytes in all")))?;
+        .ok_or_else(|| {
+            fail(format!(
+                "shape: found {shape:?} in {format}, accepted: rows of whole blocks, fewer than 2^64 bytes in all"
+            ))
+        })?;
     let start = usize::try_from(info.offset).unwrap_or(usize::MAX);
     if start.checked_add(bytes).is_none_or(|end| end > h.data.len()) {
         return Err(fail(format!(
@@ -290,11 +294,7 @@ pub(crate) fn open(path: &Path, progress: &dyn Progress) -> Result<Checkpoint, C
     for info in &header.tensors {
         let name = hf_name(&info.name);
         if tensors.contains_key(&name) || unsupported.contains_key(&name) {
-            return Err(CheckpointError::tensor(
-                path,
-                &info.name,
-                "found twice, accepted: once",
-            ));
+            return Err(CheckpointError::tensor(path, &info.name, "found twice, accepted: once"));
         }
         match tensor(path, &header, info)? {
             Ok(t) => {

@@ -151,10 +151,7 @@ impl Checkpoint {
             };
         }
         if !meta.is_dir() {
-            return Err(CheckpointError::not_a_model(
-                path,
-                "neither a folder nor a file".into(),
-            ));
+            return Err(CheckpointError::not_a_model(path, "neither a folder nor a file".into()));
         }
         if path.join("config.json").is_file() {
             return folder::open(path, progress);

@@ -51,7 +51,9 @@ impl<'de> Deserialize<'de> for Dims {
                 let mut out = Vec::new();
                 while let Some(d) = seq.next_element()? {
                     if out.len() == MAX_DIMS {
-                        return Err(A::Error::custom(format!("more than {MAX_DIMS} dimensions, accepted: up to {MAX_DIMS}")));
+                        return Err(A::Error::custom(format!(
+                            "more than {MAX_DIMS} dimensions, accepted: up to {MAX_DIMS}"
+                        )));
                     }
                     out.push(d);
                 }

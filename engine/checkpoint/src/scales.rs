@@ -83,7 +83,10 @@ fn classify(raw: &Raw, name: &str, entry: &Entry) -> Result<(Format, Vec<usize>)
     if let Some(format) = plain(&entry.dtype) {
         if format == Format::F8E4m3 && companion(raw, name).is_none() {
             let [scale, scale_inv, _] = scale_names(name);
-            return Err(format!("{} without its scales (`{scale}` or `{scale_inv}`)", entry.dtype));
+            return Err(format!(
+                "{} without its scales (`{scale}` or `{scale_inv}`)",
+                entry.dtype
+            ));
         }
         return Ok((format, entry.shape.clone()));
     }

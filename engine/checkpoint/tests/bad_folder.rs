@@ -49,10 +49,7 @@ fn model(config: &str, tensors: &[(&str, &str, &str, usize)]) -> TempDir {
 #[test]
 fn paths_that_are_no_checkpoint() {
     let dir = folder(&[("notes.txt", b"hello"), ("config", b"{}")]);
-    assert_eq!(
-        refusal(&dir, "none"),
-        format!("none: found nothing there; {ACCEPTED}")
-    );
+    assert_eq!(refusal(&dir, "none"), format!("none: found nothing there; {ACCEPTED}"));
     assert_eq!(
         refusal(&dir, "none.gguf"),
         format!("none.gguf: found nothing there; {ACCEPTED}")
@@ -123,11 +120,7 @@ fn configurations_that_are_missing_or_no_object() {
 
 #[test]
 fn side_files_that_are_broken() {
-    for name in [
-        "generation_config.json",
-        "tokenizer_config.json",
-        "chat_template.json",
-    ] {
+    for name in ["generation_config.json", "tokenizer_config.json", "chat_template.json"] {
         let files: [(&str, &[u8]); 3] = [
             ("config.json", b"{}"),
             ("model.safetensors", &shard(&["a"])),
@@ -244,10 +237,7 @@ fn fp8_and_fp4_weights_without_scales() {
     // Scales of another 8-bit quantisation: one per row.
     let dir = model("{}", &[("p", "I8", "[2,32]", 64), ("p.scale", "F32", "[2,1]", 8)]);
     assert_eq!(
-        words(
-            dir.path(),
-            open(dir.path()).require("p", &[2, 64]).unwrap_err()
-        ),
+        words(dir.path(), open(dir.path()).require("p", &[2, 64]).unwrap_err()),
         format!(
             "model.safetensors: tensor `p`: found dtype I8 with scales `p.scale` of F32 [2, 1], not those of packed \
              FP4, {accepted}"
@@ -295,13 +285,13 @@ fn scales_of_the_wrong_shape_or_dtype() {
 
 #[test]
 fn a_file_of_a_folder_stands_for_the_folder() {
-    let dir = folder(&[
-        ("config.json", b"{\"k\":1}"),
-        ("model.safetensors", &shard(&["a"])),
-    ]);
+    let dir = folder(&[("config.json", b"{\"k\":1}"), ("model.safetensors", &shard(&["a"]))]);
     for name in ["config.json", "model.safetensors"] {
         let c = open(&dir.path().join(name));
-        assert_eq!((c.kind, c.config_path()), (Kind::HfFolder, dir.path().join("config.json")));
+        assert_eq!(
+            (c.kind, c.config_path()),
+            (Kind::HfFolder, dir.path().join("config.json"))
+        );
     }
     let dir = folder(&[("m.gguf", &Gguf::llama().build())]);
     let c = open(dir.path());

@@ -62,7 +62,11 @@ fn headers_that_are_not_the_right_json() {
     assert!(bad("{\"a\":").starts_with("model.safetensors: header: tensor `a`: EOF while parsing"));
     assert!(bad("{} {}").starts_with("model.safetensors: header: trailing characters"));
     let deep = format!("{{\"a\":{}", "[".repeat(100_000));
-    assert!(bad(&deep).starts_with("model.safetensors: header: tensor `a`: "), "{}", bad(&deep));
+    assert!(
+        bad(&deep).starts_with("model.safetensors: header: tensor `a`: "),
+        "{}",
+        bad(&deep)
+    );
     for (stored, part) in [
         (r#"{"shape":[],"data_offsets":[0,0]}"#, "missing field `dtype`"),
         (r#"{"dtype":"F32","data_offsets":[0,0]}"#, "missing field `shape`"),
@@ -107,7 +111,11 @@ fn headers_that_are_not_the_right_json() {
 
 #[test]
 fn names_that_appear_twice() {
-    let header = format!("{{{},{}}}", entry("a", "U8", "[1]", 0, 1), entry("a", "U8", "[1]", 1, 2));
+    let header = format!(
+        "{{{},{}}}",
+        entry("a", "U8", "[1]", 0, 1),
+        entry("a", "U8", "[1]", 1, 2)
+    );
     let said = refuse_header(&header, 2);
     assert!(
         said.starts_with("model.safetensors: header: `a` appears twice, accepted: once"),
