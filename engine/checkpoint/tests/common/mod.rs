@@ -3,7 +3,9 @@
 
 use std::path::{MAIN_SEPARATOR, Path};
 
+use checkpoint::write::Spec;
 use checkpoint::{Checkpoint, Silent};
+use kernels::ir::Format;
 use tempfile::TempDir;
 
 /// A fresh folder holding these files.
@@ -79,6 +81,28 @@ pub fn bytes(n: usize, seed: u64) -> Vec<u8> {
             (state >> 56) as u8
         })
         .collect()
+}
+
+/// A tensor to write.
+pub fn spec(name: &str, dtype: &str, shape: &[usize], bytes: usize) -> Spec {
+    Spec {
+        name: name.into(),
+        dtype: dtype.into(),
+        shape: shape.to_vec(),
+        bytes: bytes as u64,
+    }
+}
+
+/// The bytes of tensor `i` of a written file.
+pub fn data(specs: &[Spec], i: usize) -> Vec<u8> {
+    bytes(specs[i].bytes as usize, i as u64 + 1)
+}
+
+/// A written tensor, found as it was.
+pub fn check(c: &Checkpoint, s: &Spec, format: Format, shape: &[usize], expected: &[u8]) {
+    let t = c.require(&s.name, shape).unwrap();
+    assert_eq!((t.name.as_str(), t.format), (s.name.as_str(), format));
+    assert_eq!(t.bytes[..], *expected, "{}", s.name);
 }
 
 /// A GGUF file, put together without checks.
