@@ -62,10 +62,13 @@ fn optional_json(path: &Path) -> Result<Option<Map<String, Value>>, CheckpointEr
     }
 }
 
-/// The shards of a folder, and which tensors the index expects in each.
-fn shards(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, BTreeSet<String>>), CheckpointError> {
+/// Tensors the index expects, by file name.
+type Expected = BTreeMap<String, BTreeSet<String>>;
+
+/// The shards of a folder, and what the index expects in each.
+fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Expected), CheckpointError> {
     let index_path = dir.join("model.safetensors.index.json");
-    let mut expected: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut expected = Expected::new();
     if !index_path.is_file() {
         let single = dir.join("model.safetensors");
         let files = if single.is_file() {
@@ -122,14 +125,12 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, BTreeSet<String>
     Ok((expected.keys().map(|s| dir.join(s)).collect(), expected))
 }
 
-type Shard = Result<(Bytes, BTreeMap<String, Entry>), CheckpointError>;
+/// A mapped shard and its header.
+type Shard = (Bytes, BTreeMap<String, Entry>);
 
 /// Maps and reads the headers of all shards in parallel.
-fn read_shards(
-    files: &[PathBuf],
-    progress: &dyn Progress,
-) -> Result<Vec<(Bytes, BTreeMap<String, Entry>)>, CheckpointError> {
-    let slots: Vec<Mutex<Option<Shard>>> = files.iter().map(|_| Mutex::new(None)).collect();
+fn read_shards(files: &[PathBuf], progress: &dyn Progress) -> Result<Vec<Shard>, CheckpointError> {
+    let slots: Vec<Mutex<Option<Result<Shard, CheckpointError>>>> = files.iter().map(|_| Mutex::new(None)).collect();
     let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
     let threads = std::thread::available_parallelism()
         .map_or(1, std::num::NonZero::get)
