@@ -243,3 +243,19 @@ fn dtypes_nobody_knows_are_reported_when_their_tensor_is_needed() {
         "model.safetensors: tensor `ok`: found shape [1], accepted: [2]"
     );
 }
+
+#[test]
+fn messages_stay_on_one_short_line() {
+    let name = "a\\n\\u001b[31m";
+    let header = format!("{{{}}}", entry(name, "U8", "[4]", 0, 1));
+    assert_eq!(
+        refuse_header(&header, 1),
+        "model.safetensors: tensor `a\\n\\u{1b}[31m`: found 1 bytes, accepted: 4 (U8 [4])"
+    );
+    let header = format!("{{{}}}", entry(&"\u{e9}".repeat(100_000), "U8", "[4]", 0, 1));
+    let (start, end) = ("\u{e9}".repeat(200), "\u{e9}".repeat(200));
+    assert_eq!(
+        refuse_header(&header, 1),
+        format!("model.safetensors: tensor `{start} [...] {end}`: found 1 bytes, accepted: 4 (U8 [4])")
+    );
+}
