@@ -259,3 +259,17 @@ fn messages_stay_on_one_short_line() {
         format!("model.safetensors: tensor `{start} [...] {end}`: found 1 bytes, accepted: 4 (U8 [4])")
     );
 }
+
+#[test]
+fn headers_longer_than_the_format_allows() {
+    let dir = folder(&[("config.json", b"{}")]);
+    let file = std::fs::File::create(dir.path().join("model.safetensors")).unwrap();
+    // A hole: it takes no room on the disk.
+    file.set_len(200_000_000).unwrap();
+    std::io::Write::write_all(&mut &file, &100_000_001u64.to_le_bytes()).unwrap();
+    assert_eq!(
+        refusal(&dir, ""),
+        "model.safetensors: header length: found 100000001, accepted: at most 100000000 (the file has 199999992 bytes \
+         after the length)"
+    );
+}
