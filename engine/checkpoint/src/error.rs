@@ -2,6 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
+/// Most characters of a file's own text that a message repeats at either end.
+const SHOWN: usize = 200;
+
+/// Text that may hold a file's own words, on one line: control characters are escaped, a long middle is left out.
+fn shown(text: &str) -> String {
+    let escape = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    let n = text.chars().count();
+    if n <= 2 * SHOWN {
+        return text.chars().map(escape).collect();
+    }
+    let start = text.chars().take(SHOWN).map(escape);
+    let end = text.chars().skip(n - SHOWN).map(escape);
+    start.chain([" [...] ".to_string()]).chain(end).collect()
+}
+
 /// A checkpoint that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -24,7 +42,7 @@ pub enum CheckpointError {
         found: String,
     },
     /// A file whose structure is broken.
-    #[error("{}: {detail}", path.display())]
+    #[error("{}: {}", path.display(), shown(detail))]
     Format {
         /// File.
         path: PathBuf,
@@ -32,7 +50,7 @@ pub enum CheckpointError {
         detail: String,
     },
     /// A tensor whose entry is broken.
-    #[error("{}: tensor `{tensor}`: {detail}", path.display())]
+    #[error("{}: tensor `{}`: {}", path.display(), shown(tensor), shown(detail))]
     Tensor {
         /// File.
         path: PathBuf,
@@ -42,7 +60,7 @@ pub enum CheckpointError {
         detail: String,
     },
     /// A tensor that is not there.
-    #[error("{}: tensor `{tensor}` is missing (needed with shape {shape:?})", path.display())]
+    #[error("{}: tensor `{tensor}`: found nothing, accepted: a tensor of shape {shape:?}", path.display())]
     Missing {
         /// Checkpoint.
         path: PathBuf,
@@ -52,7 +70,7 @@ pub enum CheckpointError {
         shape: Vec<usize>,
     },
     /// A tensor of the wrong shape.
-    #[error("{}: tensor `{tensor}`: found shape {found:?}, expected {expected:?}", path.display())]
+    #[error("{}: tensor `{tensor}`: found shape {found:?}, accepted: {expected:?}", path.display())]
     Shape {
         /// File.
         path: PathBuf,
@@ -64,7 +82,7 @@ pub enum CheckpointError {
         expected: Vec<usize>,
     },
     /// A tensor in a format we do not read.
-    #[error("{}: tensor `{tensor}`: found dtype {found}, accepted: {accepted}", path.display())]
+    #[error("{}: tensor `{}`: found dtype {}, accepted: {accepted}", path.display(), shown(tensor), shown(found))]
     Dtype {
         /// File.
         path: PathBuf,
@@ -76,7 +94,10 @@ pub enum CheckpointError {
         accepted: &'static str,
     },
     /// A shard the index names is not there.
-    #[error("{}: shard `{shard}` is missing; tensor `{tensor}` lies in it", path.display())]
+    #[error(
+        "{}: found no file `{}`, accepted: every shard of the index (tensor `{}` lies in this one)",
+        path.display(), shown(shard), shown(tensor)
+    )]
     MissingShard {
         /// Folder.
         path: PathBuf,

@@ -27,15 +27,30 @@ pub(crate) fn files_with(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, Ch
     Ok(out)
 }
 
+/// What a JSON value is, for messages.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
 fn json_object(path: &Path) -> Result<Map<String, Value>, CheckpointError> {
-    let text = std::fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
-    match serde_json::from_str(&text) {
+    let text = std::fs::read(path).map_err(|e| CheckpointError::io(path, e))?;
+    match serde_json::from_slice(&text) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(CheckpointError::format(
+        Ok(other) => Err(CheckpointError::format(
             path,
-            "found another JSON value, accepted: an object",
+            format!("found {}, accepted: a JSON object", kind_of(&other)),
         )),
-        Err(e) => Err(CheckpointError::format(path, format!("not JSON: {e}"))),
+        Err(e) => Err(CheckpointError::format(
+            path,
+            format!("found no JSON ({e}), accepted: a JSON object"),
+        )),
     }
 }
 
@@ -47,10 +62,13 @@ fn optional_json(path: &Path) -> Result<Option<Map<String, Value>>, CheckpointEr
     }
 }
 
-/// The shards of a folder, and which tensors the index expects in each.
-fn shards(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, BTreeSet<String>>), CheckpointError> {
+/// Tensors the index expects, by file name.
+type Expected = BTreeMap<String, BTreeSet<String>>;
+
+/// The shards of a folder, and what the index expects in each.
+fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Expected), CheckpointError> {
     let index_path = dir.join("model.safetensors.index.json");
-    let mut expected: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut expected = Expected::new();
     if !index_path.is_file() {
         let single = dir.join("model.safetensors");
         let files = if single.is_file() {
@@ -67,12 +85,21 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, BTreeSet<String>
         return Ok((files, expected));
     }
     let index = json_object(&index_path)?;
-    let map = index.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
-        CheckpointError::format(
-            &index_path,
-            "field `weight_map`: accepted: an object of tensor name -> file name",
-        )
-    })?;
+    let weight_map = index.get("weight_map");
+    let map = weight_map
+        .and_then(Value::as_object)
+        .filter(|m| !m.is_empty())
+        .ok_or_else(|| {
+            let found = match weight_map {
+                None => "nothing",
+                Some(Value::Object(_)) => "an empty object",
+                Some(other) => kind_of(other),
+            };
+            CheckpointError::format(
+                &index_path,
+                format!("field `weight_map`: found {found}, accepted: an object of tensor name -> file name"),
+            )
+        })?;
     for (tensor, file) in map {
         // Only plain file names: an index must not point outside its folder.
         let name = file
@@ -98,14 +125,12 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, BTreeSet<String>
     Ok((expected.keys().map(|s| dir.join(s)).collect(), expected))
 }
 
-type Shard = Result<(Bytes, BTreeMap<String, Entry>), CheckpointError>;
+/// A mapped shard and its header.
+type Shard = (Bytes, BTreeMap<String, Entry>);
 
 /// Maps and reads the headers of all shards in parallel.
-fn read_shards(
-    files: &[PathBuf],
-    progress: &dyn Progress,
-) -> Result<Vec<(Bytes, BTreeMap<String, Entry>)>, CheckpointError> {
-    let slots: Vec<Mutex<Option<Shard>>> = files.iter().map(|_| Mutex::new(None)).collect();
+fn read_shards(files: &[PathBuf], progress: &dyn Progress) -> Result<Vec<Shard>, CheckpointError> {
+    let slots: Vec<Mutex<Option<Result<Shard, CheckpointError>>>> = files.iter().map(|_| Mutex::new(None)).collect();
     let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
     let threads = std::thread::available_parallelism()
         .map_or(1, std::num::NonZero::get)
@@ -212,7 +237,7 @@ pub(crate) fn open(dir: &Path, progress: &dyn Progress) -> Result<Checkpoint, Ch
                 return Err(CheckpointError::tensor(
                     file,
                     wanted,
-                    "the index places it here, the file does not have it",
+                    "found nothing, accepted: a tensor of this name (model.safetensors.index.json places it here)",
                 ));
             }
         }
@@ -221,7 +246,7 @@ pub(crate) fn open(dir: &Path, progress: &dyn Progress) -> Result<Checkpoint, Ch
                 return Err(CheckpointError::tensor(
                     file,
                     &tensor,
-                    format!("also in {}", other.display()),
+                    format!("found here and in {}, accepted: one of them", other.display()),
                 ));
             }
             raw.insert(tensor, (entry, file.clone()));
@@ -243,7 +268,7 @@ pub(crate) fn open(dir: &Path, progress: &dyn Progress) -> Result<Checkpoint, Ch
         },
         chat_template: chat_template(dir, tokenizer_config.as_ref())?,
         tokenizer_config,
-        warnings: joined.warnings,
+        warnings: Vec::new(),
         total_bytes: maps.iter().map(|m| m.len() as u64).sum(),
         tensors: joined.tensors,
         unsupported: joined.unsupported,

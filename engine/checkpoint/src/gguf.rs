@@ -26,6 +26,20 @@ pub enum Value {
     Ints(Vec<i64>),
 }
 
+/// A metadata value in words, for messages.
+pub(crate) fn describe(v: Option<&Value>) -> String {
+    match v {
+        None => "nothing".into(),
+        Some(Value::Int(i)) => i.to_string(),
+        Some(Value::Float(f)) => format!("{f:?}"),
+        Some(Value::Bool(b)) => b.to_string(),
+        Some(Value::Text(t)) => format!("{t:?}"),
+        Some(Value::Texts(t)) => format!("{} strings", t.len()),
+        Some(Value::Floats(t)) => format!("{} numbers", t.len()),
+        Some(Value::Ints(t)) => format!("{} numbers", t.len()),
+    }
+}
+
 /// A tensor's entry; dims as stored, innermost first.
 #[derive(Clone, Debug)]
 pub(crate) struct Info {
@@ -39,6 +53,8 @@ pub(crate) struct Info {
 pub(crate) struct Header {
     pub metadata: BTreeMap<String, Value>,
     pub tensors: Vec<Info>,
+    /// What tensor offsets are multiples of.
+    pub align: u64,
     pub data: Bytes,
 }
 
@@ -104,42 +120,52 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(self.take(n, what)?).into_owned())
     }
 
-    fn int(&mut self, kind: u32, key: &str) -> Result<Option<i64>, CheckpointError> {
+    fn int(&mut self, kind: u32, what: &str) -> Result<Option<i64>, CheckpointError> {
         Ok(Some(match kind {
-            0 => i64::from(self.number::<1>(key)?[0]),
-            1 => i64::from(self.number::<1>(key)?[0] as i8),
-            2 => i64::from(u16::from_le_bytes(self.number(key)?)),
-            3 => i64::from(i16::from_le_bytes(self.number(key)?)),
-            4 => i64::from(self.u32(key)?),
-            5 => i64::from(self.u32(key)? as i32),
-            10 => match i64::try_from(self.u64(key)?) {
-                Ok(v) => v,
-                Err(_) => return self.fail(format!("`{key}`: number above 2^63")),
-            },
-            11 => self.u64(key)? as i64,
+            0 => i64::from(self.number::<1>(what)?[0]),
+            1 => i64::from(self.number::<1>(what)?[0] as i8),
+            2 => i64::from(u16::from_le_bytes(self.number(what)?)),
+            3 => i64::from(i16::from_le_bytes(self.number(what)?)),
+            4 => i64::from(self.u32(what)?),
+            5 => i64::from(self.u32(what)? as i32),
+            10 => {
+                let v = self.u64(what)?;
+                match i64::try_from(v) {
+                    Ok(v) => v,
+                    Err(_) => return self.fail(format!("{what}: found {v}, accepted: below 2^63")),
+                }
+            }
+            11 => self.u64(what)? as i64,
             _ => return Ok(None),
         }))
     }
 
-    fn value(&mut self, kind: u32, key: &str, depth: usize) -> Result<Value, CheckpointError> {
-        if let Some(i) = self.int(kind, key)? {
+    fn value(&mut self, kind: u32, what: &str, depth: usize) -> Result<Value, CheckpointError> {
+        if let Some(i) = self.int(kind, what)? {
             return Ok(Value::Int(i));
         }
         match kind {
-            6 => Ok(Value::Float(f64::from(f32::from_bits(self.u32(key)?)))),
-            7 => Ok(Value::Bool(self.number::<1>(key)?[0] != 0)),
-            8 => self.text(key).map(Value::Text),
-            9 => self.array(key, depth),
-            12 => Ok(Value::Float(f64::from_bits(self.u64(key)?))),
-            other => self.fail(format!("`{key}`: metadata type {other}, accepted: 0 to 12")),
+            6 => Ok(Value::Float(f64::from(f32::from_bits(self.u32(what)?)))),
+            7 => Ok(Value::Bool(self.number::<1>(what)?[0] != 0)),
+            8 => self.text(what).map(Value::Text),
+            9 => self.array(what, depth),
+            12 => Ok(Value::Float(f64::from_bits(self.u64(what)?))),
+            other => self.fail(format!("{what}: found value type {other}, accepted: 0 to 12")),
         }
     }
 
-    fn array(&mut self, key: &str, depth: usize) -> Result<Value, CheckpointError> {
+    fn array(&mut self, what: &str, depth: usize) -> Result<Value, CheckpointError> {
         if depth >= MAX_DEPTH {
-            return self.fail(format!("`{key}`: arrays nested deeper than {MAX_DEPTH}"));
+            return self.fail(format!(
+                "{what}: found arrays nested deeper than {MAX_DEPTH}, accepted: up to {MAX_DEPTH}"
+            ));
         }
-        let kind = self.u32(key)?;
+        let kind = self.u32(what)?;
+        if kind > 12 {
+            return self.fail(format!(
+                "{what}: found an array of value type {kind}, accepted: 0 to 12"
+            ));
+        }
         let size = match kind {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
@@ -147,40 +173,37 @@ impl<'a> Reader<'a> {
             9 => 12,
             _ => 4,
         };
-        let n = self.count(size, key)?;
+        let n = self.count(size, what)?;
         match kind {
             8 => (0..n)
-                .map(|_| self.text(key))
+                .map(|_| self.text(what))
                 .collect::<Result<_, _>>()
                 .map(Value::Texts),
             6 => (0..n)
-                .map(|_| self.u32(key).map(f32::from_bits))
+                .map(|_| self.u32(what).map(f32::from_bits))
                 .collect::<Result<_, _>>()
                 .map(Value::Floats),
             12 => {
                 let all: Result<_, _> = (0..n)
-                    .map(|_| self.u64(key).map(|b| f64::from_bits(b) as f32))
+                    .map(|_| self.u64(what).map(|b| f64::from_bits(b) as f32))
                     .collect();
                 all.map(Value::Floats)
             }
             9 => {
                 // Nested arrays carry nothing we use: walked over.
                 for _ in 0..n {
-                    self.array(key, depth + 1)?;
+                    self.array(what, depth + 1)?;
                 }
                 Ok(Value::Ints(Vec::new()))
             }
             7 => (0..n)
-                .map(|_| self.number::<1>(key).map(|b| i64::from(b[0])))
+                .map(|_| self.number::<1>(what).map(|b| i64::from(b[0])))
                 .collect::<Result<_, _>>()
                 .map(Value::Ints),
             _ => {
                 let mut all = Vec::with_capacity(n);
                 for _ in 0..n {
-                    match self.int(kind, key)? {
-                        Some(i) => all.push(i),
-                        None => return self.fail(format!("`{key}`: array of type {kind}, accepted: 0 to 12")),
-                    }
+                    all.extend(self.int(kind, what)?);
                 }
                 Ok(Value::Ints(all))
             }
@@ -195,43 +218,44 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError>
         bytes: file,
         at: 0,
     };
-    if r.take(4, "the magic")? != b"GGUF" {
-        return r.fail("not a GGUF file (the first bytes are not `GGUF`)");
+    let magic = r.take(4, "the magic")?;
+    if magic != b"GGUF" {
+        return r.fail(format!("the magic: found `{}`, accepted: `GGUF`", magic.escape_ascii()));
     }
     let version = r.u32("the version")?;
     if !(2..=3).contains(&version) {
-        return r.fail(format!("GGUF version {version}, accepted: 2, 3 (little endian)"));
-    }
-    let tensor_count = r.u64("the tensor count")?;
-    let pairs = r.u64("the metadata count")?;
-    // A tensor info takes at least 24 bytes, a metadata pair at least 13.
-    if tensor_count > (r.left() / 24) as u64 || pairs > (r.left() / 13) as u64 {
         return r.fail(format!(
-            "{tensor_count} tensors and {pairs} metadata entries do not fit {} bytes",
-            file.len()
+            "the GGUF version: found {version}, accepted: 2, 3 (little endian)"
         ));
     }
+    // A tensor info takes at least 24 bytes, a metadata pair at least 13.
+    let tensor_count = r.count(24, "the tensor count")?;
+    let pairs = r.count(13, "the metadata count")?;
     let mut metadata = BTreeMap::new();
     for _ in 0..pairs {
         let key = r.text("a metadata key")?;
-        let kind = r.u32(&key)?;
-        let value = r.value(kind, &key, 0)?;
-        metadata.insert(key, value);
+        let what = format!("field `{key}`");
+        let kind = r.u32(&what)?;
+        let value = r.value(kind, &what, 0)?;
+        if metadata.insert(key, value).is_some() {
+            return r.fail(format!("{what}: found twice, accepted: once"));
+        }
     }
     let mut tensors = Vec::new();
     for _ in 0..tensor_count {
         let name = r.text("a tensor name")?;
-        let n = r.u32(&name)?;
+        let what = format!("tensor `{name}`");
+        let n = r.u32(&what)?;
         if n > 4 {
             return Err(CheckpointError::tensor(
                 path,
                 &name,
-                format!("{n} dimensions, accepted: up to 4"),
+                format!("found {n} dimensions, accepted: up to 4"),
             ));
         }
-        let dims = (0..n).map(|_| r.u64(&name)).collect::<Result<Vec<_>, _>>()?;
-        let kind = r.u32(&name)?;
-        let offset = r.u64(&name)?;
+        let dims = (0..n).map(|_| r.u64(&what)).collect::<Result<Vec<_>, _>>()?;
+        let kind = r.u32(&what)?;
+        let offset = r.u64(&what)?;
         tensors.push(Info {
             name,
             dims,
@@ -241,13 +265,19 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<Header, CheckpointError>
     }
     let align = match metadata.get("general.alignment") {
         None => 32,
-        Some(Value::Int(a @ 1..=65536)) => *a as usize,
-        Some(other) => return r.fail(format!("`general.alignment`: found {other:?}, accepted: 1 to 65536")),
+        Some(Value::Int(a @ 8..=65536)) if a.count_ones() == 1 => *a as usize,
+        other => {
+            return r.fail(format!(
+                "field `general.alignment`: found {}, accepted: a power of two from 8 to 65536",
+                describe(other)
+            ));
+        }
     };
     let start = r.at.next_multiple_of(align);
     Ok(Header {
         metadata,
         tensors,
+        align: align as u64,
         data: file.slice(start..file.len()),
     })
 }

@@ -7,7 +7,7 @@ use kernels::ir::Format;
 use serde_json::{Map, json};
 
 use crate::error::CheckpointError;
-use crate::gguf::{self, Header, Info, Value};
+use crate::gguf::{self, Header, Info, Value, describe};
 use crate::{Checkpoint, Kind, Progress, Tensor, TokenizerSource, mmap};
 
 /// The tokenizer section of a GGUF file.
@@ -86,79 +86,72 @@ impl Meta<'_> {
         self.int(key).and_then(|i| u32::try_from(i).ok())
     }
 
-    fn need(&self, key: &str) -> Result<i64, CheckpointError> {
+    fn refuse<T>(&self, key: &str, accepted: &str) -> Result<T, CheckpointError> {
+        let found = describe(self.map.get(key));
+        Err(CheckpointError::format(
+            self.path,
+            format!("field `{key}`: found {found}, accepted: {accepted}"),
+        ))
+    }
+
+    /// A size of the architecture, from 1 to 2^31 - 1; the default when it is absent.
+    fn size(&self, key: &str, default: Option<i64>) -> Result<i64, CheckpointError> {
         let key = format!("{}.{key}", self.arch);
-        match self.map.get(&key) {
-            Some(Value::Int(i)) if *i > 0 => Ok(*i),
-            other => Err(CheckpointError::format(
-                self.path,
-                format!(
-                    "field `{key}`: found {}, accepted: a positive whole number",
-                    describe(other)
-                ),
-            )),
+        match (self.map.get(&key), default) {
+            (Some(Value::Int(i @ 1..=0x7FFF_FFFF)), _) => Ok(*i),
+            (None, Some(d)) if d > 0 => Ok(d),
+            _ => self.refuse(&key, "a whole number from 1 to 2^31 - 1"),
         }
     }
 
-    fn float(&self, key: &str) -> Option<f64> {
-        match self.map.get(&format!("{}.{key}", self.arch)) {
+    /// A positive number of the architecture; the default when it is absent.
+    fn float(&self, key: &str, default: Option<f64>) -> Result<f64, CheckpointError> {
+        let key = format!("{}.{key}", self.arch);
+        let found = match self.map.get(&key) {
+            None => default,
             Some(Value::Float(f)) => Some(*f),
             Some(Value::Int(i)) => Some(*i as f64),
-            _ => None,
+            Some(_) => None,
+        };
+        match found.filter(|f| f.is_finite() && *f > 0.0) {
+            Some(f) => Ok(f),
+            None => self.refuse(&key, "a positive number"),
         }
-    }
-}
-
-fn describe(v: Option<&Value>) -> String {
-    match v {
-        None => "nothing".into(),
-        Some(Value::Texts(t)) => format!("{} strings", t.len()),
-        Some(Value::Floats(t)) => format!("{} numbers", t.len()),
-        Some(Value::Ints(t)) => format!("{} numbers", t.len()),
-        Some(v) => format!("{v:?}"),
     }
 }
 
 /// config.json as the same model would have it.
 fn config(m: &Meta<'_>, vocab: usize, tied: bool) -> Result<Map<String, serde_json::Value>, CheckpointError> {
-    let heads = m.need("attention.head_count")?;
-    let hidden = m.need("embedding_length")?;
-    let kv_heads = m.int(&format!("{}.attention.head_count_kv", m.arch)).unwrap_or(heads);
-    let head_dim = m
-        .int(&format!("{}.attention.key_length", m.arch))
-        .unwrap_or(hidden / heads);
+    let heads = m.size("attention.head_count", None)?;
+    let hidden = m.size("embedding_length", None)?;
+    let kv_heads = m.size("attention.head_count_kv", Some(heads))?;
+    let head_dim = m.size("attention.key_length", Some(hidden / heads))?;
     let mut c = json!({
         "model_type": m.arch,
         "hidden_size": hidden,
-        "num_hidden_layers": m.need("block_count")?,
+        "num_hidden_layers": m.size("block_count", None)?,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "intermediate_size": m.need("feed_forward_length")?,
-        "max_position_embeddings": m.need("context_length")?,
-        "rms_norm_eps": m.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
-        "rope_theta": m.float("rope.freq_base").unwrap_or(10000.0),
+        "intermediate_size": m.size("feed_forward_length", None)?,
+        "max_position_embeddings": m.size("context_length", None)?,
+        "rms_norm_eps": m.float("attention.layer_norm_rms_epsilon", None)?,
+        "rope_theta": m.float("rope.freq_base", Some(10000.0))?,
         "vocab_size": vocab,
         "tie_word_embeddings": tied,
         "hidden_act": "silu",
         // llama.cpp's converter permutes q and k rows of llama models for rotary pairs side by side.
         "gguf_rope_interleaved": m.arch == "llama",
     });
-    let rope_dims = m.int(&format!("{}.rope.dimension_count", m.arch));
-    if rope_dims.is_some_and(|d| d != head_dim) {
-        return Err(CheckpointError::format(
-            m.path,
-            format!(
-                "field `{}.rope.dimension_count`: found {rope_dims:?}, accepted: the head width {head_dim}",
-                m.arch
-            ),
-        ));
+    if m.size("rope.dimension_count", Some(head_dim))? != head_dim {
+        let key = format!("{}.rope.dimension_count", m.arch);
+        return m.refuse(&key, &format!("the head width {head_dim}"));
     }
     let scaling = m.text(&format!("{}.rope.scaling.type", m.arch));
     match scaling {
         None | Some("none") => {}
         Some("linear") => {
-            let factor = m.float("rope.scaling.factor").unwrap_or(1.0);
+            let factor = m.float("rope.scaling.factor", None)?;
             c["rope_scaling"] = json!({ "rope_type": "linear", "factor": factor });
         }
         Some(other) => c["rope_scaling"] = json!({ "rope_type": other }),
@@ -239,6 +232,12 @@ fn tensor(path: &Path, h: &Header, info: &Info) -> Result<Result<Tensor, String>
     let Some((_, _, format)) = TYPES.iter().find(|(k, _, _)| *k == info.kind) else {
         return Ok(Err(format!("ggml type {}", info.kind)));
     };
+    if !info.offset.is_multiple_of(h.align) {
+        return Err(fail(format!(
+            "offset: found {}, accepted: a multiple of the alignment {}",
+            info.offset, h.align
+        )));
+    }
     // GGUF lists the innermost dimension first.
     let shape: Vec<usize> = info
         .dims
@@ -253,11 +252,15 @@ fn tensor(path: &Path, h: &Header, info: &Info) -> Result<Result<Tensor, String>
     let bytes = rows
         .zip(format.row_bytes(cols))
         .and_then(|(r, b)| r.checked_mul(b))
-        .ok_or_else(|| fail(format!("shape {shape:?} in {format}: not whole blocks, or too large")))?;
+        .ok_or_else(|| {
+            fail(format!(
+                "shape: found {shape:?} in {format}, accepted: rows of whole blocks, fewer than 2^64 bytes in all"
+            ))
+        })?;
     let start = usize::try_from(info.offset).unwrap_or(usize::MAX);
     if start.checked_add(bytes).is_none_or(|end| end > h.data.len()) {
         return Err(fail(format!(
-            "{bytes} bytes at offset {start} reach outside the file's {} bytes of data (truncated?)",
+            "found {bytes} bytes at offset {start}, accepted: within the file's {} bytes of data (is it truncated?)",
             h.data.len()
         )));
     }
@@ -278,12 +281,10 @@ pub(crate) fn open(path: &Path, progress: &dyn Progress) -> Result<Checkpoint, C
     let arch = match meta.get("general.architecture") {
         Some(Value::Text(a)) if a == "llama" || a == "qwen2" => a.clone(),
         other => {
+            let found = describe(other);
             return Err(CheckpointError::format(
                 path,
-                format!(
-                    "field `general.architecture`: found {}, accepted: llama, qwen2",
-                    describe(other)
-                ),
+                format!("field `general.architecture`: found {found}, accepted: llama, qwen2"),
             ));
         }
     };
@@ -291,15 +292,17 @@ pub(crate) fn open(path: &Path, progress: &dyn Progress) -> Result<Checkpoint, C
     let (mut tensors, mut unsupported) = (BTreeMap::new(), BTreeMap::new());
     let mut spans: Vec<(u64, u64, String)> = Vec::new();
     for info in &header.tensors {
+        let name = hf_name(&info.name);
+        if tensors.contains_key(&name) || unsupported.contains_key(&name) {
+            return Err(CheckpointError::tensor(path, &info.name, "found twice, accepted: once"));
+        }
         match tensor(path, &header, info)? {
             Ok(t) => {
                 spans.push((info.offset, info.offset + t.bytes.len() as u64, info.name.clone()));
-                if tensors.insert(t.name.clone(), t).is_some() {
-                    return Err(CheckpointError::tensor(path, &info.name, "appears twice"));
-                }
+                tensors.insert(name, t);
             }
             Err(kind) => {
-                unsupported.insert(hf_name(&info.name), kind);
+                unsupported.insert(name, (kind, path.into()));
             }
         }
     }
@@ -309,7 +312,10 @@ pub(crate) fn open(path: &Path, progress: &dyn Progress) -> Result<Checkpoint, C
             return Err(CheckpointError::tensor(
                 path,
                 &pair[1].2,
-                format!("overlaps `{}`", pair[0].2),
+                format!(
+                    "overlaps `{}`: found offset {}, accepted: from {} on",
+                    pair[0].2, pair[1].0, pair[0].1
+                ),
             ));
         }
     }

@@ -111,14 +111,15 @@ pub struct Checkpoint {
     /// Bytes of all weight files.
     pub total_bytes: u64,
     tensors: BTreeMap<String, Tensor>,
-    /// Tensors in formats we do not read: name -> format.
-    unsupported: BTreeMap<String, String>,
+    /// Tensors in formats we do not read: name -> format and file.
+    unsupported: BTreeMap<String, (String, PathBuf)>,
     maps: Vec<Bytes>,
 }
 
-/// Formats accepted, for messages.
-pub(crate) const ACCEPTED: &str = "F32, F16, BF16, F8_E4M3, packed FP4 (I8 with scales), I32, I64; in GGUF F32, F16, \
-                                   BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K, Q6_K";
+/// Formats accepted in safetensors, for messages.
+const SAFETENSORS_FORMATS: &str = "F32, F16, BF16, F8_E4M3 with scales, packed FP4 (I8 or U8 with scales), I32, I64";
+/// Formats accepted in GGUF, for messages.
+const GGUF_FORMATS: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K, Q6_K";
 
 impl Checkpoint {
     /// Opens a Hugging Face folder, a GGUF file, a folder holding exactly one GGUF file, or a file inside a folder.
@@ -127,7 +128,10 @@ impl Checkpoint {
         if progress.cancelled() {
             return Err(CheckpointError::Cancelled);
         }
-        let meta = std::fs::metadata(path).map_err(|e| CheckpointError::io(path, e))?;
+        let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => CheckpointError::not_a_model(path, "nothing there".into()),
+            _ => CheckpointError::io(path, e),
+        })?;
         let extension = path
             .extension()
             .and_then(|e| e.to_str())
@@ -145,6 +149,9 @@ impl Checkpoint {
                 }
                 _ => Err(CheckpointError::not_a_model(path, "a file of another kind".into())),
             };
+        }
+        if !meta.is_dir() {
+            return Err(CheckpointError::not_a_model(path, "neither a folder nor a file".into()));
         }
         if path.join("config.json").is_file() {
             return folder::open(path, progress);
@@ -171,12 +178,15 @@ impl Checkpoint {
     /// A tensor that must be there with this shape.
     pub fn require(&self, name: &str, shape: &[usize]) -> Result<&Tensor, CheckpointError> {
         let Some(t) = self.tensors.get(name) else {
-            if let Some(found) = self.unsupported.get(name) {
+            if let Some((found, file)) = self.unsupported.get(name) {
                 return Err(CheckpointError::Dtype {
-                    path: self.path.clone(),
+                    path: file.clone(),
                     tensor: name.into(),
                     found: found.clone(),
-                    accepted: ACCEPTED,
+                    accepted: match self.kind {
+                        Kind::HfFolder => SAFETENSORS_FORMATS,
+                        Kind::Gguf => GGUF_FORMATS,
+                    },
                 });
             }
             return Err(CheckpointError::Missing {

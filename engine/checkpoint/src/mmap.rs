@@ -16,7 +16,7 @@ pub(crate) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
     if length == 0 {
         return Err(CheckpointError::Format {
             path: path.into(),
-            detail: "the file is empty".into(),
+            detail: "found an empty file, accepted: a safetensors or GGUF file".into(),
         });
     }
     // SAFETY: the map is read-only. Another process truncating or changing the file while it is mapped is outside

@@ -51,7 +51,9 @@ impl<'de> Deserialize<'de> for Dims {
                 let mut out = Vec::new();
                 while let Some(d) = seq.next_element()? {
                     if out.len() == MAX_DIMS {
-                        return Err(A::Error::custom(format!("more than {MAX_DIMS} dimensions")));
+                        return Err(A::Error::custom(format!(
+                            "more than {MAX_DIMS} dimensions, accepted: up to {MAX_DIMS}"
+                        )));
                     }
                     out.push(d);
                 }
@@ -94,7 +96,7 @@ impl<'de> Deserialize<'de> for Tensors {
                         out.insert(name.clone(), stored).is_some()
                     };
                     if again {
-                        return Err(A::Error::custom(format!("`{name}` appears twice")));
+                        return Err(A::Error::custom(format!("`{name}` appears twice, accepted: once")));
                     }
                 }
                 Ok(Tensors(out))
@@ -109,7 +111,7 @@ pub(crate) fn read(path: &Path, file: &Bytes) -> Result<BTreeMap<String, Entry>,
     let fail = |detail: String| CheckpointError::format(path, detail);
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(fail(format!(
-            "truncated: found {} bytes, a safetensors file has at least 8",
+            "truncated: found {} bytes, accepted: at least the 8 bytes of the header length",
             file.len()
         )));
     };
@@ -160,7 +162,7 @@ fn check_spans(path: &Path, spans: &[(u64, u64, String)], size: u64) -> Result<(
         at = *end;
     }
     if at != size {
-        let detail = format!("found {size} bytes of data, the header accounts for {at}");
+        let detail = format!("found {size} bytes of data, accepted: the {at} that the header accounts for");
         return Err(CheckpointError::format(path, detail));
     }
     Ok(())
@@ -189,7 +191,7 @@ fn entry(path: &Path, name: &str, stored: &Stored, data: &Bytes) -> Result<Entry
         }
         if wanted / 8 != end - start {
             return Err(fail(format!(
-                "found {} bytes, {dtype} {shape:?} needs {}",
+                "found {} bytes, accepted: {} ({dtype} {shape:?})",
                 end - start,
                 wanted / 8
             )));

@@ -19,9 +19,8 @@ pub(crate) type Raw = BTreeMap<String, (Entry, PathBuf)>;
 #[derive(Default)]
 pub(crate) struct Joined {
     pub tensors: BTreeMap<String, Tensor>,
-    /// Those in formats we do not read: name -> format, in words.
-    pub unsupported: BTreeMap<String, String>,
-    pub warnings: Vec<String>,
+    /// Those in formats we do not read: name -> format, in words, and file.
+    pub unsupported: BTreeMap<String, (String, PathBuf)>,
 }
 
 fn plain(dtype: &str) -> Option<Format> {
@@ -45,17 +44,22 @@ fn scale_format(dtype: &str) -> Option<ScaleFormat> {
     })
 }
 
-/// The tensor holding a weight's scales, under any of the names in use.
-fn companion<'a>(raw: &'a Raw, name: &str) -> Option<(&'a str, &'a Entry, &'a PathBuf)> {
+/// The names in use for the tensor holding a weight's scales.
+fn scale_names(name: &str) -> [String; 3] {
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     [
         format!("{stem}.scale"),
         format!("{name}_scale_inv"),
         format!("{name}.scale"),
     ]
-    .iter()
-    .find_map(|c| raw.get_key_value(c))
-    .map(|(n, (entry, file))| (n.as_str(), entry, file))
+}
+
+/// The tensor holding a weight's scales.
+fn companion<'a>(raw: &'a Raw, name: &str) -> Option<(&'a str, &'a Entry, &'a PathBuf)> {
+    scale_names(name)
+        .iter()
+        .find_map(|c| raw.get_key_value(c))
+        .map(|(n, (entry, file))| (n.as_str(), entry, file))
 }
 
 /// `[.., rows, cols]` of weights to `[.., rows / block, cols / block]` of their scales, rounded up.
@@ -77,6 +81,13 @@ fn unpacked(shape: &[usize]) -> Option<Vec<usize>> {
 /// Format and logical shape of an entry, or why we do not read it.
 fn classify(raw: &Raw, name: &str, entry: &Entry) -> Result<(Format, Vec<usize>), String> {
     if let Some(format) = plain(&entry.dtype) {
+        if format == Format::F8E4m3 && companion(raw, name).is_none() {
+            let [scale, scale_inv, _] = scale_names(name);
+            return Err(format!(
+                "{} without its scales (`{scale}` or `{scale_inv}`)",
+                entry.dtype
+            ));
+        }
         return Ok((format, entry.shape.clone()));
     }
     if !matches!(entry.dtype.as_str(), "I8" | "U8") {
@@ -100,12 +111,12 @@ fn classify(raw: &Raw, name: &str, entry: &Entry) -> Result<(Format, Vec<usize>)
 /// Turns raw entries into tensors; scale tensors move into the weights they belong to.
 pub(crate) fn join(raw: &Raw, block: (usize, usize)) -> Result<Joined, CheckpointError> {
     let mut out = Joined::default();
-    let (mut used, mut unscaled) = (Vec::new(), Vec::new());
+    let mut used = Vec::new();
     for (name, (entry, file)) in raw {
         let (format, shape) = match classify(raw, name, entry) {
             Ok(found) => found,
             Err(dtype) => {
-                out.unsupported.insert(name.clone(), dtype);
+                out.unsupported.insert(name.clone(), (dtype, file.clone()));
                 continue;
             }
         };
@@ -116,11 +127,7 @@ pub(crate) fn join(raw: &Raw, block: (usize, usize)) -> Result<Joined, Checkpoin
         };
         let scales = match (block, companion(raw, name)) {
             (Some(block), Some(found)) => Some(attach(name, &shape, found, block)?),
-            (Some(_), None) => {
-                unscaled.push(name);
-                None
-            }
-            (None, _) => None,
+            _ => None,
         };
         used.extend(scales.as_ref().map(|s| s.name.clone()));
         let (bytes, file) = (entry.bytes.clone(), file.clone());
@@ -140,12 +147,6 @@ pub(crate) fn join(raw: &Raw, block: (usize, usize)) -> Result<Joined, Checkpoin
         out.tensors.remove(&name);
         out.unsupported.remove(&name);
     }
-    if let Some(first) = unscaled.first() {
-        let n = unscaled.len();
-        out.warnings.push(format!(
-            "{n} FP8 tensors have no scales and are taken as they are, the first is `{first}`"
-        ));
-    }
     Ok(out)
 }
 
@@ -164,7 +165,7 @@ fn attach(
     };
     let Some(expected) = scale_shape(shape, block) else {
         return Err(fail(format!(
-            "scales of `{weight}`, which has shape {shape:?}; accepted: scales of matrices"
+            "found scales of `{weight}`, which has shape {shape:?}, accepted: scales of matrices"
         )));
     };
     if entry.shape != expected {

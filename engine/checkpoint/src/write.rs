@@ -1,6 +1,7 @@
 //! Small writers for safetensors and GGUF: for tests and for tools that make models. Tensors are asked for one by
 //! one, so large files need little memory.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -28,8 +29,21 @@ fn wrong(name: &str, found: usize, expected: u64) -> io::Error {
     ))
 }
 
+/// Names may appear once.
+fn check_names(specs: &[Spec]) -> io::Result<()> {
+    let mut seen = BTreeSet::new();
+    match specs.iter().find(|s| !seen.insert(&s.name)) {
+        Some(s) => Err(io::Error::other(format!(
+            "tensor `{}`: found twice, accepted: once",
+            s.name
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Writes a safetensors file; `make(i)` gives the bytes of tensor i.
 pub fn write_safetensors(path: &Path, specs: &[Spec], mut make: impl FnMut(usize) -> Vec<u8>) -> io::Result<()> {
+    check_names(specs)?;
     let mut header = serde_json::Map::new();
     let mut at = 0u64;
     for s in specs {
@@ -70,6 +84,7 @@ fn value(out: &mut Vec<u8>, v: &Value) {
             tag(11);
             out.extend(i.to_le_bytes());
         }
+        // The width other readers insist on.
         Value::Float(f) => {
             tag(6);
             out.extend((*f as f32).to_le_bytes());
@@ -96,9 +111,13 @@ fn value(out: &mut Vec<u8>, v: &Value) {
         }
         Value::Ints(list) => {
             tag(9);
-            out.extend(5u32.to_le_bytes());
+            let narrow: Option<Vec<i32>> = list.iter().map(|&i| i32::try_from(i).ok()).collect();
+            out.extend(if narrow.is_some() { 5u32 } else { 11 }.to_le_bytes());
             out.extend((list.len() as u64).to_le_bytes());
-            list.iter().for_each(|&i| out.extend((i as i32).to_le_bytes()));
+            match narrow {
+                Some(list) => list.iter().for_each(|i| out.extend(i.to_le_bytes())),
+                None => list.iter().for_each(|i| out.extend(i.to_le_bytes())),
+            }
         }
     }
 }
@@ -107,8 +126,8 @@ fn value(out: &mut Vec<u8>, v: &Value) {
 pub fn gguf_spec(name: &str, format: Format, shape: &[usize]) -> Option<Spec> {
     let (_, dtype, _) = crate::gguf_model::TYPES.iter().find(|(_, _, f)| *f == format)?;
     let cols = *shape.last()?;
-    let rows: usize = shape[..shape.len() - 1].iter().product();
-    let bytes = (format.row_bytes(cols)? * rows) as u64;
+    let mut stack = shape.iter().rev().skip(1);
+    let bytes = stack.try_fold(format.row_bytes(cols)?, |n, &d| n.checked_mul(d))? as u64;
     Some(Spec {
         name: name.into(),
         dtype: (*dtype).into(),
@@ -125,6 +144,7 @@ pub fn write_gguf(
     mut make: impl FnMut(usize) -> Vec<u8>,
 ) -> io::Result<()> {
     const ALIGN: u64 = 32;
+    check_names(specs)?;
     let mut head = b"GGUF".to_vec();
     head.extend(3u32.to_le_bytes());
     head.extend((specs.len() as u64).to_le_bytes());
@@ -139,7 +159,14 @@ pub fn write_gguf(
             .iter()
             .find(|(_, n, _)| *n == s.dtype)
             .map(|(k, _, _)| *k);
-        let kind = kind.ok_or_else(|| io::Error::other(format!("tensor `{}`: dtype {}", s.name, s.dtype)))?;
+        let kind = kind.ok_or_else(|| {
+            io::Error::other(format!(
+                "tensor `{}`: found dtype {}, accepted: {}",
+                s.name,
+                s.dtype,
+                crate::GGUF_FORMATS
+            ))
+        })?;
         text(&mut head, &s.name);
         head.extend((s.shape.len() as u32).to_le_bytes());
         s.shape
