@@ -68,7 +68,7 @@ pub struct ModelArgs {
     /// Largest context in tokens. Default: what the checkpoint was made for.
     #[arg(long, value_name = "N")]
     pub context: Option<u64>,
-    /// Write one JSON line of telemetry (level L0) per step to this file.
+    /// Write telemetry (level L0) to this file: a JSON line about the run, then one per step.
     #[arg(long, value_name = "FILE")]
     pub telemetry: Option<PathBuf>,
     /// Do not print progress and figures on stderr.
