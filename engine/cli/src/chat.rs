@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use engine::{EngineError, Finish, SessionOptions};
 use text::Message;
 
@@ -41,7 +41,7 @@ pub fn chat(args: &Chat) -> Result<()> {
         let Some(line) = setup::waiting(|| lines.next()) else {
             break;
         };
-        let line = line.context("reading standard input")?;
+        let line = line.map_err(setup::stdin_failed)?;
         let before = messages.clone();
         match line.trim() {
             "" => continue,

@@ -1,6 +1,6 @@
 //! `demo` and `generate`.
 
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 
 use anyhow::{Context, Result};
 use engine::{EngineError, Finish, GenerateOptions, SamplerParams, Session, SessionOptions, TokenEvent, Turn};
@@ -33,7 +33,7 @@ impl<'a> Printer<'a> {
             engine: &loaded.engine,
             failed: None,
             lead: String::new(),
-            prefill: !quiet,
+            prefill: !quiet && std::io::stderr().is_terminal(),
         }
     }
 
@@ -174,8 +174,7 @@ pub fn generate(args: &Generate) -> Result<()> {
         (Some(p), _) => {
             let text = if p == "-" {
                 let mut s = String::new();
-                setup::waiting(|| std::io::stdin().read_to_string(&mut s))
-                    .context("reading the prompt from standard input")?;
+                setup::waiting(|| std::io::stdin().read_to_string(&mut s)).map_err(setup::stdin_failed)?;
                 s
             } else {
                 p.clone()

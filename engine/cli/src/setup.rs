@@ -79,6 +79,14 @@ pub fn waiting<T>(read: impl FnOnce() -> T) -> T {
     out
 }
 
+/// Why standard input could not be read.
+pub fn stdin_failed(e: std::io::Error) -> anyhow::Error {
+    if e.kind() == std::io::ErrorKind::InvalidData {
+        return user("standard input: found bytes that are not UTF-8, accepted: UTF-8 text");
+    }
+    anyhow!(e).context("reading standard input")
+}
+
 /// The flag Ctrl-C sets. A second Ctrl-C ends the program at once.
 pub fn cancel() -> Cancel {
     static CANCEL: OnceLock<Cancel> = OnceLock::new();

@@ -146,3 +146,15 @@ fn a_base_model_cannot_chat() {
         "{message}"
     );
 }
+
+#[test]
+fn regenerate_draws_again() {
+    let toy = Toy::new();
+    let ran = chat(
+        &toy,
+        &["-q", "--temperature", "2", "--seed", "4"],
+        "hello\n/regenerate\n/regenerate\n",
+    );
+    let lines: std::collections::BTreeSet<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", ran.stdout);
+}

@@ -136,7 +136,7 @@ fn endpoint_cache_and_token_come_from_the_environment() {
     );
     let with = [&env[..], &[("HF_TOKEN", "secret")]].concat();
     let ran = pull(&["owner/toy", "--revision", "v1"], &with).ok();
-    assert_eq!(ran.stdout, format!("{cache}/owner--toy\n"));
+    assert_eq!(ran.stdout, format!("{cache}/models/owner--toy\n"));
     assert!(!ran.stderr.contains("secret"), "{}", ran.stderr);
     assert!(
         hub.asked()

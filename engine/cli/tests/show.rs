@@ -87,7 +87,6 @@ fn plans_cost_something_and_their_totals_add_up() {
             flops(&long),
             flops(&plan)
         );
-        assert_ne!(plan.hash, long.hash, "{name}");
         let table = show(&model, &["--plan"]);
         assert!(
             table.starts_with(&format!("plan {} (decode), costs for 1 token(s) after 0", plan.hash)),
@@ -164,12 +163,7 @@ fn a_recipe_shown_can_be_used_again() {
         let toy = tempfile::tempdir().unwrap();
         let file = toy.path().join("recipe.json");
         let (file, model) = (file.to_str().unwrap(), golden(name));
-        let edit = [
-            "--set",
-            "layers.0.attention=sliding_window:window=16",
-            "--set",
-            "weights.lm_head=bf16",
-        ];
+        let edit = ["--set", "layers.0.attention=top_k:k=4", "--set", "weights.lm_head=bf16"];
         let edited = json(&model, &edit);
         assert_ne!(edited["recipe_hash"], json(&model, &[])["recipe_hash"], "{name}");
         std::fs::write(file, edited["recipe"].to_string()).unwrap();
