@@ -124,6 +124,13 @@ fn models_that_are_not_there() {
         say(&model),
         format!("{model}: found a folder with config.json but no *.safetensors; {accepted}")
     );
+    let config = toy.path("model/config.json");
+    std::fs::write(&config, [0xFF]).unwrap();
+    assert_eq!(
+        say(&model),
+        format!("{}: stream did not contain valid UTF-8", config.display()),
+        "the cause is said once"
+    );
     let gguf = toy.write("broken.gguf", "GGUF");
     let broken = say(&gguf);
     assert!(

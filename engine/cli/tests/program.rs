@@ -9,8 +9,32 @@ use std::time::{Duration, Instant};
 
 use common::{LAYERS, Toy, command, finish, golden, model1, telemetry};
 
+/// A run in the background that is ended with the test, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Running {
+    /// Exit code and what was said on stderr; fails where the run does not end.
+    fn end(mut self) -> (Option<i32>, String) {
+        let start = Instant::now();
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the run does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (self.0.wait().unwrap().code(), said)
+    }
+}
+
 /// Presses Ctrl-C.
-fn interrupt(child: &Child) {
+fn interrupt(Running(child): &Running) {
     let kill = format!("kill -INT {}", child.id());
     let status = std::process::Command::new("sh").args(["-c", &kill]).status();
     assert!(status.unwrap().success());
@@ -20,7 +44,7 @@ fn interrupt(child: &Child) {
 fn until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(30), "waited for {what}");
+        assert!(start.elapsed() < Duration::from_secs(20), "waited for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -52,18 +76,19 @@ fn every_subcommand_explains_itself() {
 fn ctrl_c_ends_with_130_and_keeps_the_text() {
     let toy = Toy::new();
     let file = toy.text("steps.jsonl");
-    let mut child = toy
-        .command("generate", &["--prompt", "once", "--ignore-eos", "--telemetry", &file])
-        .spawn()
-        .unwrap();
-    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let mut c = toy.command("generate", &["--prompt", "once", "--ignore-eos", "--telemetry", &file]);
+    let mut run = Running(c.spawn().unwrap());
+    let mut out = run.0.stdout.take().unwrap();
     let mut text = vec![0; 50];
     out.read_exact(&mut text).unwrap();
-    interrupt(&child);
-    out.read_to_end(&mut text).unwrap();
-    let mut figures = String::new();
-    err.read_to_string(&mut figures).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{figures}");
+    interrupt(&run);
+    let reader = std::thread::spawn(move || {
+        out.read_to_end(&mut text).unwrap();
+        text
+    });
+    let (code, figures) = run.end();
+    let text = reader.join().unwrap();
+    assert_eq!(code, Some(130), "{figures}");
     let text = String::from_utf8(text).unwrap();
     assert!(text.starts_with("once") && text.ends_with('\n'), "{text}");
     assert!(figures.contains(" tokens, stopped; prompt 4 tokens"), "{figures}");
@@ -88,11 +113,9 @@ fn a_closed_pipe_is_no_panic() {
         vec!["show", "--model", &tree, "--plan"],
         vec!["show", "--schema"],
     ] {
-        let mut child = command(&args).spawn().unwrap();
-        drop(child.stdout.take());
-        let mut err = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-        let code = child.wait().unwrap().code();
+        let mut run = Running(command(&args).spawn().unwrap());
+        drop(run.0.stdout.take());
+        let (code, err) = run.end();
         assert!(!err.contains("panicked") && !err.contains("error:"), "{args:?}: {err}");
         assert!(matches!(code, Some(0 | 130)), "{args:?}: {code:?}");
     }
@@ -103,15 +126,11 @@ fn ctrl_c_leaves_no_half_file() {
     let toy = Toy::new();
     let ids = toy.write("ids.txt", &"5 ".repeat(100_000));
     let (at, out) = (format!("@{ids}"), toy.text("out"));
-    let mut child = toy
-        .command("logits", &["--ids", &at, "--out", &out, "--decode"])
-        .spawn()
-        .unwrap();
+    let mut c = toy.command("logits", &["--ids", &at, "--out", &out, "--decode"]);
+    let run = Running(c.spawn().unwrap());
     until("the part file", || toy.files().len() == 2);
-    interrupt(&child);
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(130), ""));
+    interrupt(&run);
+    assert_eq!(run.end(), (Some(130), String::new()));
     assert_eq!(toy.files(), ["ids.txt"]);
 }
 
@@ -121,15 +140,15 @@ fn ctrl_c_ends_a_wait_for_input() {
     let toy = Toy::new();
     for (name, args) in [("chat", &["-n", "4"][..]), ("generate", &["--prompt", "-"])] {
         let mut c = toy.command(name, args);
-        let mut child = c.stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let open = child.stdin.take();
+        let mut run = Running(c.stdin(std::process::Stdio::piped()).spawn().unwrap());
+        let open = run.0.stdin.take();
         // The wait has begun when the program sleeps in a read of standard input.
-        let call = format!("/proc/{}/syscall", child.id());
+        let call = format!("/proc/{}/syscall", run.0.id());
         until("the read", || {
             std::fs::read_to_string(&call).is_ok_and(|s| s.starts_with("0 0x0 ") || s.starts_with("63 0x0 "))
         });
-        interrupt(&child);
-        assert_eq!(child.wait().unwrap().code(), Some(130), "{name}");
+        interrupt(&run);
+        assert_eq!(run.end().0, Some(130), "{name}");
         drop(open);
     }
 }

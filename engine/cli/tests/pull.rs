@@ -172,5 +172,5 @@ fn refusals_say_what_to_change() {
     assert_eq!(occupied, format!("{folder} {wanted}"));
     let below = format!("{file}/dest");
     let failed = pull(&["owner/toy", "--dest", &below, "--endpoint", &hub.address], &[]).error(1);
-    assert!(failed.contains("Not a directory"), "{failed}");
+    assert_eq!(failed, format!("{below}: Not a directory (os error 20)"));
 }
