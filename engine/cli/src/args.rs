@@ -134,7 +134,7 @@ pub struct Generate {
     /// The text to continue; `-` reads standard input.
     #[arg(long, short, value_name = "TEXT", required_unless_present = "ids")]
     pub prompt: Option<String>,
-    /// Token ids instead of text: 5,9,2 or @FILE.
+    /// Token ids instead of text: 5,9,2 or @FILE. Models without a tokenizer print ids, too.
     #[arg(long, value_name = "IDS", conflicts_with = "prompt")]
     pub ids: Option<String>,
     /// Put the prompt into the model's chat template as one user message.

@@ -62,8 +62,13 @@ impl<'a> Printer<'a> {
 
 impl Turn for Printer<'_> {
     fn token(&mut self, e: &TokenEvent<'_>) {
-        if !self.logprobs {
+        if !self.logprobs && self.engine.tokenizer().is_ok() {
             self.show(e.text);
+            return;
+        }
+        if !self.logprobs {
+            // Without a tokenizer there is no text; the ids are what was produced.
+            self.show(&format!("{}{}", if e.index > 0 { " " } else { "" }, e.token));
             return;
         }
         let piece = |id: u32| {

@@ -109,17 +109,19 @@ impl Part {
     /// Opened before the work begins, so that a path that cannot be written is known at once.
     fn open(target: &Path) -> Result<Self> {
         let context = || format!("--out {}", target.display());
-        if target.is_dir() {
-            return Err(user(format!(
-                "{}: found a folder, accepted: a file to write",
-                context()
-            )));
-        }
+        // Taking the name of a device or a pipe would replace it; a link keeps pointing where it does.
+        let target = match target.metadata() {
+            Ok(m) if m.is_file() => target.canonicalize().with_context(context)?,
+            Ok(m) => {
+                let found = if m.is_dir() { "a folder" } else { "no plain file" };
+                return Err(user(format!("{}: found {found}, accepted: a file to write", context())));
+            }
+            Err(_) => target.to_path_buf(),
+        };
         let mut name = target.as_os_str().to_owned();
         name.push(format!(".{}.part", std::process::id()));
         let path = PathBuf::from(name);
         let file = File::create(&path).with_context(context)?;
-        let target = target.to_path_buf();
         Ok(Self { target, path, file })
     }
 

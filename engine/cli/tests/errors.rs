@@ -349,6 +349,15 @@ fn files_that_cannot_be_written_are_failures() {
         taken,
         format!("--out {folder}: found a folder, accepted: a file to write")
     );
+    let socket = toy.text("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let taken = toy.run("logits", &["--ids", "1,2", "--out", &socket]).error(2);
+    assert_eq!(
+        taken,
+        format!("--out {socket}: found no plain file, accepted: a file to write")
+    );
+    drop(listener);
+    std::fs::remove_file(&socket).unwrap();
     let telemetry = toy
         .run("generate", &["--prompt", "x", "-n", "2", "--telemetry", &bad])
         .error(1);

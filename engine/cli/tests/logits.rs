@@ -144,5 +144,13 @@ fn a_file_there_is_replaced_only_by_a_whole_one() {
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "old");
     toy.run("logits", &["--ids", "5,9,2", "--out", &out]).ok();
     assert_eq!(f32_tensors(Path::new(&out))["logits"].0, [3, common::VOCAB]);
-    assert_eq!(toy.files(), ["out.safetensors"]);
+    let link = toy.text("link");
+    std::os::unix::fs::symlink(&out, &link).unwrap();
+    toy.run("logits", &["--ids", "5,9", "--out", &link]).ok();
+    assert_eq!(
+        f32_tensors(Path::new(&out))["logits"].0,
+        [2, common::VOCAB],
+        "written through the link"
+    );
+    assert_eq!(toy.files(), ["link", "out.safetensors"]);
 }
