@@ -147,8 +147,8 @@ impl Session {
     /// Tokens that may be produced after a prompt of `prompt` tokens.
     fn budget(&self, prompt: u64, options: &GenerateOptions) -> Result<u64, EngineError> {
         let capacity = self.capacity();
-        if prompt >= capacity || options.max_tokens.is_some_and(|m| prompt + m > capacity) {
-            let wanted = prompt + options.max_tokens.unwrap_or(1);
+        let wanted = prompt.saturating_add(options.max_tokens.unwrap_or(1));
+        if prompt >= capacity || options.max_tokens.is_some() && wanted > capacity {
             let max = self.engine().facts().max_context;
             return Err(EngineError::ContextOverflow {
                 needed: wanted,

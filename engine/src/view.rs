@@ -95,9 +95,10 @@ impl Session {
                 "--tokens: found {tokens}, accepted: 1 to {most}"
             )));
         }
-        if context + tokens as u64 > self.capacity() {
+        let needed = context.saturating_add(tokens as u64);
+        if needed > self.capacity() {
             return Err(EngineError::ContextOverflow {
-                needed: context + tokens as u64,
+                needed,
                 capacity: self.capacity(),
                 hint: "costs are shown for contexts the model can hold".into(),
             });

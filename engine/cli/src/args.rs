@@ -68,7 +68,7 @@ pub struct ModelArgs {
     /// Largest context in tokens. Default: what the checkpoint was made for.
     #[arg(long, value_name = "N")]
     pub context: Option<u64>,
-    /// Write one JSON line of telemetry (level L0) per step to this file.
+    /// Write telemetry (level L0) to this file: a JSON line about the run, then one per step.
     #[arg(long, value_name = "FILE")]
     pub telemetry: Option<PathBuf>,
     /// Do not print progress and figures on stderr.
@@ -134,7 +134,7 @@ pub struct Generate {
     /// The text to continue; `-` reads standard input.
     #[arg(long, short, value_name = "TEXT", required_unless_present = "ids")]
     pub prompt: Option<String>,
-    /// Token ids instead of text: 5,9,2 or @FILE.
+    /// Token ids instead of text: 5,9,2 or @FILE. Models without a tokenizer print ids, too.
     #[arg(long, value_name = "IDS", conflicts_with = "prompt")]
     pub ids: Option<String>,
     /// Put the prompt into the model's chat template as one user message.

@@ -2,14 +2,14 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
-use anyhow::{Context, Result};
-use engine::{Finish, SessionOptions};
+use anyhow::Result;
+use engine::{EngineError, Finish, SessionOptions};
 use text::Message;
 
 use crate::args::Chat;
 use crate::generate::{Printer, options, why};
 use crate::output::print_summary;
-use crate::setup::{self, user};
+use crate::setup;
 
 const HELP: &str = "/help, /reset (forget everything), /undo (last turn), /regenerate, /kv (cache), /quit";
 
@@ -19,27 +19,30 @@ pub fn chat(args: &Chat) -> Result<()> {
     let loaded = setup::load(&args.model)?;
     let tokenizer = loaded.engine.tokenizer()?.clone();
     let prompt = loaded.engine.prompt();
-    let sampler = setup::sampler(&args.sampling, &loaded.recipe.sampler)?;
+    let mut sampler = setup::sampler(&args.sampling, &loaded.recipe.sampler)?;
     let system: Vec<Message> = args.system.iter().map(Message::system).collect();
     // Fails here, with the reason, for base models without a template.
     prompt
         .render(&[Message::user("x")], true, &tokenizer)
-        .map_err(|e| user(format!("chat: {e}")))?;
+        .map_err(EngineError::from)?;
     let mut session = loaded.session(&args.model, SessionOptions::default())?;
+    let mut telemetry = setup::telemetry(&args.model, &loaded)?;
     let mut messages = system.clone();
     let terminal = std::io::stdin().is_terminal();
     if !args.model.quiet {
         eprintln!("model: {}; {HELP}", loaded.recipe.model);
     }
-    let mut totals = Vec::new();
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if terminal {
             eprint!("> ");
             std::io::stderr().flush().ok();
         }
-        let Some(line) = lines.next() else { break };
-        let line = line.context("reading standard input")?;
+        let Some(line) = setup::waiting(|| lines.next()) else {
+            break;
+        };
+        let line = line.map_err(setup::stdin_failed)?;
+        let before = messages.clone();
         match line.trim() {
             "" => continue,
             "/quit" | "/exit" => break,
@@ -54,6 +57,9 @@ pub fn chat(args: &Chat) -> Result<()> {
             }
             "/undo" => {
                 let n = messages.len().saturating_sub(2).max(system.len());
+                if n == messages.len() {
+                    eprintln!("nothing to undo");
+                }
                 messages.truncate(n);
                 continue;
             }
@@ -72,31 +78,33 @@ pub fn chat(args: &Chat) -> Result<()> {
                     continue;
                 }
                 messages.pop();
+                // Another draw, or the same answer would come again.
+                sampler.seed = sampler.seed.wrapping_add(1);
+            }
+            text if text.starts_with('/') && !text[1..].contains(['/', ' ']) => {
+                eprintln!("error: no command `{text}`; accepted: {HELP}");
+                continue;
             }
             text => messages.push(Message::user(text)),
         }
         let rendered = if args.thinking {
-            prompt
-                .render_thinking(&messages, &tokenizer)
-                .map_err(|e| user(format!("chat: {e}")))?
+            prompt.render_thinking(&messages, &tokenizer)
         } else {
-            prompt
-                .render(&messages, true, &tokenizer)
-                .map_err(|e| user(format!("chat: {e}")))?
+            prompt.render(&messages, true, &tokenizer)
         };
-        let ids = tokenizer.encode(&rendered, false)?;
-        let mut printer = Printer::new(&loaded, None, args.sampling.logprobs.is_some(), true);
+        let ids = tokenizer.encode(&rendered.map_err(EngineError::from)?, false)?;
+        let mut printer = Printer::new(&loaded, telemetry.as_mut(), args.sampling.logprobs.is_some(), true);
         let held = session.tokens().iter().zip(&ids).take_while(|(a, b)| a == b).count();
         let out = match session.generate_ids(&ids, &options(&args.sampling, sampler), &mut printer) {
             Ok(out) => out,
             Err(e) => {
                 // Nothing is lost: the turn can be shortened or the chat reset.
                 eprintln!("error: {e}");
-                messages.pop();
+                messages = before;
                 continue;
             }
         };
-        println!();
+        printer.show("\n");
         printer.close()?;
         if !args.model.quiet {
             print_summary(
@@ -104,7 +112,6 @@ pub fn chat(args: &Chat) -> Result<()> {
                 &format!("{}; {held} tokens reused from the cache", why(out.finish)),
             );
         }
-        totals.push(out.summary);
         messages.push(Message::assistant(out.text.trim_end()));
         if out.finish == Finish::Cancelled {
             return Err(setup::Interrupted.into());

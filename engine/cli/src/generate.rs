@@ -1,44 +1,44 @@
 //! `demo` and `generate`.
 
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 
 use anyhow::{Context, Result};
-use engine::{Finish, GenerateOptions, SamplerParams, Session, SessionOptions, TokenEvent, Turn};
+use engine::{EngineError, Finish, GenerateOptions, SamplerParams, Session, SessionOptions, TokenEvent, Turn};
 use protocol::StepRecord;
 use text::Message;
 
 use crate::args::{Demo, Generate, SamplingArgs};
 use crate::output::{LayerTotals, print_summary};
 use crate::setup::{self, Interrupted, Loaded, user};
+use crate::telemetry::Telemetry;
 
 /// Prints text as it comes and gathers telemetry.
 pub struct Printer<'a> {
-    telemetry: Option<std::io::BufWriter<std::fs::File>>,
-    pub totals: LayerTotals,
+    telemetry: Option<&'a mut Telemetry>,
+    totals: LayerTotals,
     logprobs: bool,
     engine: &'a engine::Engine,
     failed: Option<std::io::Error>,
+    /// Shown before the first token, once the prompt is known to be accepted.
+    lead: String,
     prefill: bool,
 }
 
 impl<'a> Printer<'a> {
-    pub fn new(
-        loaded: &'a Loaded,
-        telemetry: Option<std::io::BufWriter<std::fs::File>>,
-        logprobs: bool,
-        quiet: bool,
-    ) -> Self {
+    pub fn new(loaded: &'a Loaded, telemetry: Option<&'a mut Telemetry>, logprobs: bool, quiet: bool) -> Self {
         Self {
             telemetry,
             totals: LayerTotals::default(),
             logprobs,
             engine: &loaded.engine,
             failed: None,
-            prefill: !quiet,
+            lead: String::new(),
+            prefill: !quiet && std::io::stderr().is_terminal(),
         }
     }
 
-    fn show(&mut self, text: &str) {
+    /// Writes to stdout at once.
+    pub fn show(&mut self, text: &str) {
         let mut out = std::io::stdout().lock();
         let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         // A closed pipe ends the run like Ctrl-C does.
@@ -50,8 +50,8 @@ impl<'a> Printer<'a> {
 
     /// Flushes the telemetry and reports what could not be written.
     pub fn close(self) -> Result<LayerTotals> {
-        if let Some(mut t) = self.telemetry {
-            t.flush().context("writing telemetry")?;
+        if let Some(t) = self.telemetry {
+            t.close()?;
         }
         match self.failed {
             Some(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("writing output"),
@@ -62,8 +62,13 @@ impl<'a> Printer<'a> {
 
 impl Turn for Printer<'_> {
     fn token(&mut self, e: &TokenEvent<'_>) {
-        if !self.logprobs {
+        if !self.logprobs && self.engine.tokenizer().is_ok() {
             self.show(e.text);
+            return;
+        }
+        if !self.logprobs {
+            // Without a tokenizer there is no text; the ids are what was produced.
+            self.show(&format!("{}{}", if e.index > 0 { " " } else { "" }, e.token));
             return;
         }
         let piece = |id: u32| {
@@ -87,10 +92,11 @@ impl Turn for Printer<'_> {
     fn step(&mut self, record: &StepRecord) {
         self.totals.add(record);
         if let Some(t) = &mut self.telemetry {
-            let line = serde_json::to_string(record).unwrap_or_default();
-            if let Err(e) = writeln!(t, "{line}") {
-                self.failed.get_or_insert(e);
-            }
+            t.step(record);
+        }
+        let lead = std::mem::take(&mut self.lead);
+        if !lead.is_empty() {
+            self.show(&lead);
         }
     }
 
@@ -173,9 +179,7 @@ pub fn generate(args: &Generate) -> Result<()> {
         (Some(p), _) => {
             let text = if p == "-" {
                 let mut s = String::new();
-                std::io::stdin()
-                    .read_to_string(&mut s)
-                    .context("reading the prompt from standard input")?;
+                setup::waiting(|| std::io::stdin().read_to_string(&mut s)).map_err(setup::stdin_failed)?;
                 s
             } else {
                 p.clone()
@@ -188,25 +192,31 @@ pub fn generate(args: &Generate) -> Result<()> {
                 let rendered = loaded
                     .engine
                     .prompt()
-                    .render(&[Message::user(&text)], true, tokenizer)?;
+                    .render(&[Message::user(&text)], true, tokenizer)
+                    .map_err(EngineError::from)?;
                 tokenizer.encode(&rendered, false)?
             } else {
-                tokenizer.encode(&text, true)?
+                tokenizer.encode(&text, true).map_err(EngineError::from)?
             }
         }
         (None, Some(list)) => setup::parse_ids(list)?,
         (None, None) => return Err(user("--prompt TEXT or --ids IDS is needed")),
     };
     let mut session = loaded.session(&args.model, SessionOptions::default())?;
-    let telemetry = setup::telemetry(&args.model, &loaded)?;
+    let mut telemetry = setup::telemetry(&args.model, &loaded)?;
+    let mut printer = Printer::new(
+        &loaded,
+        telemetry.as_mut(),
+        args.sampling.logprobs.is_some(),
+        args.model.quiet,
+    );
     if !args.model.quiet
         && args.sampling.logprobs.is_none()
         && !args.chat
         && let Some(p) = args.prompt.as_deref().filter(|p| *p != "-")
     {
-        print!("{p}");
+        printer.lead = p.to_string();
     }
-    let printer = Printer::new(&loaded, telemetry, args.sampling.logprobs.is_some(), args.model.quiet);
     let options = options(&args.sampling, sampler);
     run(
         &loaded,
@@ -225,7 +235,7 @@ pub fn demo(args: &Demo) -> Result<()> {
     let loaded = setup::load(&args.model)?;
     let tokenizer = loaded.engine.tokenizer()?;
     let mut session = loaded.session(&args.model, SessionOptions::default())?;
-    let telemetry = setup::telemetry(&args.model, &loaded)?;
+    let mut telemetry = setup::telemetry(&args.model, &loaded)?;
     let chat = loaded.engine.prompt().render(&[Message::user(PROMPT)], true, tokenizer);
     let (shown, ids) = match chat {
         Ok(text) => (PROMPT, tokenizer.encode(&text, false)?),
@@ -245,7 +255,7 @@ pub fn demo(args: &Demo) -> Result<()> {
         cancel: setup::cancel(),
         ..GenerateOptions::default()
     };
-    let printer = Printer::new(&loaded, telemetry, false, args.model.quiet);
+    let printer = Printer::new(&loaded, telemetry.as_mut(), false, args.model.quiet);
     run(&loaded, &mut session, &ids, &options, printer, (false, true))?;
     eprintln!(
         "\nNext: model1 chat | model1 show --plan | model1 generate --prompt TEXT --set layers.0-9.kv_cache=fp8_b64 --kv-table | model1 --help"

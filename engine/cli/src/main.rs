@@ -8,13 +8,14 @@ mod output;
 mod pull;
 mod setup;
 mod show;
+mod telemetry;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use args::{Cli, Command};
-use setup::{Interrupted, is_user_error};
+use setup::{is_broken_pipe, is_interrupted, is_user_error};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -29,10 +30,25 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) if e.downcast_ref::<Interrupted>().is_some() => ExitCode::from(130),
+        Err(e) if is_interrupted(&e) => ExitCode::from(130),
+        // Whoever read the output has seen enough.
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            eprintln!("error: {}", message(&e));
             ExitCode::from(if is_user_error(&e) { 2 } else { 1 })
         }
     }
+}
+
+/// The error and its causes in one line; causes that the words before already end with are left out.
+fn message(e: &anyhow::Error) -> String {
+    let mut out = String::new();
+    for cause in e.chain().map(ToString::to_string) {
+        if out.is_empty() {
+            out = cause;
+        } else if !out.ends_with(&cause) {
+            out = format!("{out}: {cause}");
+        }
+    }
+    out
 }

@@ -121,8 +121,11 @@ impl LayerTotals {
             } else {
                 0.0
             };
+            let format = formats.get(i).map_or("", String::as_str);
+            // Rounding to bf16 is not counted, so nothing is said about it.
             let rounding = match t.error {
                 Some(e) if e > 0.0 => format!("{:.3} %", 100.0 * e),
+                None if format.contains("bf16") => "-".into(),
                 _ => "exact".into(),
             };
             let active = t.load.iter().filter(|&&n| n > 0).count();
@@ -140,8 +143,7 @@ impl LayerTotals {
             };
             let dash = |n: u64| if n == 0 { "-".to_string() } else { human(n) };
             eprintln!(
-                "{i:>5}  {:<16} {:>10} {:>10} {:>10} {:>10} {:>11}  {:>6.1} %  {rounding:>10}  {experts}",
-                formats.get(i).map_or("", String::as_str),
+                "{i:>5}  {format:<16} {:>10} {:>10} {:>10} {:>10} {:>11}  {:>6.1} %  {rounding:>10}  {experts}",
                 dash(window),
                 dash(rows),
                 dash(t.used.index),

@@ -1,7 +1,8 @@
 //! `pull`, and the default model.
 
+use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 
@@ -14,10 +15,15 @@ fn cache() -> Result<PathBuf> {
 }
 
 fn failed(e: fetch::FetchError) -> anyhow::Error {
+    use fetch::FetchError as E;
     if setup::cancel().is_cancelled() {
-        anyhow!(Interrupted)
-    } else {
-        anyhow!(e)
+        return anyhow!(Interrupted);
+    }
+    match e {
+        E::Name { .. } | E::NotFound { .. } | E::Denied { .. } | E::NoModel { .. } | E::Occupied { .. } => {
+            user(e.to_string())
+        }
+        _ => anyhow!(e),
     }
 }
 
@@ -58,12 +64,16 @@ pub fn default_model(quiet: bool) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The folder, for scripts.
+fn say(folder: &Path) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{}", folder.display())?)
+}
+
 /// `model1 pull`
 pub fn pull(args: &Pull) -> Result<()> {
     setup::cancel();
     if args.repo == "smollm2" {
-        println!("{}", default_model(false)?.display());
-        return Ok(());
+        return say(&default_model(false)?);
     }
     let dest = match &args.dest {
         Some(d) => d.clone(),
@@ -86,6 +96,5 @@ pub fn pull(args: &Pull) -> Result<()> {
     let commit = fetch::pull(&what, &dest, &mut watch(&bar)).map_err(failed)?;
     bar.finish();
     eprintln!("{} at {commit}", args.repo);
-    println!("{}", dest.display());
-    Ok(())
+    say(&dest)
 }

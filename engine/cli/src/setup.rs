@@ -2,12 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
+use checkpoint::CheckpointError;
+use engine::recipe::RecipeError;
 use engine::{Cancel, Engine, EngineError, EngineOptions, Recipe, SamplerParams, Session, SessionOptions};
 
 use crate::args::{ModelArgs, SamplingArgs};
 use crate::output::Bar;
+use crate::telemetry::Telemetry;
 
 /// Something the user can mend by changing the command or its files.
 #[derive(Debug)]
@@ -49,6 +53,40 @@ pub fn is_user_error(e: &anyhow::Error) -> bool {
     )
 }
 
+/// Whether the run ended because it was asked to.
+pub fn is_interrupted(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<Interrupted>().is_some()
+        || matches!(
+            e.downcast_ref::<EngineError>(),
+            Some(EngineError::Cancelled | EngineError::Checkpoint(CheckpointError::Cancelled))
+        )
+}
+
+/// Whether nobody reads standard output any more.
+pub fn is_broken_pipe(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Set while the program waits for standard input.
+static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// Reads standard input; Ctrl-C ends the program at once meanwhile.
+pub fn waiting<T>(read: impl FnOnce() -> T) -> T {
+    WAITING.store(true, Ordering::Relaxed);
+    let out = read();
+    WAITING.store(false, Ordering::Relaxed);
+    out
+}
+
+/// Why standard input could not be read.
+pub fn stdin_failed(e: std::io::Error) -> anyhow::Error {
+    if e.kind() == std::io::ErrorKind::InvalidData {
+        return user("standard input: found bytes that are not UTF-8, accepted: UTF-8 text");
+    }
+    anyhow!(e).context("reading standard input")
+}
+
 /// The flag Ctrl-C sets. A second Ctrl-C ends the program at once.
 pub fn cancel() -> Cancel {
     static CANCEL: OnceLock<Cancel> = OnceLock::new();
@@ -57,7 +95,7 @@ pub fn cancel() -> Cancel {
             let cancel = Cancel::default();
             let inner = cancel.clone();
             let set = ctrlc::set_handler(move || {
-                if inner.is_cancelled() {
+                if inner.is_cancelled() || WAITING.load(Ordering::Relaxed) {
                     std::process::exit(130);
                 }
                 inner.cancel();
@@ -70,16 +108,18 @@ pub fn cancel() -> Cancel {
         .clone()
 }
 
-/// Where the model is; fetches the default one if asked for.
-pub fn model_path(args: &ModelArgs) -> Result<PathBuf> {
-    let wanted = args
-        .model
-        .clone()
-        .or_else(|| std::env::var("MODEL1_MODEL").ok().filter(|m| !m.is_empty()));
-    match wanted.as_deref() {
-        Some("smollm2") | None => crate::pull::default_model(args.quiet),
-        Some(path) => Ok(PathBuf::from(path)),
-    }
+/// Where the model is, and who says so; fetches the default one if asked for.
+fn model_path(args: &ModelArgs) -> Result<(PathBuf, &'static str)> {
+    let from_env = || std::env::var("MODEL1_MODEL").ok().filter(|m| !m.is_empty());
+    let (wanted, from) = match &args.model {
+        Some(m) => (Some(m.clone()), "--model"),
+        None => (from_env(), "$MODEL1_MODEL"),
+    };
+    let path = match wanted.as_deref() {
+        Some("smollm2") | None => crate::pull::default_model(args.quiet)?,
+        Some(path) => PathBuf::from(path),
+    };
+    Ok((path, from))
 }
 
 /// A loaded model with the recipe the arguments ask for.
@@ -93,7 +133,15 @@ pub fn load(args: &ModelArgs) -> Result<Loaded> {
     if args.threads == Some(0) {
         return Err(user("--threads: found 0, accepted: 1 or more"));
     }
-    let path = model_path(args)?;
+    let (path, from) = model_path(args)?;
+    if !path.exists() {
+        let hint = "accepted: a folder with config.json and *.safetensors, a .gguf file, or smollm2; \
+                    `model1 pull OWNER/NAME` fetches a model";
+        return Err(user(format!(
+            "{from} {}: no such file or folder; {hint}",
+            path.display()
+        )));
+    }
     let bar = Bar::new(args.quiet, "loading");
     let options = EngineOptions {
         threads: args.threads,
@@ -117,17 +165,27 @@ fn recipe(args: &ModelArgs, engine: &Engine) -> Result<Recipe> {
         Some(file) => {
             let json = std::fs::read_to_string(file)
                 .map_err(|e| user(format!("--recipe {}: {e}; accepted: a recipe as JSON", file.display())))?;
-            Recipe::parse(&json, &file.display().to_string(), facts, registry).map_err(EngineError::from)?
+            let origin = file.display().to_string();
+            Recipe::parse(&json, &origin, facts, registry).map_err(|e| match e {
+                RecipeError::Parse { .. } => user(e.to_string()),
+                _ => user(format!("recipe {origin}: {e}")),
+            })?
         }
         None => engine.recipe(),
     };
     if let Some(format) = &args.kv_cache {
         recipe
             .set(&format!("layers.*.kv_cache={format}"), facts, registry)
-            .map_err(EngineError::from)?;
+            .map_err(|e| user(format!("--kv-cache {format}: {e}")))?;
     }
     for edit in &args.sets {
-        recipe.set(edit, facts, registry).map_err(EngineError::from)?;
+        if !edit.contains('=') {
+            let accepted = "SLOT=VARIANT, e.g. layers.3-8.kv_cache=bf16";
+            return Err(user(format!("--set {edit}: found no `=`, accepted: {accepted}")));
+        }
+        recipe
+            .set(edit, facts, registry)
+            .map_err(|e| user(format!("--set {edit}: {e}")))?;
     }
     Ok(recipe)
 }
@@ -162,7 +220,10 @@ pub fn sampler(args: &SamplingArgs, base: &SamplerParams) -> Result<SamplerParam
     s.frequency_penalty = args.frequency_penalty.unwrap_or(s.frequency_penalty);
     s.seed = args.seed.unwrap_or(s.seed);
     s.logprobs = args.logprobs.unwrap_or(s.logprobs);
-    s.validate().map_err(|e| user(format!("sampler: {e}")))?;
+    s.validate().map_err(user)?;
+    if args.stops.iter().any(String::is_empty) {
+        return Err(user("--stop: found an empty text, accepted: at least one character"));
+    }
     Ok(s)
 }
 
@@ -170,7 +231,8 @@ pub fn sampler(args: &SamplingArgs, base: &SamplerParams) -> Result<SamplerParam
 pub fn parse_ids(text: &str) -> Result<Vec<u32>> {
     let (from, list) = match text.strip_prefix('@') {
         Some(file) => {
-            let body = std::fs::read_to_string(file).map_err(|e| user(format!("--ids @{file}: {e}")))?;
+            let body = std::fs::read_to_string(file)
+                .map_err(|e| user(format!("--ids @{file}: {e}; accepted: a text file of token ids")))?;
             (format!("--ids @{file}"), body)
         }
         None => ("--ids".to_string(), text.to_string()),
@@ -192,12 +254,9 @@ pub fn parse_ids(text: &str) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// Opens the telemetry file and writes its header line.
-pub fn telemetry(args: &ModelArgs, loaded: &Loaded) -> Result<Option<std::io::BufWriter<std::fs::File>>> {
-    use std::io::Write;
+/// The telemetry file, if one is asked for.
+pub fn telemetry(args: &ModelArgs, loaded: &Loaded) -> Result<Option<Telemetry>> {
     let Some(path) = &args.telemetry else { return Ok(None) };
-    let file = std::fs::File::create(path).with_context(|| format!("--telemetry {}", path.display()))?;
-    let mut w = std::io::BufWriter::new(file);
     let header = serde_json::json!({
         "telemetry": protocol::TELEMETRY_VERSION,
         "model": loaded.recipe.model,
@@ -206,6 +265,5 @@ pub fn telemetry(args: &ModelArgs, loaded: &Loaded) -> Result<Option<std::io::Bu
         "labels": { "nanos": "measured", "kv_used": "measured", "kv_allocated": "measured", "keys_*": "measured",
                     "round_trip_error": "measured", "expert_load": "measured", "memory": "sampled" },
     });
-    writeln!(w, "{header}")?;
-    Ok(Some(w))
+    Telemetry::open(path, &header).map(Some)
 }

@@ -1,5 +1,7 @@
 //! `show` and `devices`.
 
+use std::io::Write;
+
 use anyhow::Result;
 use engine::SessionOptions;
 use engine::memory::human;
@@ -12,22 +14,27 @@ use crate::setup;
 
 /// `model1 show`
 pub fn show(args: &Show) -> Result<()> {
+    let out = &mut std::io::stdout().lock();
     if args.schema {
-        println!("{}", serde_json::to_string_pretty(&json_schema(&Registry::default()))?);
+        writeln!(
+            out,
+            "{}",
+            serde_json::to_string_pretty(&json_schema(&Registry::default()))?
+        )?;
         return Ok(());
     }
     let loaded = setup::load(&args.model)?;
     if args.print_recipe {
-        println!("{}", serde_json::to_string_pretty(&loaded.recipe)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&loaded.recipe)?)?;
         return Ok(());
     }
     let engine = &loaded.engine;
     if args.validity {
         let cells = validity(engine.registry(), &engine.facts().layers);
         if args.json {
-            println!("{}", serde_json::to_string_pretty(&cells)?);
+            writeln!(out, "{}", serde_json::to_string_pretty(&cells)?)?;
         } else {
-            print_validity(&cells);
+            print_validity(out, &cells)?;
         }
         return Ok(());
     }
@@ -35,9 +42,9 @@ pub fn show(args: &Show) -> Result<()> {
     if args.plan {
         let plan = session.plan_view(args.tokens, args.at)?;
         if args.json {
-            println!("{}", serde_json::to_string_pretty(&plan)?);
+            writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
         } else {
-            print_plan(&plan);
+            print_plan(out, &plan)?;
         }
         return Ok(());
     }
@@ -46,39 +53,41 @@ pub fn show(args: &Show) -> Result<()> {
         let value = serde_json::json!({ "model": loaded.recipe.model, "facts": engine.facts(), "blocks": tree,
             "recipe": loaded.recipe, "recipe_hash": loaded.recipe.hash(), "weight_bytes": engine.weight_bytes(),
             "warnings": engine.warnings() });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
         return Ok(());
     }
-    println!("{}", loaded.recipe.model);
-    println!(
+    writeln!(out, "{}", loaded.recipe.model)?;
+    writeln!(
+        out,
         "checkpoint  {} ({})",
         engine.checkpoint().path.display(),
         human(engine.checkpoint().total_bytes)
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "weights     {}, mostly {}",
         human(engine.weight_bytes()),
         engine.main_format()
-    );
-    println!("context     up to {} tokens", engine.facts().max_context);
+    )?;
+    writeln!(out, "context     up to {} tokens", engine.facts().max_context)?;
     let at = [1024u64, 4096, 32768, 131_072];
-    let fits: Vec<String> = at
+    let mut lengths: Vec<u64> = at.into_iter().filter(|&n| n < session.capacity()).collect();
+    lengths.extend((lengths.len() < at.len()).then(|| session.capacity()));
+    let fits: Vec<String> = lengths
         .iter()
-        .filter(|&&n| n <= session.capacity())
         .map(|&n| format!("{} at {n}", human(session.predicted_bytes(n))))
         .collect();
-    println!("KV cache    {} (predicted)", fits.join(", "));
-    println!("recipe      {}", loaded.recipe.hash());
-    print_tree(&tree);
-    Ok(())
+    writeln!(out, "KV cache    {} (predicted)", fits.join(", "))?;
+    writeln!(out, "recipe      {}", loaded.recipe.hash())?;
+    print_tree(out, &tree)
 }
 
-fn print_tree(tree: &[BlockView]) {
+fn print_tree(out: &mut impl Write, tree: &[BlockView]) -> Result<()> {
     for b in tree {
         let bytes: u64 = b.tensors.iter().map(|t| t.bytes).sum();
         let place = b.layer.map_or(b.block.clone(), |l| format!("layer {l} {}", b.block));
         let slots: Vec<String> = b.slots.iter().map(|(s, v)| format!("{s}={v}")).collect();
-        println!("\n{place}: {} ({}) {}", b.kind, human(bytes), slots.join(" "));
+        writeln!(out, "\n{place}: {} ({}) {}", b.kind, human(bytes), slots.join(" "))?;
         // Hundreds of experts would bury the rest: equal shapes are shown as a range.
         let mut i = 0;
         while i < b.tensors.len() {
@@ -96,28 +105,32 @@ fn print_tree(tree: &[BlockView]) {
             } else {
                 t.name.clone()
             };
-            println!(
+            writeln!(
+                out,
                 "  {:<58} {:>7} x {:<7} {:<9} {:>10}",
                 name,
                 t.shape[0],
                 t.shape[1],
                 t.format,
                 human(size)
-            );
+            )?;
             i += run;
         }
     }
+    Ok(())
 }
 
-fn print_plan(plan: &PlanView) {
-    println!(
+fn print_plan(out: &mut impl Write, plan: &PlanView) -> Result<()> {
+    writeln!(
+        out,
         "plan {} ({}), costs for {} token(s) after {} (estimated from shapes)\n",
         plan.hash, plan.phase, plan.tokens, plan.context
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "{:>5} {:>5} {:<10} {:<20} {:<16} {:>10} {:>11} {:>11} {:>11}  fused",
         "op", "layer", "block", "name", "kind", "FLOPs", "weights", "cache", "workspace"
-    );
+    )?;
     let mut sum = [0u64; 4];
     for o in &plan.ops {
         let layer = o.layer.map_or("-".to_string(), |l| l.to_string());
@@ -126,7 +139,8 @@ fn print_plan(plan: &PlanView) {
         } else {
             String::new()
         };
-        println!(
+        writeln!(
+            out,
             "{:>5} {layer:>5} {:<10} {:<20} {:<16} {:>10} {:>11} {:>11} {:>11}  {fused}",
             o.id,
             o.block,
@@ -136,7 +150,7 @@ fn print_plan(plan: &PlanView) {
             human(o.weight_bytes),
             human(o.cache_bytes),
             human(o.activation_bytes)
-        );
+        )?;
         for (s, v) in sum
             .iter_mut()
             .zip([o.flops, o.weight_bytes, o.cache_bytes, o.activation_bytes])
@@ -144,49 +158,55 @@ fn print_plan(plan: &PlanView) {
             *s += v;
         }
     }
-    println!(
+    writeln!(
+        out,
         "{:>59} {:>10} {:>11} {:>11} {:>11}",
         "total",
         si(sum[0]),
         human(sum[1]),
         human(sum[2]),
         human(sum[3])
-    );
+    )?;
+    Ok(())
 }
 
-fn print_validity(cells: &[Cell]) {
-    println!(
+fn print_validity(out: &mut impl Write, cells: &[Cell]) -> Result<()> {
+    writeln!(
+        out,
         "{:<12} {:<24} {:<16} {:<15} accepted",
         "family", "attention", "slot", "variant"
-    );
+    )?;
     for c in cells {
         let answer = c.refused.as_ref().map_or("yes".to_string(), |r| format!("no: {r}"));
-        println!(
+        writeln!(
+            out,
             "{:<12} {:<24} {:<16} {:<15} {answer}",
             c.family,
             c.attention.name(),
             c.slot.name(),
             c.variant
-        );
+        )?;
     }
+    Ok(())
 }
 
 /// `model1 devices`
 pub fn devices(args: &Devices) -> Result<()> {
     use kernels::ir::Backend;
+    let out = &mut std::io::stdout().lock();
     let threads = engine::default_threads();
     let backend = kernels::cpu::exec::CpuBackend::new(threads);
     let memory = engine::memory::available();
     if args.json {
         let value = serde_json::json!([{ "name": backend.name(), "description": backend.describe(),
             "threads": threads, "memory_available": memory }]);
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
         return Ok(());
     }
-    println!("{:<6} {}", backend.name(), backend.describe());
+    writeln!(out, "{:<6} {}", backend.name(), backend.describe())?;
     if let Some(m) = memory {
-        println!("       {} of memory available", human(m));
+        writeln!(out, "       {} of memory available", human(m))?;
     }
-    println!("cuda   not built into this program yet");
+    writeln!(out, "cuda   not built into this program yet")?;
     Ok(())
 }

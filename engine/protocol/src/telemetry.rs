@@ -56,7 +56,8 @@ pub struct LayerRecord {
     pub keys_kept: u64,
     /// Keys scored by the indexer.
     pub index_scored: u64,
-    /// `||x - q(x)|| / ||x||` over the cache values stored in this step; `None` if nothing was stored.
+    /// `||x - q(x)|| / ||x||` over the cache values quantised to 8 bits or fewer in this step; `None` if there were
+    /// none (f32 and bf16 are not counted).
     pub round_trip_error: Option<f64>,
     /// Share of stored values that saturated.
     pub saturated: f64,

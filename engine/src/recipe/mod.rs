@@ -34,7 +34,7 @@ pub enum RecipeError {
         detail: String,
     },
     /// Made for another model.
-    #[error("recipe is for {found}, the loaded model is {expected}")]
+    #[error("the recipe is for {found}, the loaded model is {expected}")]
     WrongModel {
         /// What the recipe says.
         found: String,
@@ -89,7 +89,7 @@ pub enum RecipeError {
         reason: String,
     },
     /// Sampler values out of range.
-    #[error("sampler: {0}")]
+    #[error("{0}")]
     Sampler(String),
 }
 
