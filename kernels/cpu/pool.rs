@@ -224,7 +224,11 @@ mod tests {
         let pool = Pool::new(3);
         for _ in 0..3 {
             let n = AtomicUsize::new(0);
-            pool.run(10, &|_| pool.run(10, &|_| drop(n.fetch_add(1, Ordering::Relaxed))));
+            pool.run(10, &|_| {
+                pool.run(10, &|_| {
+                    n.fetch_add(1, Ordering::Relaxed);
+                })
+            });
             assert_eq!(n.load(Ordering::Relaxed), 100);
             std::thread::sleep(Duration::from_millis(3));
         }
@@ -238,7 +242,9 @@ mod tests {
             assert!(run.is_err());
         }
         let n = AtomicUsize::new(0);
-        pool.run(50, &|_| drop(n.fetch_add(1, Ordering::Relaxed)));
+        pool.run(50, &|_| {
+            n.fetch_add(1, Ordering::Relaxed);
+        });
         assert_eq!(n.load(Ordering::Relaxed), 50);
     }
 }

@@ -86,9 +86,14 @@ pub fn engine_with(path: &Path, backend: Arc<dyn Backend>) -> Result<Arc<Engine>
     Engine::with_backend(Checkpoint::open(path, &Silent)?, backend, Registry::default())
 }
 
-/// An engine on the CPU backend with `threads` threads.
+/// An engine on the CPU backend with `threads` threads, no activation rounded.
 pub fn engine(name: &str, threads: usize) -> Arc<Engine> {
-    let backend = Arc::new(CpuBackend::with(Cpu::new(threads)));
+    engine_on(name, Cpu::exact(threads))
+}
+
+/// An engine on the CPU backend with given settings.
+pub fn engine_on(name: &str, cpu: Cpu) -> Arc<Engine> {
+    let backend = Arc::new(CpuBackend::with(cpu));
     engine_with(&folder(name), backend).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 

@@ -73,5 +73,8 @@ fn mtp_tensors_are_reported() {
     write(dir.path(), &config("tiny-v4-orig"), &tensors);
     let engine = engine_with(dir.path(), Arc::new(CpuBackend::new(1))).unwrap();
     let text = engine.warnings().join("\n");
-    assert!(text.contains("MTP") && text.contains("not used yet"), "{text}");
+    assert!(
+        text.contains("multi-token-prediction") && text.contains("not used yet"),
+        "{text}"
+    );
 }

@@ -153,6 +153,41 @@ fn tiny_v4_fp8() {
     }
 }
 
+/// As shipped (activations may be rounded to bf16 in prefill, to int8 for block-quantised weights) on every
+/// instruction set.
+#[test]
+fn shipped_settings_stay_near_the_goldens() {
+    for isa in kernels::cpu::isa::Isa::available() {
+        for (name, file) in [("tiny-llama", "golden"), ("tiny-gpt2", "golden"), ("tiny-v4", "golden")] {
+            let path = goldens::folder(name);
+            let golden = tensors(&path.join(format!("{file}.safetensors")));
+            let ids = ids(&path);
+            let cpu = kernels::cpu::Cpu {
+                isa,
+                ..kernels::cpu::Cpu::new(2)
+            };
+            let engine = goldens::engine_on(name, cpu);
+            for chunks in schedules(ids.len()) {
+                let ran = run(&engine, engine.recipe(), &ids, &chunks);
+                let e = max_abs(&ran.logits, &golden["logits"].data);
+                assert!(e <= TOLERANCE, "{name} {isa:?} {chunks:?}: logits differ by {e}");
+            }
+        }
+        let path = goldens::folder("tiny-v4-fp8");
+        let golden = tensors(&path.join("golden_qat.safetensors"));
+        let cpu = kernels::cpu::Cpu {
+            isa,
+            ..kernels::cpu::Cpu::new(2)
+        };
+        let engine = goldens::engine_on("tiny-v4-fp8", cpu);
+        let ids = ids(&path);
+        for chunks in schedules(ids.len()) {
+            let ran = run(&engine, engine.recipe(), &ids, &chunks);
+            check_rows(&format!("tiny-v4-fp8 {isa:?}"), &ran, &golden, true);
+        }
+    }
+}
+
 /// The full-size record model, when its folder is named: too big for the repository.
 #[test]
 fn tiny_v4_record() {

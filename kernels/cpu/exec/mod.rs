@@ -9,7 +9,9 @@ mod workspace;
 use std::sync::{Arc, Mutex};
 
 use super::Cpu;
-use crate::ir::{Backend, CacheDesc, ExecError, ExecStep, Plan, State, StepOutput, StepRequest, WeightSource, fuse};
+use crate::ir::{
+    Backend, CacheDesc, ExecError, ExecStep, Op, Plan, State, StepOutput, StepRequest, WeightSource, fuse,
+};
 pub use store::{CpuState, row_format};
 pub use workspace::Shared;
 
@@ -19,6 +21,8 @@ const KEPT: usize = 32;
 /// The CPU backend.
 pub struct CpuBackend {
     cpu: Cpu,
+    /// The same without rounding activations to bf16.
+    careful: Cpu,
     fused: Mutex<Vec<(u64, usize, Arc<Vec<ExecStep>>)>>,
 }
 
@@ -30,8 +34,13 @@ impl CpuBackend {
 
     /// A backend with explicit settings.
     pub fn with(cpu: Cpu) -> Self {
+        let careful = Cpu {
+            bf16_activations: false,
+            ..cpu.clone()
+        };
         Self {
             cpu,
+            careful,
             fused: Mutex::new(Vec::new()),
         }
     }
@@ -39,6 +48,17 @@ impl CpuBackend {
     /// Its settings.
     pub fn cpu(&self) -> &Cpu {
         &self.cpu
+    }
+
+    /// The settings a plan runs with: where it chooses (experts, rows), activations keep their bits, since a rounding
+    /// could change the choice.
+    fn cpu_for(&self, plan: &Plan) -> &Cpu {
+        let chooses = |op: &Op| matches!(op, Op::Route { .. } | Op::SelectTopK { .. } | Op::RoundTrip { .. });
+        if plan.ops.iter().any(|o| chooses(&o.op)) {
+            &self.careful
+        } else {
+            &self.cpu
+        }
     }
 
     /// The executed steps of a plan: base ops grouped into fused ones.

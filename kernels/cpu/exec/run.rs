@@ -86,7 +86,7 @@ pub(super) fn run(
     out.times.clear();
     out.sampled = None;
     let ctx = Ctx {
-        cpu: backend.cpu(),
+        cpu: backend.cpu_for(plan),
         plan,
         weights,
         request,

@@ -192,7 +192,7 @@ unsafe fn run<S: Simd, W: Unit<S>, const SEG: usize>(task: &Task<'_>) {
     let tokens = task.x.len();
     // Rows and tokens of a tile are at most four pairs.
     let most = match tokens {
-        1 => 2,
+        1 => 4,
         2 => 2,
         _ => 1,
     };
