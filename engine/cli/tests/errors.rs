@@ -128,7 +128,10 @@ fn models_that_are_not_there() {
     std::fs::write(&config, [0xFF]).unwrap();
     assert_eq!(
         say(&model),
-        format!("{}: stream did not contain valid UTF-8", config.display()),
+        format!(
+            "{}: found no JSON (expected value at line 1 column 1), accepted: a JSON object",
+            config.display()
+        ),
         "the cause is said once"
     );
     let gguf = toy.write("broken.gguf", "GGUF");
@@ -177,7 +180,7 @@ fn configs_and_weights_that_do_not_fit() {
     );
     assert_eq!(
         config(|c| c["intermediate_size"] = json!(50)),
-        "MODEL/model.safetensors: tensor `model.layers.0.mlp.gate_proj.weight`: found shape [48, 32], expected [50, 32]"
+        "MODEL/model.safetensors: tensor `model.layers.0.mlp.gate_proj.weight`: found shape [48, 32], accepted: [50, 32]"
     );
     assert_eq!(
         config(|c| c["num_hidden_layers"] = json!(4)),

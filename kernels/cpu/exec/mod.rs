@@ -18,12 +18,19 @@ pub use workspace::Shared;
 /// Plans whose fused form is kept.
 const KEPT: usize = 32;
 
+/// The fused form of a plan.
+struct Fused {
+    /// Hash and number of ops of the plan.
+    plan: (u64, usize),
+    steps: Arc<Vec<ExecStep>>,
+}
+
 /// The CPU backend.
 pub struct CpuBackend {
     cpu: Cpu,
     /// The same without rounding activations to bf16.
     careful: Cpu,
-    fused: Mutex<Vec<(u64, usize, Arc<Vec<ExecStep>>)>>,
+    fused: Mutex<Vec<Fused>>,
 }
 
 impl CpuBackend {
@@ -65,14 +72,17 @@ impl CpuBackend {
     pub fn steps(&self, plan: &Plan) -> Arc<Vec<ExecStep>> {
         let key = (plan.hash, plan.ops.len());
         let mut kept = self.fused.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((_, _, s)) = kept.iter().find(|(h, n, _)| (*h, *n) == key) {
-            return s.clone();
+        if let Some(f) = kept.iter().find(|f| f.plan == key) {
+            return f.steps.clone();
         }
         let steps = Arc::new(fuse(plan));
         if kept.len() == KEPT {
             kept.remove(0);
         }
-        kept.push((key.0, key.1, steps.clone()));
+        kept.push(Fused {
+            plan: key,
+            steps: steps.clone(),
+        });
         steps
     }
 }
