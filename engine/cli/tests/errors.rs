@@ -184,7 +184,7 @@ fn configs_and_weights_that_do_not_fit() {
     );
     assert_eq!(
         config(|c| c["num_hidden_layers"] = json!(4)),
-        "MODEL: tensor `model.layers.3.input_layernorm.weight` is missing (needed with shape [32])"
+        "MODEL: tensor `model.layers.3.input_layernorm.weight`: found nothing, accepted: a tensor of shape [32]"
     );
 }
 
