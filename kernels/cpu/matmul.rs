@@ -105,12 +105,6 @@ struct Task<'a> {
     first_row: usize,
 }
 
-/// How many bytes before its use a weight is fetched by a kernel that reads `rows` rows side by side: two such groups
-/// on, where that is near; long rows are fetched by the processor itself.
-fn ahead(w: &Matrix<'_>, rows: usize) -> usize {
-    (2 * rows * w.row_bytes()).clamp(2048, 8192)
-}
-
 /// Which kernel a part runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Path {
