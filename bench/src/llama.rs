@@ -87,7 +87,7 @@ impl Llama {
     }
 
     /// The most likely next token.
-    fn greedy(&mut self) -> Result<sys::llama_token> {
+    fn most_likely(&mut self) -> Result<sys::llama_token> {
         // SAFETY: -1 names the last logits of the step before; they are `vocabulary` floats, valid until the next step.
         let logits = unsafe {
             let logits = sys::llama_get_logits_ith(self.context.as_ptr(), -1);
@@ -146,9 +146,35 @@ impl Runner for Llama {
         let start = Instant::now();
         for _ in 0..steps {
             self.step(&mut [token])?;
-            token = self.greedy()?;
+            token = self.most_likely()?;
         }
         Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>> {
+        let length = i32::try_from(text.len()).map_err(|e| e.to_string())?;
+        let mut ids: Vec<sys::llama_token> = vec![0; text.len() + 8];
+        let room = i32::try_from(ids.len()).map_err(|e| e.to_string())?;
+        // SAFETY: the vocabulary belongs to the model, which is valid; both buffers have the lengths given.
+        let count = unsafe {
+            let vocabulary = sys::llama_model_get_vocab(self.model.as_ptr());
+            sys::llama_tokenize(vocabulary, text.as_ptr().cast(), length, ids.as_mut_ptr(), room, true, true)
+        };
+        let count = usize::try_from(count).map_err(|_| format!("llama_tokenize answered {count}"))?;
+        ids.truncate(count);
+        ids.into_iter().map(|id| u32::try_from(id).map_err(|e| e.to_string())).collect()
+    }
+
+    fn greedy(&mut self, ids: &[u32], steps: usize) -> Result<Vec<u32>> {
+        let mut tokens = ids.iter().map(|&id| self.token(id)).collect::<Result<Vec<_>>>()?;
+        self.clear();
+        self.step(&mut tokens)?;
+        let mut out = vec![self.most_likely()?];
+        while out.len() < steps {
+            self.step(&mut [out[out.len() - 1]])?;
+            out.push(self.most_likely()?);
+        }
+        out.into_iter().map(|id| u32::try_from(id).map_err(|e| e.to_string())).collect()
     }
 }
 

@@ -17,6 +17,7 @@ use runner::{ENGINES, Load, Result, Runner};
 
 const USAGE: &str = "usage: peers [--engines NAME,NAME] [--threads N] [--repetitions N] [--prefill N] [--decode N]
              [--json FILE] MODEL.gguf...
+       peers --agree TEXT MODEL.gguf...    compare token ids and greedy continuations instead of speeds
 
 The table goes to standard output. Models: see bench/README.md.";
 
@@ -28,6 +29,7 @@ struct Options {
     prefill: usize,
     decode: usize,
     json: Option<PathBuf>,
+    agree: Option<String>,
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
@@ -39,6 +41,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
         prefill: 512,
         decode: 128,
         json: None,
+        agree: None,
     };
     while let Some(argument) = arguments.next() {
         if !argument.starts_with("--") {
@@ -58,6 +61,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
             "--repetitions" => options.repetitions = number()?,
             "--prefill" => options.prefill = number()?,
             "--decode" => options.decode = number()?,
+            "--agree" => options.agree = Some(value),
             "--json" => options.json = Some(value.into()),
             _ => return Err(format!("{argument}: unknown\n{USAGE}")),
         }
@@ -179,8 +183,34 @@ fn once(runner: &mut dyn Runner, test: &str, tokens: usize) -> Result<f64> {
     }
 }
 
+/// Greedy tokens that are compared.
+const AGREE: usize = 48;
+
+/// Prints each engine's token ids of a text and its greedy continuation.
+fn agree(path: &Path, text: &str, options: &Options) -> Result<()> {
+    let mut first: Option<(Vec<u32>, Vec<u32>)> = None;
+    for (name, load) in &options.engines {
+        let mut runner = load(path, options.threads, 2048)?;
+        let ids = runner.tokenize(text)?;
+        let out = runner.greedy(&ids, AGREE)?;
+        println!("{}: {name}: {} prompt tokens {ids:?}, then {out:?}", path.display(), ids.len());
+        match &first {
+            None => first = Some((ids, out)),
+            Some((theirs, continued)) => {
+                let same = continued.iter().zip(&out).take_while(|(a, b)| a == b).count();
+                let tokens = if *theirs == ids { "the same" } else { "DIFFERENT" };
+                println!("{tokens} prompt tokens; the first {same} of {AGREE} continuation tokens agree");
+            }
+        }
+    }
+    Ok(())
+}
+
 fn run() -> Result<()> {
     let options = options(std::env::args().skip(1))?;
+    if let Some(text) = &options.agree {
+        return options.models.iter().try_for_each(|m| agree(m, text, &options));
+    }
     let mut report = Report {
         machine: machine::describe(),
         threads: options.threads,

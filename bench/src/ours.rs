@@ -73,4 +73,19 @@ impl Runner for Ours {
         }
         Ok(start.elapsed().as_secs_f64())
     }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.engine.tokenizer().map_err(|e| e.to_string())?;
+        tokenizer.encode(text, true).map_err(|e| e.to_string())
+    }
+
+    fn greedy(&mut self, ids: &[u32], steps: usize) -> Result<Vec<u32>> {
+        self.clear()?;
+        let mut out = vec![self.feed(ids)?];
+        while out.len() < steps {
+            let next = self.feed(&out[out.len() - 1..])?;
+            out.push(next);
+        }
+        Ok(out)
+    }
 }

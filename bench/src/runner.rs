@@ -19,6 +19,10 @@ pub trait Runner {
     fn prefill(&mut self, ids: &[u32]) -> Result<f64>;
     /// Seconds for `steps` greedy tokens, one at a time, after the single token `first`.
     fn decode(&mut self, first: u32, steps: usize) -> Result<f64>;
+    /// Token ids of a text; markers in it are read as such.
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>>;
+    /// The `steps` most likely tokens after `ids`, one at a time, into an empty context.
+    fn greedy(&mut self, ids: &[u32], steps: usize) -> Result<Vec<u32>>;
 }
 
 /// Opens a GGUF file with room for `context` positions, to be run on `threads` threads.
