@@ -298,7 +298,7 @@ fn rows_per_task(cpu: &Cpu, w: &Matrix<'_>, tokens: usize, path: Path) -> usize 
         #[cfg(target_arch = "x86_64")]
         Path::Gemm(mode) => mode.panel(),
         _ => {
-            let most = w.rows.div_ceil(cpu.pool.threads() * 8).next_multiple_of(4);
+            let most = w.rows.div_ceil(cpu.pool.threads() * 2).next_multiple_of(4);
             let bytes = (w.row_bytes() * tokens).max(1);
             most.clamp(4, 4096).max(32_768usize.div_ceil(bytes).next_multiple_of(4))
         }
