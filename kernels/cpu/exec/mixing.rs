@@ -1,6 +1,7 @@
 //! Ops of MODEL1 beside attention: pooling, indexer, experts, hyper-connections.
 
 use super::run::Ctx;
+use super::select::top_k;
 use super::store::CpuState;
 use super::workspace::Shared;
 use crate::cpu::attn_dot::dot_f32;
@@ -259,17 +260,7 @@ fn select(ctx: &Ctx<'_>, state: &mut CpuState, scores: BufId, k: usize, rate: us
         // SAFETY: one task per token.
         let o = unsafe { shared.part(t * k, k) };
         let visible = ctx.step.rows_visible(rate, t);
-        o.fill(-1);
-        if visible <= k {
-            o.iter_mut().zip(0..visible as i32).for_each(|(o, j)| *o = j);
-            return;
-        }
-        let z = &scores[t * width..t * width + visible];
-        let mut order: Vec<u32> = (0..visible as u32).collect();
-        order.select_nth_unstable_by(k - 1, |&a, &b| z[b as usize].total_cmp(&z[a as usize]).then(a.cmp(&b)));
-        order.truncate(k);
-        order.sort_unstable();
-        o.iter_mut().zip(order).for_each(|(o, j)| *o = j as i32);
+        top_k(&scores[t * width..t * width + visible], o);
     });
     *state.work.ints_mut(out) = chosen;
 }

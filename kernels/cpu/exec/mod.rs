@@ -3,6 +3,7 @@
 mod attend;
 mod mixing;
 mod run;
+mod select;
 mod store;
 mod workspace;
 
