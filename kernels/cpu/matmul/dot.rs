@@ -38,100 +38,73 @@ unit!(UnitBf16, bf16x2, 4);
 unit!(UnitE4m3, e4m3x2, 2);
 unit!(UnitE2m1, e2m1x2, 1);
 
-type Acc<S, const R: usize, const T: usize> = [[[<S as Simd>::V; 2]; T]; R];
+type Acc<S, const T: usize> = [[<S as Simd>::V; 2]; T];
 
 #[inline(always)]
-unsafe fn unit<S: Simd, W: Unit<S>, const R: usize, const T: usize>(
-    acc: &mut Acc<S, R, T>,
-    w: &[*const u8; R],
-    at: usize,
-    x: &[*const f32; T],
-    u: usize,
-) {
-    let mut xs = [[S::zero(); 2]; T];
+unsafe fn unit<S: Simd, W: Unit<S>, const T: usize>(acc: &mut Acc<S, T>, w: *const u8, x: &[*const f32; T], u: usize) {
+    let (a, b) = W::load(w);
     for t in 0..T {
         let p = x[t].add(u * 2 * S::LANES);
-        xs[t] = [S::load(p), S::load(p.add(S::LANES))];
-    }
-    for r in 0..R {
-        let p = w[r].add(at);
-        let (a, b) = W::load(p);
-        for t in 0..T {
-            acc[r][t][0] = S::fma(a, xs[t][0], acc[r][t][0]);
-            acc[r][t][1] = S::fma(b, xs[t][1], acc[r][t][1]);
-        }
+        acc[t][0] = S::fma(a, S::load(p), acc[t][0]);
+        acc[t][1] = S::fma(b, S::load(p.add(S::LANES)), acc[t][1]);
     }
 }
 
-/// R rows by T tokens. `SEG` units share a scale (0: `seg` of them, known at run time); without scales one segment
-/// holds the whole row and `scales` is null.
+/// One stored row: its whole units, and the rest padded to a unit (null if there is none).
+struct Row {
+    index: usize,
+    w: *const u8,
+    tail: *const u8,
+}
+
+/// One row by T tokens. `SEG` units share a scale (0: `scales.units` of them, known at run time); without scales one
+/// segment holds the whole row.
 #[inline(always)]
-unsafe fn tile<S: Simd, W: Unit<S>, const SEG: usize, const R: usize, const T: usize>(
+unsafe fn tile<S: Simd, W: Unit<S>, const SEG: usize, const T: usize>(
     task: &Task<'_>,
-    row: usize,
+    row: &Row,
     token: usize,
     scales: &RowScales,
 ) {
-    let cols = task.w.cols;
     let width = 2 * S::LANES;
-    let (full, units) = (cols / width, cols.div_ceil(width));
+    let (full, units) = (task.w.cols / width, task.w.cols.div_ceil(width));
     let seg = if SEG == 0 { scales.units } else { SEG };
-    let (mut w, mut tails, mut x) = ([std::ptr::null(); R], [[0u8; TAIL]; R], [std::ptr::null(); T]);
-    for r in 0..R {
-        let bytes = task.w.row(row + r);
-        w[r] = bytes.as_ptr();
-        if full < units {
-            let rest = &bytes[full * W::BYTES..];
-            tails[r][..rest.len()].copy_from_slice(rest);
-        }
-    }
+    let mut x = [std::ptr::null(); T];
     for t in 0..T {
         x[t] = task.x[token + t].values.as_ptr();
     }
-    let mut total = [[S::zero(); T]; R];
-    let mut u = 0;
-    let mut block = 0;
+    let mut total = [S::zero(); T];
+    let (mut u, mut block) = (0, 0);
     while u < units {
-        let end = (u + seg).min(full);
-        let mut acc: Acc<S, R, T> = [[[S::zero(); 2]; T]; R];
+        let mut acc: Acc<S, T> = [[S::zero(); 2]; T];
         if SEG != 0 && u + SEG <= full {
             for i in 0..SEG {
-                unit::<S, W, R, T>(&mut acc, &w, (u + i) * W::BYTES, &x, u + i);
+                unit::<S, W, T>(&mut acc, row.w.add((u + i) * W::BYTES), &x, u + i);
             }
         } else {
-            for i in u..end {
-                unit::<S, W, R, T>(&mut acc, &w, i * W::BYTES, &x, i);
+            for i in u..(u + seg).min(full) {
+                unit::<S, W, T>(&mut acc, row.w.add(i * W::BYTES), &x, i);
             }
-            if end == full && full < units && u + seg > full {
-                let mut rest = [std::ptr::null(); R];
-                for r in 0..R {
-                    rest[r] = tails[r].as_ptr();
-                }
-                unit::<S, W, R, T>(&mut acc, &rest, 0, &x, full);
+            if u + seg > full && full < units {
+                unit::<S, W, T>(&mut acc, row.tail, &x, full);
             }
         }
-        for r in 0..R {
-            let s = S::splat(scales.get(r, block));
-            for t in 0..T {
-                total[r][t] = S::fma(s, S::add(acc[r][t][0], acc[r][t][1]), total[r][t]);
-            }
+        let s = S::splat(scales.get(block));
+        for t in 0..T {
+            total[t] = S::fma(s, S::add(acc[t][0], acc[t][1]), total[t]);
         }
         u += seg;
         block += 1;
     }
-    for r in 0..R {
-        let o = row + r;
-        for t in 0..T {
-            let v = S::sum(total[r][t]) * scales.post + task.bias.map_or(0.0, |b| b[o]);
-            task.y[token + t].write(o - task.first_row, v);
-        }
+    for t in 0..T {
+        let v = S::sum(total[t]) * scales.post + task.bias.map_or(0.0, |b| b[row.index]);
+        task.y[token + t].write(row.index - task.first_row, v);
     }
 }
 
-/// Scales of up to four rows, decoded.
+/// Scales of a row, decoded.
 struct RowScales {
     values: Vec<f32>,
-    per_row: usize,
     /// Units that share one.
     units: usize,
     /// Factor of every result.
@@ -140,9 +113,10 @@ struct RowScales {
 
 impl RowScales {
     #[inline(always)]
-    fn get(&self, r: usize, block: usize) -> f32 {
-        // SAFETY: `fill` sized `values` for four rows of `per_row` scales; r < 4 and block < per_row.
-        unsafe { *self.values.get_unchecked(r * self.per_row + block) }
+    fn get(&self, block: usize) -> f32 {
+        debug_assert!(block < self.values.len());
+        // SAFETY: there is a value for every block of `units` units of the row.
+        unsafe { *self.values.get_unchecked(block) }
     }
 
     fn new(w: &Matrix<'_>, width: usize) -> Self {
@@ -151,30 +125,14 @@ impl RowScales {
         } else {
             1.0
         };
-        match w.scales {
-            None => Self {
-                values: vec![1.0; 4],
-                per_row: 1,
-                units: w.cols.div_ceil(width).max(1),
-                post,
-            },
-            Some(s) => {
-                let per_row = w.cols.div_ceil(s.spec.block_cols);
-                Self {
-                    values: vec![0.0; 4 * per_row],
-                    per_row,
-                    units: s.spec.block_cols / width,
-                    post,
-                }
-            }
-        }
-    }
-
-    fn fill(&mut self, w: &Matrix<'_>, row: usize, rows: usize) {
-        if w.scales.is_some() {
-            for r in 0..rows {
-                w.scales_of_row(row + r, &mut self.values[r * self.per_row..(r + 1) * self.per_row]);
-            }
+        let (blocks, units) = match w.scales {
+            None => (1, w.cols.div_ceil(width).max(1)),
+            Some(s) => (w.cols.div_ceil(s.spec.block_cols), s.spec.block_cols / width),
+        };
+        Self {
+            values: vec![1.0; blocks],
+            units,
+            post,
         }
     }
 }
@@ -183,26 +141,40 @@ impl RowScales {
 unsafe fn run<S: Simd, W: Unit<S>, const SEG: usize>(task: &Task<'_>) {
     let mut scales = RowScales::new(task.w, 2 * S::LANES);
     let tokens = task.x.len();
+    let bytes = task.w.row_bytes();
+    let whole = task.w.cols / (2 * S::LANES) * W::BYTES;
+    let mut tail = [0u8; TAIL];
     // One row at a time: the processor fetches a single stream ahead at twice the speed of several at once.
-    for row in task.rows.clone() {
-        scales.fill(task.w, row, 1);
+    for index in task.rows.clone() {
+        let mut row = Row {
+            index,
+            w: task.w.data.as_ptr().add(index * bytes),
+            tail: std::ptr::null(),
+        };
+        if whole < bytes {
+            tail[..bytes - whole].copy_from_slice(&task.w.row(index)[whole..]);
+            row.tail = tail.as_ptr();
+        }
+        if task.w.scales.is_some() {
+            task.w.scales_of_row(index, &mut scales.values);
+        }
         let mut t = 0;
         while t < tokens {
             t += match tokens - t {
                 1 => {
-                    tile::<S, W, SEG, 1, 1>(task, row, t, &scales);
+                    tile::<S, W, SEG, 1>(task, &row, t, &scales);
                     1
                 }
                 2 => {
-                    tile::<S, W, SEG, 1, 2>(task, row, t, &scales);
+                    tile::<S, W, SEG, 2>(task, &row, t, &scales);
                     2
                 }
                 3 => {
-                    tile::<S, W, SEG, 1, 3>(task, row, t, &scales);
+                    tile::<S, W, SEG, 3>(task, &row, t, &scales);
                     3
                 }
                 _ => {
-                    tile::<S, W, SEG, 1, 4>(task, row, t, &scales);
+                    tile::<S, W, SEG, 4>(task, &row, t, &scales);
                     4
                 }
             };

@@ -308,16 +308,16 @@ impl Block for Q6K {
 
 #[inline(always)]
 unsafe fn tile<I: Int, B: Block, const T: usize>(task: &Task<'_>, row: usize, token: usize) {
-    let mut p = task.w.row(row).as_ptr();
+    let blocks = task.w.cols / (32 * B::BLOCKS);
+    let mut p = task.w.data.as_ptr().add(row * blocks * B::BYTES);
     let mut x = [task.x[token].quants(task.w.cols); T];
     for t in 1..T {
         x[t] = task.x[token + t].quants(task.w.cols);
     }
     let mut acc: Acc<T> = [[_mm256_setzero_ps(); CHAINS]; T];
-    let n = task.w.cols / (32 * B::BLOCKS);
     let mut i = 0;
     if B::EIGHTS {
-        while i + 8 <= n {
+        while i + 8 <= blocks {
             B::eight::<I, T>(p, &x, i, &mut acc);
             p = p.add(8 * B::BYTES);
             i += 8;
@@ -330,13 +330,13 @@ unsafe fn tile<I: Int, B: Block, const T: usize>(task: &Task<'_>, row: usize, to
             i += 1;
         };
     }
-    while i + CHAINS <= n {
+    while i + CHAINS <= blocks {
         step!(0);
         step!(1);
         step!(2);
         step!(3);
     }
-    while i < n {
+    while i < blocks {
         step!(0);
     }
     for t in 0..T {
