@@ -1,11 +1,11 @@
 //! The engine of MODEL1 Explorer: checkpoints, recipes, plans, sessions.
 //!
 //! ```no_run
-//! use engine::{Engine, EngineOptions, GenerateOptions, SessionOptions};
+//! use engine::{Engine, EngineOptions, GenerateOptions, SessionOptions, TokenEvent};
 //! # fn main() -> Result<(), engine::EngineError> {
 //! let engine = Engine::open("model".as_ref(), &EngineOptions::default(), &engine::Silent)?;
 //! let mut session = engine.session(engine.recipe(), SessionOptions::default())?;
-//! session.generate("Once upon a time", &GenerateOptions::default(), &mut |e| print!("{}", e.text))?;
+//! session.generate("Once upon a time", &GenerateOptions::default(), &mut |e: &TokenEvent<'_>| print!("{}", e.text))?;
 //! # Ok(()) }
 //! ```
 

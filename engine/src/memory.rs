@@ -13,6 +13,39 @@ pub fn human(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
+/// Where a control group's memory figures are.
+struct Group {
+    folder: String,
+    limit: &'static str,
+    usage: &'static str,
+}
+
+/// The groups named in `/proc/self/cgroup` that may limit memory (versions 2 and 1), and what a container sees as root.
+fn groups(text: &str) -> Vec<Group> {
+    let v2 = |path: &str| Group {
+        folder: format!("/sys/fs/cgroup{}", path.trim_end_matches('/')),
+        limit: "memory.max",
+        usage: "memory.current",
+    };
+    let v1 = |path: &str| Group {
+        folder: format!("/sys/fs/cgroup/memory{}", path.trim_end_matches('/')),
+        limit: "memory.limit_in_bytes",
+        usage: "memory.usage_in_bytes",
+    };
+    let mut all = vec![v2(""), v1("")];
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        if let (Some(controllers), Some(path)) = (parts.next(), parts.next()) {
+            if controllers.is_empty() {
+                all.push(v2(path));
+            } else if controllers.split(',').any(|c| c == "memory") {
+                all.push(v1(path));
+            }
+        }
+    }
+    all
+}
+
 /// Bytes this process may still allocate: the smallest of what the system, the control group and the address-space
 /// limit leave. `None` where none of them can be read.
 pub fn available() -> Option<u64> {
@@ -26,12 +59,18 @@ pub fn available() -> Option<u64> {
     if let Some(kib) = read("/proc/meminfo").and_then(|t| field(&t, "MemAvailable:")) {
         left.push(kib * 1024);
     }
-    if let (Some(max), Some(now)) = (
-        read("/sys/fs/cgroup/memory.max").and_then(number),
-        read("/sys/fs/cgroup/memory.current").and_then(number),
-    ) {
-        left.push(max.saturating_sub(now));
-    }
+    left.extend(
+        groups(&read("/proc/self/cgroup").unwrap_or_default())
+            .iter()
+            .filter_map(|g| {
+                let max = read(&format!("{}/{}", g.folder, g.limit)).and_then(number)?;
+                let now = read(&format!("{}/{}", g.folder, g.usage)).and_then(number)?;
+                // Pages of files can be dropped; weights are such pages.
+                let stat = read(&format!("{}/memory.stat", g.folder)).unwrap_or_default();
+                let files = field(&stat, "inactive_file").unwrap_or(0) + field(&stat, "active_file").unwrap_or(0);
+                Some(max.saturating_sub(now.saturating_sub(files)))
+            }),
+    );
     let limit = read("/proc/self/limits").and_then(|t| {
         let line = t.lines().find(|l| l.starts_with("Max address space"))?.to_string();
         line.split_whitespace().nth(3)?.parse::<u64>().ok()
@@ -67,5 +106,33 @@ pub fn require(bytes: u64, what: &str, hint: &str) -> Result<(), EngineError> {
             hint: hint.to_string(),
         }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_both_versions() {
+        let text = "5:memory:/user/one\n4:cpu,cpuacct:/x\n0::/user.slice/a:b\n";
+        let folders: Vec<String> = groups(text).into_iter().map(|g| g.folder).collect();
+        let want = [
+            "/sys/fs/cgroup",
+            "/sys/fs/cgroup/memory",
+            "/sys/fs/cgroup/memory/user/one",
+            "/sys/fs/cgroup/user.slice/a:b",
+        ];
+        assert_eq!(folders, want);
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_with_both_figures() {
+        require(1, "nothing", "").unwrap();
+        let text = require(1 << 60, "the KV cache", "use less").unwrap_err().to_string();
+        assert!(
+            text.contains("the KV cache") && text.contains("1073741824.0 GiB") && text.contains("use less"),
+            "{text}"
+        );
     }
 }
