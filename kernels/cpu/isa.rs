@@ -67,6 +67,18 @@ impl Isa {
         }
     }
 
+    /// Whether byte permutations across 512 bits (AVX512-VBMI) can be used with this instruction set.
+    pub fn has_vbmi(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            self == Isa::Avx512 && is_x86_feature_detected!("avx512vbmi")
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            false
+        }
+    }
+
     /// Whether bf16 dot products (AVX512-BF16) can be used with this instruction set.
     pub fn has_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]

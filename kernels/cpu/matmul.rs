@@ -17,6 +17,8 @@ mod scalar;
 mod simd;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use std::ops::Range;
 

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use super::Task;
 use super::prep::QRow;
+use super::wide;
 use crate::cpu::isa::Isa;
 use crate::ir::Format;
 
@@ -402,5 +403,13 @@ unsafe fn vnni(task: &Task<'_>) {
 pub(super) fn run_task(isa: Isa, task: &Task<'_>) {
     // SAFETY: the instruction set comes from detection; the matrix was checked to hold whole blocks, the activations
     // have as many, and outputs belong to this task alone.
-    unsafe { if isa.has_vnni() { vnni(task) } else { avx2(task) } }
+    unsafe {
+        if isa.has_vnni() && isa.has_vbmi() && wide::fits(task.w.format, task.w.cols) {
+            wide::run_task(task);
+        } else if isa.has_vnni() {
+            vnni(task);
+        } else {
+            avx2(task);
+        }
+    }
 }

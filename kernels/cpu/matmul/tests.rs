@@ -173,7 +173,7 @@ fn every_format_and_instruction_set_agrees_with_the_reference() {
     let mut rng = Random(1);
     for format in FORMATS {
         let unit = format.block_len().max(32);
-        for (rows, cols) in [(1, 256), (7, 2 * unit), (53, 3 * 256), (130, 512)] {
+        for (rows, cols) in [(1, 256), (7, 2 * unit), (11, 10 * unit), (53, 3 * 256), (130, 512)] {
             let owned = Owned::new(format, rows, cols, Layout::OutIn, &mut rng);
             let w = owned.matrix();
             let bias = rng.values(rows);
