@@ -9,6 +9,8 @@
 mod dot;
 #[cfg(target_arch = "x86_64")]
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod prep;
 #[cfg(target_arch = "x86_64")]
 mod qdot;
@@ -84,6 +86,16 @@ impl Dst {
         debug_assert!(i < self.len);
         // SAFETY: `check` made sure that a token has an output for every row of its part.
         unsafe { *self.ptr.add(i) = v }
+    }
+
+    /// `len` outputs from `start` on.
+    ///
+    /// # Safety
+    /// No other thread accesses them while the slice lives, and what this was made from outlives it.
+    unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [f32] {
+        assert!(start + len <= self.len, "outside the outputs");
+        // SAFETY: within the slice this was made from; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
     }
 }
 
@@ -256,12 +268,20 @@ impl Activations {
             end += prep::row_len(r.0, r.2);
         }
         let mut buffer = Aligned::zeros(end);
-        let mut rest = buffer.as_mut_slice();
-        for r in &rows {
-            let (out, after) = rest.split_at_mut(prep::row_len(r.0, r.2));
-            prep::prepare(cpu.isa, r.0, r.3, out);
-            rest = after;
-        }
+        let slots = Dst::new(buffer.as_mut_slice());
+        // Few rows are prepared sooner than another thread wakes up.
+        let per_task = if rows.len() <= FEW {
+            rows.len()
+        } else {
+            rows.len().div_ceil(2 * cpu.pool.threads())
+        };
+        cpu.pool.run(rows.len().div_ceil(per_task.max(1)), &|n| {
+            for (r, start) in rows.iter().zip(&starts).skip(n * per_task).take(per_task) {
+                // SAFETY: the parts of the rows follow each other in `buffer`; each row belongs to one task.
+                let out = unsafe { slots.slice(*start, prep::row_len(r.0, r.2)) };
+                prep::prepare(cpu.isa, r.0, r.3, out);
+            }
+        });
         Self {
             keys: rows.iter().map(|r| (r.0, r.1, r.2)).collect(),
             starts,

@@ -9,9 +9,10 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 use super::Task;
+use super::panel::{IntPanel, LANES};
 use super::prep::Aligned;
 use super::simd::{Avx2, Avx512, Simd};
-use crate::cpu::formats::{IntRow, Matrix};
+use crate::cpu::formats::Matrix;
 use crate::cpu::isa::Isa;
 use crate::ir::Layout;
 
@@ -25,9 +26,6 @@ pub(super) enum Mode {
     /// Block-quantised weights and int8 activations: exact integers per block, sums in f32.
     Int8,
 }
-
-/// Weight rows of an integer panel: the lanes of a vector.
-const LANES: usize = 16;
 
 impl Mode {
     /// Weight rows per task.
@@ -244,66 +242,6 @@ unsafe fn bf16(task: &Task<'_>, panel: &mut Aligned) {
     tiles!(task, 4, 6, |i, row, token| (R, T) bf16_tile::<R, T>(task, w.add(i * stride), stride, units, row, token));
 }
 
-/// Parts of an integer panel of 16 rows, for `blocks` blocks of `sub` columns.
-struct IntPanel {
-    /// i8 weights: four columns of 16 rows in each 64 bytes.
-    w: *const i8,
-    /// -128 times the sum of a block's weights, `[blocks, 16]` i32: activations are stored with 128 added.
-    correction: *const i32,
-    /// `[blocks, 16]`
-    scales: *const f32,
-    /// `[blocks, 16]`, if the format has minimums.
-    mins: *const f32,
-}
-
-/// Unpacks up to 16 rows; rows that are not there are zero.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn int_panel(task: &Task<'_>, row: &mut IntRow, panel: &mut Aligned) -> IntPanel {
-    let cols = task.w.cols;
-    let (blocks, words) = (cols / row.sub, cols / 4);
-    let parts = if row.mins.is_empty() { 2 } else { 3 };
-    panel.reserve((words + parts * blocks) * LANES);
-    let all = &mut panel.as_mut_slice()[..(words + parts * blocks) * LANES];
-    let (w, rest) = all.split_at_mut(words * LANES);
-    let (correction, rest) = rest.split_at_mut(blocks * LANES);
-    let (scales, mins) = rest.split_at_mut(blocks * LANES);
-    let w: &mut [u32] = bytemuck::cast_slice_mut(w);
-    let correction: &mut [i32] = bytemuck::cast_slice_mut(correction);
-    let (lines, _) = w.as_chunks_mut::<LANES>();
-    let n = task.rows.len();
-    if n < LANES {
-        lines.fill([0; LANES]);
-        correction.fill(0);
-        scales.fill(0.0);
-        mins.fill(0.0);
-    }
-    let offset = row.offset;
-    for (r, o) in task.rows.clone().enumerate() {
-        row.decode(task.w.row(o));
-        if offset != 0 {
-            row.values.iter_mut().for_each(|v| *v = v.wrapping_sub(offset));
-        }
-        let (quads, _) = row.values.as_chunks::<4>();
-        for (line, quad) in lines.iter_mut().zip(quads) {
-            line[r] = u32::from_le_bytes(*quad);
-        }
-        for (b, block) in row.values.chunks_exact(row.sub).enumerate() {
-            let sum: i32 = block.iter().map(|v| i32::from(*v as i8)).sum();
-            correction[b * LANES + r] = -128 * sum;
-            scales[b * LANES + r] = row.scales[b];
-        }
-        for (b, m) in row.mins.iter().enumerate() {
-            mins[b * LANES + r] = *m;
-        }
-    }
-    IntPanel {
-        w: w.as_ptr().cast(),
-        correction: correction.as_ptr(),
-        scales: scales.as_ptr(),
-        mins: mins.as_ptr(),
-    }
-}
-
 /// 16 rows by T tokens; QUADS groups of four columns share a scale.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
 #[inline]
@@ -371,10 +309,8 @@ unsafe fn int8_tokens<const QUADS: usize, const MINS: bool>(task: &Task<'_>, pan
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
 unsafe fn int8(task: &Task<'_>, panel: &mut Aligned) {
-    let mut row = IntRow::new(task.w.format, task.w.cols);
-    let mins = !row.mins.is_empty();
-    let panel = int_panel(task, &mut row, panel);
-    match (row.sub, mins) {
+    let panel = IntPanel::new(task, panel);
+    match (panel.sub, panel.has_mins) {
         (16, _) => int8_tokens::<4, false>(task, &panel),
         (_, true) => int8_tokens::<8, true>(task, &panel),
         (_, false) => int8_tokens::<8, false>(task, &panel),
