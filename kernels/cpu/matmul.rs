@@ -313,18 +313,41 @@ fn kind(path: Path, w: &Matrix<'_>) -> Kind {
     }
 }
 
-/// Weight rows one task takes: small enough to balance the threads, large enough to be worth a task.
-fn rows_per_task(cpu: &Cpu, w: &Matrix<'_>, tokens: usize, path: Path) -> usize {
-    match path {
-        Path::Axpy => 256,
+/// Bytes of weights below which a task is not worth its start.
+const TASK_BYTES: usize = 32_768;
+
+/// Weight rows for each task: (part, rows). The dot kernels read memory as fast as it comes, which wants long stretches,
+/// and threads do not get it equally fast: every task takes a part of what is left (at least an eighth of a fair share), so the
+/// last ones are short and the threads finish together.
+fn divide(cpu: &Cpu, parts: &[Part<'_>], paths: &[Path]) -> Vec<(usize, Range<usize>)> {
+    let cost = |i: usize| (parts[i].w.row_bytes() * parts[i].x.len()).max(1);
+    let fixed = |path: Path| match path {
+        Path::Axpy => Some(256),
         #[cfg(target_arch = "x86_64")]
-        Path::Gemm(mode) => mode.panel(),
-        _ => {
-            let most = w.rows.div_ceil(cpu.pool.threads() * 2).next_multiple_of(4);
-            let bytes = (w.row_bytes() * tokens).max(1);
-            most.clamp(4, 4096).max(32_768usize.div_ceil(bytes).next_multiple_of(4))
+        Path::Gemm(mode) => Some(mode.panel()),
+        _ => None,
+    };
+    let free = (0..parts.len()).filter(|&i| fixed(paths[i]).is_none());
+    let all: usize = free.map(|i| cost(i) * parts[i].rows.len()).sum();
+    let (mut left, mut tasks) = (all, Vec::new());
+    for (i, part) in parts.iter().enumerate() {
+        let mut start = part.rows.start;
+        while start < part.rows.end {
+            let rows = fixed(paths[i]).unwrap_or_else(|| {
+                let bytes = (left / (2 * cpu.pool.threads()))
+                    .max(all / (8 * cpu.pool.threads()))
+                    .max(TASK_BYTES);
+                (bytes / cost(i)).max(1).next_multiple_of(4)
+            });
+            let end = part.rows.end.min(start + rows);
+            tasks.push((i, start..end));
+            if fixed(paths[i]).is_none() {
+                left -= (end - start) * cost(i);
+            }
+            start = end;
         }
     }
+    tasks
 }
 
 fn run(cpu: &Cpu, parts: &[Part<'_>]) {
@@ -338,11 +361,7 @@ fn run(cpu: &Cpu, parts: &[Part<'_>]) {
         .zip(&kinds)
         .map(|(p, k)| p.x.iter().map(|x| activations.get(*k, x)).collect())
         .collect();
-    let mut tasks = Vec::new();
-    for (i, p) in parts.iter().enumerate() {
-        let step = rows_per_task(cpu, &p.w, p.x.len(), paths[i]);
-        tasks.extend(p.rows.clone().step_by(step).map(|r| (i, r..p.rows.end.min(r + step))));
-    }
+    let tasks = divide(cpu, parts, &paths);
     cpu.pool.run(tasks.len(), &|n| {
         let (i, rows_of_task) = &tasks[n];
         let p = &parts[*i];
