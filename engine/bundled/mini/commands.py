@@ -1,0 +1,256 @@
+"""What the subcommands of train.py do."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import batches, bpe, corpus, evaluate, export, load
+from .config import Shape
+from .loop import Plan, Trainer, train as run_training
+
+HERE = Path(__file__).resolve().parent.parent
+
+
+def data(a):
+    """Cleans and packs; writes tokenizer.json, report.json, held-out texts."""
+    out = Path(a.out)
+    out.mkdir(parents=True, exist_ok=True)
+    parts, report = corpus.build(a.corpora)
+    if a.tokenizer:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(a.tokenizer)
+    else:
+        share = {"stories": 40_000_000, "simple": 8_000_000, "books": 24_000_000}
+        tokenizer = bpe.train((t for n, size in share.items() for t in bpe.sample(parts[n][0], size)), a.vocab)
+    tokenizer.save(str(out / "tokenizer.json"))
+    for name, (training, held) in parts.items():
+        tokens, starts = bpe.encode(tokenizer, training, seed=1)
+        report[name]["training_tokens"] = len(tokens)
+        bpe.save(out, name, tokens, starts)
+        (out / f"{name}.held.json").write_text(json.dumps([t for t, _ in held]))
+    texts = [corpus.read(a.corpora, s).split(corpus.SEPARATOR) for s in corpus.EVALUATION]
+    (out / "tinystories.held.json").write_text(json.dumps([t.strip() for t in texts[0] if t.strip()][:600]))
+    evaluate.write_json(out / "report.json", report)
+
+
+def teacher(a):
+    """Samples, then packs as the source `fresh`."""
+    from tokenizers import Tokenizer
+
+    from . import teacher as t
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(a.seed)
+    tokenizer = Tokenizer.from_file(str(Path(a.packed) / "tokenizer.json"))
+    begin = time.time()
+    stories = [(corpus.normalise(x), c) for x, c in t.sample(a.model, a.seconds, a.batch, a.temperature, device)]
+    stories = list(dict(stories).items())
+    print(f"teacher: {len(stories)} different stories after {time.time() - begin:.0f} s", flush=True)
+    tokens, starts = bpe.encode(tokenizer, stories)
+    part = Path(a.packed) / f"part.{a.name}.npz"
+    np.savez(part, tokens=tokens, starts=starts)
+    part.rename(Path(a.packed) / f"{a.name}.npz")
+    size = sum(len(x.encode()) for x, _ in stories)
+    print(f"teacher: {len(tokens):,} tokens, {size:,} bytes, ready after {time.time() - begin:.0f} s", flush=True)
+
+
+def _validation(packed, tokenizer):
+    """Short held-out sets for the loop."""
+    read = lambda n: json.loads((Path(packed) / f"{n}.held.json").read_text())
+    novels = [t for t in read("books") if len(t) > 100_000]
+    pieces = [t[20_000 + i * 30_000 :][:6_000] for i in range(3) for t in novels]
+    return {
+        "tinystories": evaluate.rows_of_documents(tokenizer, read("tinystories")[:160], 1024),
+        "stories": evaluate.rows_of_documents(tokenizer, read("stories")[:120], 1024),
+        "books": evaluate.rows_of_documents(tokenizer, pieces[:30], 1024),
+        "long": [r for r in evaluate.rows_of_documents(tokenizer, pieces[:8], 1024) if len(r[0]) == 1024][:8],
+    }
+
+
+def _plan(a, tokens, **more):
+    for item in a.plan or []:
+        key, _, value = item.partition("=")
+        if key not in Plan.__dataclass_fields__ or not value:
+            raise SystemExit(f"--plan {item}: accepted: KEY=NUMBER with KEY one of {', '.join(Plan.__dataclass_fields__)}")
+        more[key] = float(value)
+    base = dict(
+        tokens=int(tokens),
+        batch_tokens=a.batch_tokens,
+        length=a.length,
+        long_length=a.long_length,
+        muon=a.muon,
+        adam=a.adam,
+        seed=a.seed,
+    )
+    return Plan(**{**base, **more})
+
+
+def _join(a):
+    """Joins the other processes when started by torchrun; picks this one's GPU."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None:
+        if a.device == "cuda":
+            torch.cuda.set_device(int(rank))
+        torch.distributed.init_process_group("nccl" if a.device == "cuda" else "gloo")
+
+
+def train(a):
+    """The main run."""
+    from tokenizers import Tokenizer
+
+    torch.set_float32_matmul_precision("high")
+    _join(a)
+    run = Path(a.work)
+    run.mkdir(parents=True, exist_ok=True)
+    tokenizer_file = Path(a.packed) / "tokenizer.json"
+    shares = {k: float(v) for k, v in (x.split("=") for x in a.shares.split(","))}
+    streams = batches.load(a.packed, shares, a.device)
+    counts = sum(torch.bincount(s.tokens.long() & 0xFFFF, minlength=Shape().vocab_size).cpu().numpy() * shares[n] / len(s.tokens) for n, s in streams.items())
+    mixture = batches.Mixture(streams, shares, a.seed)
+    trainer = Trainer(Shape(), _plan(a, a.tokens), mixture, a.device, not a.eager and a.device != "cpu", counts)
+    state = run / "state.pt"
+    if state.exists():
+        trainer.restore(state)
+        print(f"going on at step {trainer.step}, {trainer.tokens:,} tokens", flush=True)
+    elif a.start_from:
+        load.pieces_into(trainer.model, a.start_from)
+        trainer.tokens = int(a.start_tokens)
+
+    def take_fresh(trainer, note):
+        for file in sorted(Path(a.packed).glob("fresh*.npz")) if a.fresh else []:
+            if file.stem in streams:
+                continue
+            f = np.load(file)
+            streams[file.stem] = batches.Stream(f["tokens"], f["starts"], a.device)
+            # Old and fresh stories share the stories' part by their sizes.
+            sizes = {n: len(x.tokens) for n, x in streams.items() if n == "stories" or n.startswith("fresh")}
+            part = {n: shares["stories"] * v / sum(sizes.values()) for n, v in sizes.items()}
+            trainer.mixture = batches.Mixture(streams, {**shares, **part}, a.seed)
+            note({"taken": file.stem, "tokens_in_it": len(f["tokens"]), "step": trainer.step})
+
+    take_fresh(trainer, print)
+    first = trainer.rank == 0
+    validation = _validation(a.packed, Tokenizer.from_file(str(tokenizer_file))) if first else {"-": []}
+    done = run_training(trainer, a.seconds, run / "log.jsonl", state, validation, on_tick=take_fresh)
+    if not first:
+        return
+    export.released(trainer.model, run / "model", tokenizer_file)
+    if a.pieces:
+        load.save_pieces(trainer.model, a.pieces)
+    print("done" if done else f"stopped at {trainer.tokens:,} of {trainer.plan.tokens:,} tokens; start again to go on", flush=True)
+
+
+def finetune(a):
+    """Short training on one file, from released weights."""
+    from tokenizers import Tokenizer
+
+    run = Path(a.work)
+    run.mkdir(parents=True, exist_ok=True)
+    tokenizer_file = Path(a.model) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    raw = Path(a.text).read_text(encoding="utf-8")
+    documents = [(t, True) for t in map(corpus.normalise, raw.split(corpus.SEPARATOR)) if t]
+    if not documents:
+        raise SystemExit(f"{a.text}: no text in it")
+    tokens, starts = bpe.encode(tokenizer, documents, seed=a.seed, chunk=1000)
+    stream = batches.Stream(tokens, starts, a.device)
+    batch = min(a.batch_tokens, max(a.length, len(tokens) // 8 // a.length * a.length))
+    plan = _plan(
+        argparse_like(a, batch_tokens=batch, long_length=a.length),
+        max(a.epochs * len(tokens), batch),
+        warmup=0.05,
+        decay_from=0.3,
+        sparse_from=0.0,
+        rounding_from=0.0,
+    )
+    plan.muon, plan.adam = plan.muon * 0.1, plan.adam * 0.1
+    mixture = batches.Mixture({"text": stream}, {"text": 1.0}, a.seed)
+    trainer = Trainer(Shape(), plan, mixture, a.device, not a.eager and a.device != "cpu")
+    if (run / "state.pt").exists():
+        trainer.restore(run / "state.pt")
+    else:
+        load.released_into(trainer.model, a.model)
+    rows = evaluate.rows_of_documents(tokenizer, [t for t, _ in documents][:50], 1024)
+    before = evaluate.bits_per_byte(trainer.model, rows, 1.0)[0]
+    run_training(trainer, a.seconds, run / "log.jsonl", run / "state.pt", log_every=5)
+    after = evaluate.bits_per_byte(trainer.model, rows, 1.0)[0]
+    export.released(trainer.model, run / "model", tokenizer_file)
+    print(f"bits per byte of the text (seen in training): {before:.3f} before, {after:.3f} after; the model is in {run / 'model'}")
+
+
+def argparse_like(a, **changes):
+    """A copy of parsed arguments with some values changed."""
+    import argparse
+
+    return argparse.Namespace(**{**vars(a), **changes})
+
+
+def export_command(a):
+    """Writes the released form of a run's state."""
+    model = load.state(Path(a.work) / "state.pt", "cpu")
+    tokenizer_file = Path(a.work) / "model" / "tokenizer.json"
+    export.released(model, a.out, tokenizer_file)
+    if a.plain:
+        export.plain(model, a.plain, tokenizer_file)
+
+
+def measure(a):
+    """Tokens per second, memory and the costliest kernels of training steps; compiled against plain arithmetic."""
+    torch.set_float32_matmul_precision("high")
+    names = a.sources.split(",")
+    mixture = batches.Mixture(batches.load(a.packed, names, a.device), dict.fromkeys(names, 1.0), a.seed)
+    trainer = Trainer(Shape(), _plan(a, 1e9), mixture, a.device, not a.eager and a.device != "cpu")
+    size = a.batch_tokens // a.length
+    ids, targets, counts = mixture.batch(0, size, a.length)
+    begin = time.time()
+    main, index, *_ = trainer.losses(ids, targets, counts, 1.0, 1.0, 1.0)
+    print(f"first step (compiles): {time.time() - begin:.1f} s, loss {main.item():.4f}, indexer {index.item():.4f}", flush=True)
+    mine = trainer.gradients()
+    if a.check:
+        _check_gradients(trainer, mine, (ids, targets, counts))
+    del mine
+    begin, steps = time.time(), 0
+    while time.time() - begin < a.seconds:
+        out = trainer.one_step()
+        steps += 1
+        if steps == 3:
+            torch.cuda.synchronize() if a.device == "cuda" else None
+            begin, start = time.time(), steps
+        if steps % 20 == 0:
+            out["loss"].item()
+    loss = out["loss"].item()
+    rate = (steps - start) * size * a.length / (time.time() - begin)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if a.device == "cuda" else 0
+    print(f"{rate:,.0f} tokens/s over {steps - start} steps, loss {loss:.4f}, peak memory {memory:.1f} GiB", flush=True)
+    if a.profile:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
+            for _ in range(3):
+                trainer.one_step()
+            torch.cuda.synchronize()
+        Path(a.profile).write_text(p.key_averages().table(sort_by="cuda_time_total", row_limit=90, max_name_column_width=110))
+
+
+def _check_gradients(trainer, mine, batch, rows=4):
+    """Prints how far gradients are from those of plain f32 arithmetic on the same batch, taken a few rows at a time."""
+    torch.set_float32_matmul_precision("highest")
+    plain = Trainer(trainer.model.shape, trainer.plan, trainer.mixture, trainer.device, False)
+    plain.model.dtype, plain.model.compute = torch.float32, {}
+    plain.model.refresh(0.0)
+    plain.model.had = plain.model.had.float()
+    total, n = batch[2].sum(), -(-len(batch[0]) // rows)
+    sums = {}
+    for i in range(n):
+        part = [x[i * rows : (i + 1) * rows] for x in batch]
+        plain.losses(*part, 1.0, 1.0, 1.0 / n, (part[2].sum() / total).item())
+        for k, g in plain.gradients().items():
+            sums[k] = sums[k] + g if k in sums else g
+    off = sorted((((mine[k].float() - g).norm() / (g.norm() + 1e-12)).item(), k) for k, g in sums.items())
+    print(f"gradients, compiled bf16 against plain f32: median off by {off[len(off) // 2][0]:.4f}; worst {off[-3:]}", flush=True)
+    torch.set_float32_matmul_precision("high")
