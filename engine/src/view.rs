@@ -58,6 +58,7 @@ fn view(plan: &Plan, i: usize, base: &BaseOp, tokens: u64, context: u64, fused_w
         cache_bytes: c.cache,
         activation_bytes: c.activations,
         fused_with,
+        time: None,
     }
 }
 

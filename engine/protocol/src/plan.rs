@@ -31,7 +31,7 @@ pub struct BlockView {
 }
 
 /// One base op.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpView {
     /// Number in the plan.
     pub id: u32,
@@ -53,10 +53,21 @@ pub struct OpView {
     pub activation_bytes: u64,
     /// Base ops executed together with this one on the current backend (1 = alone).
     pub fused_with: u32,
+    /// Measured time; `None` where op timing has not run.
+    pub time: Option<OpTimeView>,
+}
+
+/// Time of an op over the sampled steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpTimeView {
+    /// Mean in nanoseconds. Shared out by bytes where the op ran inside a fused one.
+    pub nanos: f64,
+    /// Steps sampled.
+    pub steps: u32,
 }
 
 /// A plan and its costs at one point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanView {
     /// Plan hash, hex.
     pub hash: String,

@@ -39,6 +39,28 @@ impl KvBytes {
     pub fn total(&self) -> u64 {
         self.window + self.rows + self.index + self.scales + self.pooling + self.checkpoints
     }
+
+    /// The components in their fixed order, with their names.
+    pub fn parts(&self) -> [(&'static str, u64); 6] {
+        [
+            ("window", self.window),
+            ("compressed rows", self.rows),
+            ("indexer keys", self.index),
+            ("scales", self.scales),
+            ("pooling state", self.pooling),
+            ("checkpoints", self.checkpoints),
+        ]
+    }
+
+    /// Adds `other` component by component.
+    pub fn add(&mut self, other: &KvBytes) {
+        self.window += other.window;
+        self.rows += other.rows;
+        self.index += other.index;
+        self.scales += other.scales;
+        self.pooling += other.pooling;
+        self.checkpoints += other.checkpoints;
+    }
 }
 
 /// One layer in one step. All figures are measured.
@@ -64,7 +86,7 @@ pub struct LayerRecord {
     /// Share of stored values flushed to zero.
     pub flushed: f64,
     /// Tokens per expert (empty without experts).
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    #[serde(default)]
     pub expert_load: Vec<u32>,
 }
 
@@ -115,4 +137,26 @@ pub struct RunSummary {
     pub decode_tokens_per_s: f64,
     /// Milliseconds between tokens: median, 95th and 99th percentile.
     pub latency_ms: [f64; 3],
+}
+
+/// Cache bytes of a layout as fixed part + slope: never bytes per token alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KvFit {
+    /// Layout, e.g. `this recipe`, `bf16 records`, `DeepSeek-V3 rows`, `R1-Distill-Qwen-1.5B (GQA)`.
+    pub name: String,
+    /// What it is, one sentence.
+    pub about: String,
+    /// Bytes at any length.
+    pub fixed: f64,
+    /// Bytes per token of context.
+    pub slope: f64,
+    /// Context from which on `this recipe` is the smaller one; 0 = always, `None` = never.
+    pub crossover: Option<u64>,
+}
+
+/// This recipe's cache beside other layouts of as many layers. Estimated from record sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KvBaselines {
+    /// The recipe in force first.
+    pub fits: Vec<KvFit>,
 }

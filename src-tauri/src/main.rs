@@ -1,0 +1,3 @@
+//! MODEL1 Explorer: the desktop shell.
+
+fn main() {}

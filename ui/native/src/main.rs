@@ -1,0 +1,3 @@
+//! MODEL1 Explorer in a native window.
+
+fn main() {}
