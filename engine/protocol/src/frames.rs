@@ -506,8 +506,7 @@ pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Protoco
     if bytes.len() > MAX_FRAME {
         return Err(ProtocolError::TooLarge(bytes.len()));
     }
-    let (frame, rest) =
-        postcard::take_from_bytes::<T>(bytes).map_err(|e| ProtocolError::Malformed(e.to_string()))?;
+    let (frame, rest) = postcard::take_from_bytes::<T>(bytes).map_err(|e| ProtocolError::Malformed(e.to_string()))?;
     if rest.is_empty() {
         Ok(frame)
     } else {

@@ -1,0 +1,351 @@
+//! One value of every kind of frame.
+#![allow(dead_code)] // every test file uses another part
+
+use protocol::*;
+
+pub fn sampling() -> Sampling {
+    Sampling {
+        temperature: 0.8,
+        top_k: 40,
+        top_p: 0.95,
+        min_p: 0.05,
+        repetition_penalty: 1.1,
+        frequency_penalty: -0.5,
+        presence_penalty: 0.25,
+        seed: u64::MAX,
+        logprobs: 8,
+    }
+}
+
+pub fn spec() -> GenerateSpec {
+    GenerateSpec {
+        sampling: sampling(),
+        max_tokens: 512,
+        stop: vec!["\n\n".into(), "end".into()],
+        ignore_eos: true,
+        thinking: true,
+    }
+}
+
+pub fn token() -> TokenInfo {
+    TokenInfo {
+        token: 17,
+        text: " fox".into(),
+        logprob: -0.25,
+        top: vec![Alternative {
+            token: 18,
+            text: "\u{fffd}".into(),
+            logprob: f32::NEG_INFINITY,
+        }],
+        position: 1 << 40,
+        recipe: 3,
+    }
+}
+
+pub fn error() -> ErrorInfo {
+    ErrorInfo::new(ErrorKind::Resource, "the disk is full")
+        .remedy("Make room.")
+        .details("a\nb")
+}
+
+pub fn summary() -> RunSummary {
+    RunSummary {
+        prompt_tokens: 5,
+        tokens: 100,
+        first_token_s: 0.5,
+        prefill_tokens_per_s: 10.0,
+        decode_tokens_per_s: 300.0,
+        latency_ms: [1.0, 2.0, 3.0],
+    }
+}
+
+pub fn kv() -> KvBytes {
+    KvBytes {
+        window: 1,
+        rows: 2,
+        index: 3,
+        scales: 4,
+        pooling: 5,
+        checkpoints: 6,
+    }
+}
+
+pub fn choice() -> ChoiceView {
+    ChoiceView {
+        variant: "sliding_window".into(),
+        options: vec![OptionChoice {
+            name: "window".into(),
+            value: 64,
+        }],
+    }
+}
+
+pub fn edit() -> Edit {
+    Edit {
+        selector: "layers.3-6.kv_cache".into(),
+        choice: choice(),
+    }
+}
+
+pub fn recipe() -> RecipeView {
+    RecipeView {
+        json: "{}".into(),
+        hash: "0123456789abcdef".into(),
+        layers: vec![LayerSlots {
+            slots: vec![("attention".into(), choice())],
+        }],
+        model: vec![("weights.lm_head".into(), choice())],
+        changes: vec![edit()],
+        converted_at: vec![0, 7],
+    }
+}
+
+pub fn doc_info() -> DocInfo {
+    DocInfo {
+        id: 9,
+        title: "A fox".into(),
+        kind: DocKind::Chat,
+        model: "MODEL1-mini".into(),
+        changed: 1_700_000_000,
+        messages: 2,
+    }
+}
+
+pub fn doc() -> DocView {
+    DocView {
+        info: doc_info(),
+        system: "Be brief.".into(),
+        nodes: vec![NodeView {
+            id: 1,
+            parent: Some(0),
+            role: Role::Assistant,
+            text: "A fox\u{0}\u{7f}".into(),
+            tokens: vec![token()],
+            finish: FinishView::ContextFull,
+            spec: Some(spec()),
+            recipes: vec!["h".into()],
+            summary: Some(summary()),
+            error: Some(error()),
+            created: 1,
+        }],
+        leaf: Some(1),
+        token_seq: 77,
+        command: "model1 generate".into(),
+    }
+}
+
+pub fn step() -> StepRecord {
+    StepRecord {
+        version: TELEMETRY_VERSION,
+        seq: 4,
+        position: 130,
+        tokens: 1,
+        nanos: 3_000_000,
+        plan: 0xdead_beef,
+        memory: Some(1 << 30),
+        layers: vec![
+            LayerRecord {
+                kv_used: kv(),
+                kv_allocated: kv(),
+                keys_context: 130,
+                keys_scored: 64,
+                keys_kept: 32,
+                index_scored: 16,
+                round_trip_error: Some(0.01),
+                saturated: 0.5,
+                flushed: 0.25,
+                expert_load: vec![1, 0, 2],
+            },
+            LayerRecord::default(),
+        ],
+    }
+}
+
+pub fn slots() -> Vec<SlotView> {
+    vec![SlotView {
+        name: "kv_cache".into(),
+        per_layer: true,
+        variants: vec![VariantView {
+            name: "bf16".into(),
+            help: "2 bytes".into(),
+            options: vec![OptionView {
+                name: "k".into(),
+                help: "keys".into(),
+                min: 1,
+                max: 9,
+                default: 2,
+            }],
+            refused: vec![Refusal {
+                layer: 2,
+                reason: "no".into(),
+            }],
+        }],
+        layers: vec![0, 1],
+        fixed: "fixed".into(),
+    }]
+}
+
+pub fn loaded() -> LoadedModel {
+    LoadedModel {
+        source: ModelSource::Path("m".into()),
+        name: "m".into(),
+        path: "/m".into(),
+        facts: FactsView {
+            family: "deepseek_v4".into(),
+            vocab: 4096,
+            hidden: 256,
+            streams: 4,
+            max_context: 4096,
+            parameters: 21_000_000,
+            weight_bytes: 23_000_000,
+            main_format: "f8_e4m3".into(),
+            layers: vec![LayerFactsView {
+                attention: "csa".into(),
+                attention_name: "compressed sparse".into(),
+                ffn_name: "8 experts".into(),
+                heads: 4,
+                kv_heads: 1,
+                head_dim: 512,
+                window: 128,
+                rate: 4,
+                index_topk: 32,
+                experts: 8,
+                experts_per_token: 3,
+            }],
+        },
+        slots: slots(),
+        chat: Err("a base model".into()),
+        starters: vec!["Once".into()],
+        default_sampling: sampling(),
+        warnings: vec!["w".into()],
+        load_ms: 12,
+        context: 4096,
+    }
+}
+
+pub fn device() -> DeviceView {
+    DeviceView {
+        name: "cpu".into(),
+        describe: "CPU, 2 threads".into(),
+        free_bytes: 1 << 33,
+        why_not: "no driver".into(),
+    }
+}
+
+pub fn card() -> CardModel {
+    CardModel {
+        source: ModelSource::Bundled,
+        name: "MODEL1-mini".into(),
+        about: "tells stories".into(),
+        licence: "Apache-2.0".into(),
+        parameters: 21_000_000,
+        bytes: 22 << 20,
+        present: true,
+        missing: String::new(),
+    }
+}
+
+pub fn state(model: ModelState) -> StateView {
+    StateView {
+        revision: 3,
+        model,
+        recipe: Some(recipe()),
+        doc: Some(doc_info()),
+        doc_revision: 8,
+        writing: Some(1),
+        prefill: Some((128, 512)),
+        position: 130,
+        context: 4096,
+        driver: true,
+        clients: 2,
+        device: device(),
+        memory: 1 << 30,
+        op_timing: true,
+    }
+}
+
+pub fn compared() -> CompareResult {
+    let side = CompareSide {
+        hash: "h".into(),
+        json: "{}".into(),
+        perplexity: 7.5,
+        ln_perplexity_se: 0.01,
+        kv: kv(),
+        kv_layers: vec![kv()],
+        decode_tokens_per_s: 300.0,
+        prefill_tokens_per_s: 900.0,
+    };
+    let change = Change {
+        edit: edit(),
+        from: "fp8_model1".into(),
+    };
+    CompareResult {
+        spec: compare_spec(),
+        model: "m".into(),
+        device: "cpu".into(),
+        sides: [side.clone(), side],
+        changes: vec![change.clone()],
+        tokens: vec![CompareToken {
+            token: 1,
+            text: "a".into(),
+            kl: 0.5,
+            logprob: [-1.0, -2.0],
+            top1: [1, 2],
+            margin_a: 0.1,
+        }],
+        kl: KlStats {
+            mean: 0.1,
+            mean_se: 0.01,
+            median: 0.2,
+            p90: 0.3,
+            p99: 0.4,
+            max: 0.5,
+        },
+        same_top1: [0.9, 0.01],
+        ln_ppl_ratio: [0.001, 0.0001],
+        divergence: Some(Divergence {
+            position: 7,
+            margin: 0.0002,
+            near_tie: true,
+        }),
+        noise_floor: [0.0, 0.0],
+        drift: Drift {
+            relative_rms: vec![0.1],
+            layer_rms: vec![0.1],
+            layer_cosine: vec![0.2],
+            layer_max: vec![0.3],
+            layer_sqnr_db: vec![f32::INFINITY],
+        },
+        isolate: vec![IsolateRow {
+            change,
+            kl_mean: 0.1,
+            kl_max: 0.2,
+            same_top1: 0.99,
+            kv_saved: -5,
+        }],
+        label: Label::Measured,
+        reference: "bf16".into(),
+        seconds: 1.5,
+        command: "model1 compare".into(),
+        notes: vec!["cut".into()],
+    }
+}
+
+pub fn compare_spec() -> CompareSpec {
+    CompareSpec {
+        a: RecipeRef::Own,
+        b: RecipeRef::Json("{}".into()),
+        text: CompareText::Given("text".into()),
+        positions: 512,
+        isolate: true,
+    }
+}
+
+pub fn attention_spec() -> AttentionSpec {
+    AttentionSpec {
+        layer: 2,
+        head: Some(1),
+        from: 0,
+        to: 9,
+    }
+}
