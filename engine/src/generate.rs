@@ -1,5 +1,6 @@
 //! Generating text: prompt -> tokens -> text, with stop strings and speed figures.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use kernels::ir::{SamplerParams, StepOutput};
@@ -7,6 +8,7 @@ use protocol::{RunSummary, StepRecord};
 use text::{Detokenizer, StopStrings};
 
 use crate::error::EngineError;
+use crate::families::CHUNK;
 use crate::session::{Cancel, Session};
 
 /// What to generate.
@@ -73,8 +75,10 @@ impl<F: FnMut(&TokenEvent<'_>)> Turn for F {
 /// What came out.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// The text.
+    /// The text, [`Generated::tail`] included.
     pub text: String,
+    /// What was held back (half characters, beginnings of stop strings) and became final at the end.
+    pub tail: String,
     /// Its tokens (the end-of-text token included, if drawn).
     pub tokens: Vec<u32>,
     /// Why it ended.
@@ -83,15 +87,357 @@ pub struct Generated {
     pub summary: RunSummary,
 }
 
-struct Run<'a> {
-    options: &'a GenerateOptions,
+/// How far the prompt is.
+#[derive(Clone, Debug)]
+pub struct Prefill {
+    /// Tokens processed so far.
+    pub done: u64,
+    /// Tokens to process: those of the prompt that the session did not hold, and those a rewind replays.
+    pub total: u64,
+    /// Telemetry of the chunk just processed; `None` if there was nothing left to do, or the run was stopped.
+    pub record: Option<StepRecord>,
+}
+
+impl Prefill {
+    /// Whether tokens can be drawn now.
+    pub fn is_done(&self) -> bool {
+        self.done == self.total
+    }
+}
+
+/// One produced token with everything known about it.
+#[derive(Clone, Debug)]
+pub struct Produced {
+    /// Number within this generation, 0-based.
+    pub index: u64,
+    /// The token.
+    pub token: u32,
+    /// Position in the context that it has (or will have, once it is fed).
+    pub position: u64,
+    /// Text that became final with it; may be empty, never half a character.
+    pub text: String,
+    /// Natural-log probability under the model at temperature 1.
+    pub logprob: f32,
+    /// The most likely tokens with their log probabilities, if the sampler asks for them, likeliest first.
+    pub top: Vec<(u32, f32)>,
+    /// Telemetry of the step that drew it; `None` for the first token, which the prompt's last chunk drew.
+    pub record: Option<StepRecord>,
+}
+
+/// What a call of [`Generation::step`] brought.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A token.
+    Token(Produced),
+    /// The end; further calls say so again.
+    End(Finish),
+}
+
+/// A generation in progress, driven call by call. The session stays with its owner, who may put another recipe in
+/// force ([`Session::apply`]), change the sampler or stop between any two calls, but must not feed or truncate it.
+///
+/// ```no_run
+/// # use engine::{Engine, EngineOptions, Generation, GenerateOptions, SessionOptions, Silent, Step};
+/// # fn main() -> Result<(), engine::EngineError> {
+/// # let engine = Engine::open("model".as_ref(), &EngineOptions::default(), &Silent)?;
+/// let mut session = engine.session(engine.recipe(), SessionOptions::default())?;
+/// let mut run = Generation::begin(&mut session, &[5, 9, 2], GenerateOptions::default())?;
+/// while !run.prefill_step(&mut session)?.is_done() {}
+/// session.set("layers.*.kv_cache=bf16")?; // in force from the next step on
+/// while let Step::Token(t) = run.step(&mut session)? {
+///     print!("{}", t.text);
+/// }
+/// let generated = run.finish();
+/// # Ok(()) }
+/// ```
+pub struct Generation {
+    options: GenerateOptions,
     sampler: SamplerParams,
     eos: Vec<u32>,
     detok: Option<Detokenizer>,
     stops: StopStrings,
+    /// Chunks still to be processed before the first token can be drawn.
+    queue: VecDeque<Vec<u32>>,
+    done: u64,
+    total: u64,
+    /// Most tokens to produce.
+    budget: u64,
+    /// Where the session must stand at the next call.
+    position: u64,
+    /// A token was drawn and not yet taken.
+    drawn: bool,
     text: String,
     tokens: Vec<u32>,
+    end: Option<Finish>,
+    start: Instant,
+    first: f64,
+    last: Instant,
     gaps: Vec<f64>,
+}
+
+impl Generation {
+    /// Prepares to continue after exactly these tokens. What the session already holds of them is kept; if it holds
+    /// more or something else, it is taken back here, and replays that this needs are part of the prefill.
+    ///
+    /// To branch, give the tokens up to the fork and the one to take instead.
+    ///
+    /// # Errors
+    /// An empty prompt, ids outside the vocabulary, sampler values out of range, too long a text, too little memory.
+    /// The session is unchanged then.
+    pub fn begin(session: &mut Session, ids: &[u32], options: GenerateOptions) -> Result<Self, EngineError> {
+        let sampler = options.sampler.unwrap_or_else(|| session.recipe().sampler);
+        sampler.validate().map_err(EngineError::Invalid)?;
+        session.check_range(ids)?;
+        let common = session.tokens().iter().zip(ids).take_while(|(a, b)| a == b).count();
+        // The last prompt token is always processed: its logits start the text.
+        let keep = common.min(ids.len() - 1);
+        // Check room before anything is thrown away.
+        let budget = session.budget(ids.len() as u64, &options)?;
+        let start = Instant::now();
+        let mut queue: VecDeque<Vec<u32>> = session.rewind(keep as u64)?.into();
+        let mut rest = &ids[keep..];
+        while !rest.is_empty() {
+            let at = ids.len() - rest.len();
+            let (now, later) = rest.split_at(rest.len().min(CHUNK - at % CHUNK));
+            queue.push_back(now.to_vec());
+            rest = later;
+        }
+        let tokenizer = session.engine().tokenizer().ok().cloned();
+        Ok(Self {
+            sampler,
+            eos: if options.ignore_eos {
+                Vec::new()
+            } else {
+                session.engine().eos_ids()
+            },
+            detok: tokenizer.map(|t| Detokenizer::after(t, ids)),
+            stops: StopStrings::new(&options.stop),
+            done: 0,
+            total: queue.iter().map(|c| c.len() as u64).sum(),
+            queue,
+            budget,
+            position: session.position(),
+            drawn: false,
+            text: String::new(),
+            tokens: Vec::new(),
+            end: None,
+            start,
+            first: 0.0,
+            last: start,
+            gaps: Vec::new(),
+            options,
+        })
+    }
+
+    /// Processes the next chunk of the prompt, at most [`CHUNK`] tokens. After the last one, or when stopped, nothing
+    /// is done and the counts are those of the end.
+    ///
+    /// # Errors
+    /// A failed step; the session keeps what it held before.
+    pub fn prefill_step(&mut self, session: &mut Session) -> Result<Prefill, EngineError> {
+        let mut record = None;
+        if self.end.is_none()
+            && let Some(ids) = self.queue.front()
+        {
+            self.check(session)?;
+            let sampler = (self.queue.len() == 1).then_some(&self.sampler);
+            let fed = session.chunk(ids, sampler, &self.options.cancel, &mut keep_record(&mut record));
+            match fed {
+                Err(EngineError::Cancelled) => self.end = Some(Finish::Cancelled),
+                other => {
+                    other?;
+                    self.done += ids.len() as u64;
+                    self.queue.pop_front();
+                    self.position = session.position();
+                }
+            }
+            if self.queue.is_empty() {
+                self.drawn = true;
+                self.first = self.start.elapsed().as_secs_f64();
+                self.last = Instant::now();
+            }
+        }
+        let total = if self.end.is_some() { self.done } else { self.total };
+        Ok(Prefill {
+            done: self.done,
+            total,
+            record,
+        })
+    }
+
+    /// Produces the next token: takes the one the prompt drew, later feeds the last one and takes what that draws.
+    /// Processes what is left of the prompt first.
+    ///
+    /// # Errors
+    /// A failed step. What was produced stays, and [`Generation::finish`] can be called.
+    pub fn step(&mut self, session: &mut Session) -> Result<Step, EngineError> {
+        while self.end.is_none() && !self.queue.is_empty() {
+            self.prefill_step(session)?;
+        }
+        if self.end.is_none() && self.tokens.len() as u64 >= self.budget {
+            let full = self.options.max_tokens.is_none();
+            self.end = Some(if full { Finish::ContextFull } else { Finish::MaxTokens });
+        }
+        if let Some(finish) = self.end {
+            return Ok(Step::End(finish));
+        }
+        self.check(session)?;
+        let mut record = None;
+        if !self.drawn {
+            let token = self.tokens.last().copied().unwrap_or_default();
+            let fed = session.feed(
+                &[token],
+                Some(&self.sampler),
+                &self.options.cancel,
+                &mut keep_record(&mut record),
+            );
+            match fed {
+                Err(EngineError::Cancelled) => {
+                    self.end = Some(Finish::Cancelled);
+                    return Ok(Step::End(Finish::Cancelled));
+                }
+                other => other?,
+            }
+            self.position = session.position();
+            self.gaps.push(self.last.elapsed().as_secs_f64());
+            self.last = Instant::now();
+        }
+        self.drawn = false;
+        self.take(session, record).map(Step::Token)
+    }
+
+    /// Takes the drawn token: text, stop strings, end of text.
+    fn take(&mut self, session: &Session, record: Option<StepRecord>) -> Result<Produced, EngineError> {
+        let Some(drawn) = session.sampled() else {
+            return Err(EngineError::Invalid("the plan drew no token".into()));
+        };
+        self.tokens.push(drawn.token);
+        let eos = self.eos.contains(&drawn.token);
+        let fresh = match &mut self.detok {
+            Some(d) if !eos => d.push(drawn.token).unwrap_or_default(),
+            _ => String::new(),
+        };
+        let out = self.stops.push(&fresh);
+        self.text.push_str(&out.text);
+        if eos {
+            self.end = Some(Finish::Eos);
+        } else if out.stopped {
+            self.end = Some(Finish::Stop);
+        }
+        Ok(Produced {
+            index: self.tokens.len() as u64 - 1,
+            token: drawn.token,
+            position: session.position(),
+            text: out.text,
+            logprob: drawn.logprob,
+            top: drawn.top.clone(),
+            record,
+        })
+    }
+
+    /// Refuses a session that was fed or truncated by somebody else.
+    fn check(&self, session: &Session) -> Result<(), EngineError> {
+        if session.position() == self.position {
+            return Ok(());
+        }
+        Err(EngineError::Invalid(format!(
+            "the session holds {} tokens, this generation left it at {}: it was fed or truncated in between",
+            session.position(),
+            self.position
+        )))
+    }
+
+    /// Ends the text here, as [`Finish::Cancelled`] unless it has ended already.
+    pub fn stop(&mut self) {
+        self.end.get_or_insert(Finish::Cancelled);
+    }
+
+    /// Another sampler from the next draw on.
+    ///
+    /// # Errors
+    /// Values out of range; the old one stays.
+    pub fn set_sampler(&mut self, sampler: SamplerParams) -> Result<(), EngineError> {
+        sampler.validate().map_err(EngineError::Invalid)?;
+        self.sampler = sampler;
+        Ok(())
+    }
+
+    /// The sampler in force.
+    pub fn sampler(&self) -> &SamplerParams {
+        &self.sampler
+    }
+
+    /// Tokens produced so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Final text so far.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Why it ended, once it has.
+    pub fn ended(&self) -> Option<Finish> {
+        self.end
+    }
+
+    /// (processed, to process) tokens of the prompt.
+    pub fn prefilled(&self) -> (u64, u64) {
+        (self.done, self.total)
+    }
+
+    /// Sums up; lets go of text that was held back. A generation that has not ended counts as cancelled.
+    pub fn finish(mut self) -> Generated {
+        let finish = self.end.unwrap_or(Finish::Cancelled);
+        let mut tail = String::new();
+        if finish != Finish::Stop
+            && let Some(d) = &mut self.detok
+        {
+            let out = self.stops.push(&d.flush());
+            tail.push_str(&out.text);
+            if !out.stopped {
+                tail.push_str(&self.stops.flush());
+            }
+        }
+        self.text.push_str(&tail);
+        Generated {
+            summary: self.summary(),
+            text: self.text,
+            tail,
+            tokens: self.tokens,
+            finish,
+        }
+    }
+
+    /// Speeds so far.
+    pub fn summary(&self) -> RunSummary {
+        let decode: f64 = self.gaps.iter().sum();
+        let n = self.gaps.len();
+        let mut gaps = self.gaps.clone();
+        gaps.sort_by(f64::total_cmp);
+        let at = |q: f64| match n {
+            0 => 0.0,
+            _ => 1e3 * gaps[((n - 1) as f64 * q).round() as usize],
+        };
+        RunSummary {
+            prompt_tokens: self.total,
+            tokens: self.tokens.len() as u64,
+            first_token_s: self.first,
+            prefill_tokens_per_s: if self.first > 0.0 {
+                self.total as f64 / self.first
+            } else {
+                0.0
+            },
+            decode_tokens_per_s: if decode > 0.0 { n as f64 / decode } else { 0.0 },
+            latency_ms: [at(0.5), at(0.95), at(0.99)],
+        }
+    }
+}
+
+/// An observer that keeps the last record.
+fn keep_record(slot: &mut Option<StepRecord>) -> impl FnMut(&StepRecord, &StepOutput) + '_ {
+    |r, _| *slot = Some(r.clone())
 }
 
 impl Session {
@@ -113,35 +459,40 @@ impl Session {
         options: &GenerateOptions,
         turn: &mut dyn Turn,
     ) -> Result<Generated, EngineError> {
-        let sampler = options.sampler.unwrap_or_else(|| self.recipe().sampler);
-        sampler.validate().map_err(EngineError::Invalid)?;
-        if ids.is_empty() {
-            return Err(EngineError::Invalid(
-                "the prompt is empty: at least one token is needed".into(),
-            ));
+        let mut run = Generation::begin(self, ids, options.clone())?;
+        loop {
+            let p = run.prefill_step(self)?;
+            if let Some(r) = &p.record {
+                turn.step(r);
+                turn.prefill(p.done, p.total);
+            }
+            if p.is_done() {
+                break;
+            }
         }
-        let common = self.tokens().iter().zip(ids).take_while(|(a, b)| a == b).count();
-        // The last prompt token is always processed: its logits start the text.
-        let keep = common.min(ids.len() - 1);
-        // Check room before anything is thrown away.
-        let budget = self.budget(ids.len() as u64, options)?;
-        self.truncate(keep as u64, &options.cancel)?;
-        let tokenizer = self.engine().tokenizer().ok().cloned();
-        let run = Run {
-            options,
-            sampler,
-            eos: if options.ignore_eos {
-                Vec::new()
-            } else {
-                self.engine().eos_ids()
-            },
-            detok: tokenizer.map(|t| Detokenizer::after(t, ids)),
-            stops: StopStrings::new(&options.stop),
-            text: String::new(),
-            tokens: Vec::new(),
-            gaps: Vec::new(),
-        };
-        run.go(self, &ids[keep..], budget, turn)
+        while let Step::Token(t) = run.step(self)? {
+            if let Some(r) = &t.record {
+                turn.step(r);
+            }
+            turn.token(&TokenEvent {
+                index: t.index,
+                token: t.token,
+                text: &t.text,
+                logprob: t.logprob,
+                top: &t.top,
+            });
+        }
+        let out = run.finish();
+        if !out.tail.is_empty() {
+            turn.token(&TokenEvent {
+                index: out.tokens.len() as u64,
+                token: out.tokens.last().copied().unwrap_or_default(),
+                text: &out.tail,
+                logprob: f32::NAN,
+                top: &[],
+            });
+        }
+        Ok(out)
     }
 
     /// Tokens that may be produced after a prompt of `prompt` tokens.
@@ -163,154 +514,5 @@ impl Session {
         let ahead = (prompt + options.max_tokens.unwrap_or(256).min(budget)).saturating_sub(self.position());
         self.room_for(ahead)?;
         Ok(budget)
-    }
-}
-
-impl Run<'_> {
-    fn go(
-        mut self,
-        session: &mut Session,
-        prompt: &[u32],
-        budget: u64,
-        turn: &mut dyn Turn,
-    ) -> Result<Generated, EngineError> {
-        let start = Instant::now();
-        let (mut done, total) = (0u64, prompt.len() as u64);
-        let sampler = self.sampler;
-        let fed = session.feed(
-            prompt,
-            Some(&sampler),
-            &self.options.cancel,
-            &mut |r: &StepRecord, _: &StepOutput| {
-                done += u64::from(r.tokens);
-                turn.step(r);
-                turn.prefill(done, total);
-            },
-        );
-        match fed {
-            Err(EngineError::Cancelled) => return Ok(self.finish(Finish::Cancelled, start, 0.0, total)),
-            other => other?,
-        }
-        let first = start.elapsed().as_secs_f64();
-        let mut last = Instant::now();
-        loop {
-            if self.tokens.len() as u64 >= budget {
-                let full = self.options.max_tokens.is_none();
-                let why = if full { Finish::ContextFull } else { Finish::MaxTokens };
-                return Ok(self.finish_flushed(why, start, first, total, turn));
-            }
-            if let Some(finish) = self.take(session, turn)? {
-                return Ok(self.finish_flushed(finish, start, first, total, turn));
-            }
-            if self.tokens.len() as u64 >= budget {
-                continue;
-            }
-            let token = self.tokens.last().copied().unwrap_or_default();
-            let step = session.feed(
-                &[token],
-                Some(&sampler),
-                &self.options.cancel,
-                &mut |r: &StepRecord, _: &StepOutput| {
-                    turn.step(r);
-                },
-            );
-            match step {
-                Err(EngineError::Cancelled) => {
-                    return Ok(self.finish_flushed(Finish::Cancelled, start, first, total, turn));
-                }
-                other => other?,
-            }
-            self.gaps.push(last.elapsed().as_secs_f64());
-            last = Instant::now();
-        }
-    }
-
-    /// Takes the drawn token: text, stop strings, end of text.
-    fn take(&mut self, session: &Session, turn: &mut dyn Turn) -> Result<Option<Finish>, EngineError> {
-        let Some(drawn) = session.sampled() else {
-            return Err(EngineError::Invalid("the plan drew no token".into()));
-        };
-        self.tokens.push(drawn.token);
-        let eos = self.eos.contains(&drawn.token);
-        let fresh = match &mut self.detok {
-            Some(d) if !eos => d.push(drawn.token).unwrap_or_default(),
-            _ => String::new(),
-        };
-        let out = self.stops.push(&fresh);
-        self.text.push_str(&out.text);
-        turn.token(&TokenEvent {
-            index: self.tokens.len() as u64 - 1,
-            token: drawn.token,
-            text: &out.text,
-            logprob: drawn.logprob,
-            top: &drawn.top,
-        });
-        Ok(if eos {
-            Some(Finish::Eos)
-        } else if out.stopped {
-            Some(Finish::Stop)
-        } else {
-            None
-        })
-    }
-
-    /// Lets go of text held back, then sums up.
-    fn finish_flushed(
-        mut self,
-        finish: Finish,
-        start: Instant,
-        first: f64,
-        prompt: u64,
-        turn: &mut dyn Turn,
-    ) -> Generated {
-        if finish != Finish::Stop {
-            let mut rest = String::new();
-            if let Some(d) = &mut self.detok {
-                let out = self.stops.push(&d.flush());
-                rest.push_str(&out.text);
-                if !out.stopped {
-                    rest.push_str(&self.stops.flush());
-                }
-            }
-            if !rest.is_empty() {
-                self.text.push_str(&rest);
-                let (index, token) = (
-                    self.tokens.len() as u64,
-                    self.tokens.last().copied().unwrap_or_default(),
-                );
-                turn.token(&TokenEvent {
-                    index,
-                    token,
-                    text: &rest,
-                    logprob: f32::NAN,
-                    top: &[],
-                });
-            }
-        }
-        self.finish(finish, start, first, prompt)
-    }
-
-    fn finish(mut self, finish: Finish, _start: Instant, first: f64, prompt: u64) -> Generated {
-        let decode: f64 = self.gaps.iter().sum();
-        let n = self.gaps.len();
-        self.gaps.sort_by(f64::total_cmp);
-        let at = |q: f64| match n {
-            0 => 0.0,
-            _ => 1e3 * self.gaps[((n - 1) as f64 * q).round() as usize],
-        };
-        let summary = RunSummary {
-            prompt_tokens: prompt,
-            tokens: self.tokens.len() as u64,
-            first_token_s: first,
-            prefill_tokens_per_s: if first > 0.0 { prompt as f64 / first } else { 0.0 },
-            decode_tokens_per_s: if decode > 0.0 { n as f64 / decode } else { 0.0 },
-            latency_ms: [at(0.5), at(0.95), at(0.99)],
-        };
-        Generated {
-            text: self.text,
-            tokens: self.tokens,
-            finish,
-            summary,
-        }
     }
 }

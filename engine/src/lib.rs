@@ -24,7 +24,7 @@ mod view;
 pub use checkpoint::{Checkpoint, CheckpointError, Progress, Silent};
 pub use engine::{Engine, EngineOptions, default_threads};
 pub use error::EngineError;
-pub use generate::{Finish, GenerateOptions, Generated, TokenEvent, Turn};
+pub use generate::{Finish, GenerateOptions, Generated, Generation, Prefill, Produced, Step, TokenEvent, Turn};
 pub use kernels::ir::{Backend, SamplerParams};
 pub use model::WeightStore;
 pub use recipe::{Recipe, Registry};

@@ -151,6 +151,11 @@ impl Session {
         &self.recipe
     }
 
+    /// Switches the timing of every executed op on or off ([`Session::times`]).
+    pub fn set_trace(&mut self, on: bool) {
+        self.options.trace = on;
+    }
+
     /// The engine.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
@@ -204,7 +209,18 @@ impl Session {
     }
 
     /// Refuses token ids outside the vocabulary, an empty feed and a context that would overflow. Nothing changes.
-    fn check_ids(&self, ids: &[u32]) -> Result<(), EngineError> {
+    fn check_ids(&mut self, ids: &[u32]) -> Result<(), EngineError> {
+        self.check_range(ids)?;
+        // The first step makes the buffers that later ones use.
+        let buffers = match self.position() {
+            0 => self.plan(ids.len().min(CHUNK), 0).workspace_bytes(),
+            _ => 0,
+        };
+        self.room(ids.len() as u64, buffers)
+    }
+
+    /// Refuses token ids outside the vocabulary and an empty feed.
+    pub(crate) fn check_range(&self, ids: &[u32]) -> Result<(), EngineError> {
         if ids.is_empty() {
             return Err(EngineError::Invalid(
                 "the prompt is empty: at least one token is needed".into(),
@@ -217,11 +233,16 @@ impl Session {
                 vocab - 1
             )));
         }
-        self.room_for(ids.len() as u64)
+        Ok(())
     }
 
     /// Whether `more` tokens fit the context and the memory.
     pub fn room_for(&self, more: u64) -> Result<(), EngineError> {
+        self.room(more, 0)
+    }
+
+    /// As [`Session::room_for`], with `buffers` bytes beside the cache.
+    fn room(&self, more: u64, buffers: u64) -> Result<(), EngineError> {
         let needed = self.position() + more;
         if needed > self.capacity {
             let max = self.engine.facts().max_context as u64;
@@ -239,7 +260,7 @@ impl Session {
         let now: u64 = self.kv_bytes().iter().map(|(_, a)| a.total()).sum();
         let then = self.predicted_bytes(needed);
         memory::require(
-            then.saturating_sub(now),
+            then.saturating_sub(now) + buffers,
             &format!("the KV cache of {needed} tokens"),
             "use a smaller --context or --max-tokens, or a smaller --kv-cache format",
         )
@@ -308,7 +329,8 @@ impl Session {
         Ok(())
     }
 
-    fn chunk(
+    /// One step of at most [`CHUNK`] tokens that do not cross a multiple of it and were checked.
+    pub(crate) fn chunk(
         &mut self,
         ids: &[u32],
         sampler: Option<&SamplerParams>,
@@ -373,6 +395,15 @@ impl Session {
     /// Goes back to the first `length` tokens: restores the nearest checkpoint before them and replays the rest with
     /// the recorded chunk schedule, so that what follows is bit for bit what a session that never went further does.
     pub fn truncate(&mut self, length: u64, cancel: &Cancel) -> Result<(), EngineError> {
+        for ids in self.rewind(length)? {
+            self.chunk(&ids, None, cancel, &mut ())?;
+        }
+        Ok(())
+    }
+
+    /// The first half of [`Session::truncate`]: restores the nearest checkpoint and returns the chunks to process
+    /// again, in order.
+    pub(crate) fn rewind(&mut self, length: u64) -> Result<Vec<Vec<u32>>, EngineError> {
         if length > self.position() {
             return Err(EngineError::Invalid(format!(
                 "truncate: found {length}, accepted: 0 to {}",
@@ -380,7 +411,7 @@ impl Session {
             )));
         }
         if length == self.position() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let tokens = self.tokens.clone();
         let schedule = self.schedule.clone();
@@ -412,13 +443,9 @@ impl Session {
         self.tokens.truncate(start as usize);
         self.schedule.retain(|&(p, _)| p < start);
         self.out = StepOutput::default();
-        for (p, n) in schedule {
-            if p < start || p >= length {
-                continue;
-            }
-            let end = (p + u64::from(n)).min(length);
-            self.chunk(&tokens[p as usize..end as usize], None, cancel, &mut ())?;
-        }
-        Ok(())
+        let again = schedule.into_iter().filter(|&(p, _)| p >= start && p < length);
+        Ok(again
+            .map(|(p, n)| tokens[p as usize..(p + u64::from(n)).min(length) as usize].to_vec())
+            .collect())
     }
 }
