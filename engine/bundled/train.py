@@ -7,7 +7,7 @@
     train.py train    --packed PACKED --work DIR           train, or go on where DIR stopped
     train.py finetune --text FILE --work DIR               go on from the bundled weights with your own text
     train.py export   --work DIR --out DIR                 write the released form (and --plain, f32)
-    train.py evaluate --work DIR --packed PACKED           held-out figures as JSON
+    train.py evaluate --work DIR --packed PACKED           the figures of the model card
 
 Several GPUs: torchrun --nproc-per-node N train.py train ... Needs torch, numpy, tokenizers, safetensors. `train` on a GPU compiles its kernels first (about two minutes).
 """
@@ -34,7 +34,7 @@ def arguments():
     p = sub.add_parser("teacher", help="sample more stories from stories15M")
     p.add_argument("--model", required=True, help="folder of stories15M (Hugging Face layout)")
     p.add_argument("--packed", required=True, help="folder of `data`; the stories go there")
-    p.add_argument("--name", default="fresh", help="file name without .npz; must begin with fresh (default fresh)")
+    p.add_argument("--name", default="fresh", help="beginning of the file names; must begin with fresh (default fresh)")
     p.add_argument("--seconds", type=float, default=60, help="how long to sample (default 60)")
     p.add_argument("--batch", type=int, default=8192, help="stories at a time (default 8192)")
     p.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default 1)")
@@ -60,7 +60,7 @@ def arguments():
     p = sub.add_parser("finetune", help="go on from the bundled weights with your own text")
     _training(p)
     p.add_argument("--text", required=True, help="a UTF-8 file; documents separated by <|endoftext|> or kept whole")
-    p.add_argument("--model", default=str(HERE), help="folder of the weights to start from (default: the bundled ones)")
+    p.add_argument("--model", default=str(HERE / "model1-mini"), help="folder of the weights to start from (default: the bundled ones)")
     p.add_argument("--epochs", type=float, default=3, help="times the text is seen (default 3)")
 
     p = sub.add_parser("export", help="write checkpoints")
@@ -68,12 +68,14 @@ def arguments():
     p.add_argument("--out", required=True, help="folder for the released form (FP8 weights, ue8m0 scales)")
     p.add_argument("--plain", help="folder for the same values in f32 (for transformers)")
 
-    p = sub.add_parser("evaluate", help="held-out figures")
-    p.add_argument("--model", default=str(HERE), help="folder of a released checkpoint (default: the bundled one)")
+    p = sub.add_parser("evaluate", help="the held-out figures of the model card")
+    p.add_argument("--model", default=str(HERE / "model1-mini"), help="folder of a released checkpoint (default: the bundled one)")
     p.add_argument("--work", help="a run's state instead of --model")
-    p.add_argument("--corpora", required=True, help="folder with the corpora, for the held-out texts")
+    p.add_argument("--packed", required=True, help="folder of `data`, with the held-out texts")
     p.add_argument("--out", required=True, help="JSON file")
-    p.add_argument("--documents", type=int, default=600, help="tinystories documents (default 600)")
+    p.add_argument("--documents", type=int, default=600, help="TinyStories documents (default 600)")
+    p.add_argument("--teacher", help="folder of stories15M, to measure it on the same documents")
+    p.add_argument("--ngram", action="store_true", help="also measure a 5-gram model on the held-out books")
     p.add_argument("--device", default="auto")
     return top.parse_args()
 
@@ -101,7 +103,7 @@ def main():
 
         a.device = "cuda" if torch.cuda.is_available() else "cpu"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    getattr(commands, {"export": "export_command"}.get(a.command, a.command))(a)
+    getattr(commands, {"export": "export_command", "evaluate": "evaluate_command"}.get(a.command, a.command))(a)
 
 
 if __name__ == "__main__":

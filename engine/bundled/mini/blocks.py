@@ -269,9 +269,9 @@ def head(x, w, s):
     return F.linear(y, w["head.weight"])
 
 
-def head_loss(x, targets, counts, w, s):
-    """(sum of cross-entropies in nats over counted targets, per-token losses [B, T])."""
+def head_loss(x, soft_ids, soft_p, counts, w, s):
+    """(sum over counted places of the cross-entropy in nats against soft targets, the same per place [B, T])."""
     logits = head(x, w, s).float()
-    each = torch.logsumexp(logits, -1) - logits.gather(-1, targets[..., None])[..., 0]
+    each = torch.logsumexp(logits, -1) - (logits.gather(-1, soft_ids) * soft_p).sum(-1)
     each = each * counts
     return each.sum(), each.detach()

@@ -39,24 +39,17 @@ def data(a):
 
 
 def teacher(a):
-    """Samples, then packs as the source `fresh`."""
-    from tokenizers import Tokenizer
-
+    """Samples, then packs the stories with the teacher's candidates as soft targets: NAME-00.npz, NAME-01.npz, ..."""
+    from . import soft
     from . import teacher as t
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(a.seed)
-    tokenizer = Tokenizer.from_file(str(Path(a.packed) / "tokenizer.json"))
     begin = time.time()
-    stories = [(corpus.normalise(x), c) for x, c in t.sample(a.model, a.seconds, a.batch, a.temperature, device)]
-    stories = list(dict(stories).items())
+    stories = {x.text: x for x in t.sample(a.model, a.seconds, a.batch, a.temperature, device)}
     print(f"teacher: {len(stories)} different stories after {time.time() - begin:.0f} s", flush=True)
-    tokens, starts = bpe.encode(tokenizer, stories)
-    part = Path(a.packed) / f"part.{a.name}.npz"
-    np.savez(part, tokens=tokens, starts=starts)
-    part.rename(Path(a.packed) / f"{a.name}.npz")
-    size = sum(len(x.encode()) for x, _ in stories)
-    print(f"teacher: {len(tokens):,} tokens, {size:,} bytes, ready after {time.time() - begin:.0f} s", flush=True)
+    report = soft.pack(list(stories.values()), Path(a.model) / "tokenizer.json", Path(a.packed), a.name)
+    print(f"teacher: {report}, ready after {time.time() - begin:.0f} s", flush=True)
 
 
 def _validation(packed, tokenizer):
@@ -122,16 +115,18 @@ def train(a):
         trainer.tokens = int(a.start_tokens)
 
     def take_fresh(trainer, note):
-        for file in sorted(Path(a.packed).glob("fresh*.npz")) if a.fresh else []:
-            if file.stem in streams:
-                continue
+        """Fresh stories (with soft targets) take the place of the stories as soon as any have arrived."""
+        files = [f for f in sorted(Path(a.packed).glob("fresh*.npz")) if f.stem not in streams] if a.fresh else []
+        if not files:
+            return
+        for file in files:
             f = np.load(file)
-            streams[file.stem] = batches.Stream(f["tokens"], f["starts"], a.device)
-            # Old and fresh stories share the stories' part by their sizes.
-            sizes = {n: len(x.tokens) for n, x in streams.items() if n == "stories" or n.startswith("fresh")}
-            part = {n: shares["stories"] * v / sum(sizes.values()) for n, v in sizes.items()}
-            trainer.mixture = batches.Mixture(streams, {**shares, **part}, a.seed)
-            note({"taken": file.stem, "tokens_in_it": len(f["tokens"]), "step": trainer.step})
+            streams[file.stem] = batches.Stream(f["tokens"], f["starts"], a.device, f["soft_ids"], f["soft_p"])
+        fresh = {n: len(x.tokens) for n, x in streams.items() if n.startswith("fresh")}
+        total = sum(fresh.values())
+        part = {n: shares["stories"] * v / total for n, v in fresh.items()}
+        trainer.mixture = batches.Mixture(streams, {**shares, "stories": 0.0, **part}, a.seed)
+        note({"fresh_tokens": total, "step": trainer.step})
 
     take_fresh(trainer, print)
     first = trainer.rank == 0
@@ -206,13 +201,13 @@ def measure(a):
     mixture = batches.Mixture(batches.load(a.packed, names, a.device), dict.fromkeys(names, 1.0), a.seed)
     trainer = Trainer(Shape(), _plan(a, 1e9), mixture, a.device, not a.eager and a.device != "cpu")
     size = a.batch_tokens // a.length
-    ids, targets, counts = mixture.batch(0, size, a.length)
+    batch = mixture.batch(0, size, a.length)
     begin = time.time()
-    main, index, *_ = trainer.losses(ids, targets, counts, 1.0, 1.0, 1.0)
+    main, index, *_ = trainer.losses(*batch, 1.0, 1.0, 1.0)
     print(f"first step (compiles): {time.time() - begin:.1f} s, loss {main.item():.4f}, indexer {index.item():.4f}", flush=True)
     mine = trainer.gradients()
     if a.check:
-        _check_gradients(trainer, mine, (ids, targets, counts))
+        _check_gradients(trainer, mine, batch)
     del mine
     begin, steps = time.time(), 0
     while time.time() - begin < a.seconds:
@@ -244,13 +239,32 @@ def _check_gradients(trainer, mine, batch, rows=4):
     plain.model.dtype, plain.model.compute = torch.float32, {}
     plain.model.refresh(0.0)
     plain.model.had = plain.model.had.float()
-    total, n = batch[2].sum(), -(-len(batch[0]) // rows)
+    total, n = batch[3].sum(), -(-len(batch[0]) // rows)
     sums = {}
     for i in range(n):
         part = [x[i * rows : (i + 1) * rows] for x in batch]
-        plain.losses(*part, 1.0, 1.0, 1.0 / n, (part[2].sum() / total).item())
+        plain.losses(*part, 1.0, 1.0, 1.0 / n, (part[3].sum() / total).item())
         for k, g in plain.gradients().items():
             sums[k] = sums[k] + g if k in sums else g
     off = sorted((((mine[k].float() - g).norm() / (g.norm() + 1e-12)).item(), k) for k, g in sums.items())
     print(f"gradients, compiled bf16 against plain f32: median off by {off[len(off) // 2][0]:.4f}; worst {off[-3:]}", flush=True)
     torch.set_float32_matmul_precision("high")
+
+
+def evaluate_command(a):
+    """Writes the figures of the model card."""
+    from tokenizers import Tokenizer
+
+    from . import report
+
+    if a.work:
+        model, folder = load.state(Path(a.work) / "state.pt", a.device), Path(a.packed)
+    else:
+        model, folder = load.released(a.model, a.device), Path(a.model)
+    figures = report.all_figures(model, Tokenizer.from_file(str(folder / "tokenizer.json")), a.packed, a.documents)
+    if a.teacher:
+        figures["stories15M on tinystories_a"] = report.teacher_figures(a.teacher, a.packed, a.documents)
+    if a.ngram:
+        figures["Kneser-Ney on books"] = report.kneser_ney(a.packed)
+    evaluate.write_json(a.out, figures)
+    print(json.dumps(figures, indent=1))

@@ -84,14 +84,14 @@ class Trainer:
             self._layers[key] = torch.compile(run, dynamic=False, fullgraph=True) if self._compiled else run
         return self._layers[key](x, ids, w, tables, had, dense, knobs)
 
-    def losses(self, ids, targets, counts, dense_share, rounding, index_weight, main_weight=1.0):
+    def losses(self, ids, soft_ids, soft_p, counts, dense_share, rounding, index_weight, main_weight=1.0):
         """Forward and backward. Returns 0-dim tensors and the experts' loads per layer."""
         model = self.model
         rng = torch.Generator().manual_seed(self.plan.seed * 7_919 + self.step * self.world + self.rank)
         dense = (torch.rand(ids.shape[0], generator=rng) < dense_share).to(self.device)
         knobs = torch.tensor([rounding, self.plan.concentration], device=self.device)
         x, extra = model.streams(ids, dense, knobs, self._layer)
-        total, _ = self._loss(x, targets, counts, model.top_weights(), model.shape)
+        total, _ = self._loss(x, soft_ids, soft_p, counts, model.top_weights(), model.shape)
         main = total / counts.sum()
         csa = [e for e, k in zip(extra, model.shape.layer_types) if k == CSA]
         index = torch.stack([e[0] for e in csa]).sum()

@@ -6,8 +6,10 @@ positions is continued once from its last 128 tokens; what is not finished then 
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -46,6 +48,14 @@ class Llama:
 
     def step(self, ids, start):
         """Logits [n, V] after ids [n, t] placed at positions start..start + t."""
+        return self._run(ids, start)[:, -1]
+
+    @torch.no_grad()
+    def all_logits(self, ids):
+        """Logits [n, t, V] f32 of ids [n, t] from position 0."""
+        return self._run(ids, 0, True).float()
+
+    def _run(self, ids, start, every=False):
         n, t = ids.shape
         x = self.w["embed_tokens.weight"][ids]
         cos, sin = self.cos[start : start + t], self.sin[start : start + t]
@@ -66,7 +76,8 @@ class Llama:
             y = self._norm(x, p + "post_attention_layernorm.weight")
             g = F.silu(F.linear(y, self.w[p + "mlp.gate_proj.weight"]))
             x = x + F.linear(g * F.linear(y, self.w[p + "mlp.up_proj.weight"]), self.w[p + "mlp.down_proj.weight"])
-        return F.linear(self._norm(x[:, -1], "norm.weight"), self.w["lm_head.weight"])
+        x = x if every else x[:, -1:]
+        return F.linear(self._norm(x, "norm.weight"), self.w["lm_head.weight"])
 
 
 def draw(logits, temperature, noise):
@@ -75,52 +86,70 @@ def draw(logits, temperature, noise):
     return (logits.float() / temperature - noise.log_()).argmax(-1)
 
 
+CANDIDATES = 24  # kept of each distribution
+
+
 @torch.no_grad()
 def round_of(model, batch, temperature, device):
-    """[(token list without BOS, complete)] of one batch of stories."""
+    """One batch of stories: (ids [batch, steps], candidates [batch, steps, CANDIDATES], their probabilities). A row ends
+    at its first BOS; -1 = never drawn. Candidate j of step t belongs to the distribution that ids[t] was drawn from."""
     length, half = model.positions, model.positions // 2
-    ids = torch.full((batch, length + half), -1, dtype=torch.long, device=device)
+    steps = length + half
+    ids = torch.full((batch, steps), -1, dtype=torch.int16, device=device)
+    top = torch.zeros((batch, steps, CANDIDATES), dtype=torch.int16, device=device)
+    top_p = torch.zeros((batch, steps, CANDIDATES), dtype=torch.float16, device=device)
     noise = torch.empty((batch, model.w["lm_head.weight"].shape[0]), device=device)
+
+    def advance(now, at, rows, step):
+        logits = model.step(now, at)
+        p, candidates = (logits.float() / temperature).softmax(-1).topk(CANDIDATES)
+        drawn = draw(logits, temperature, noise[: len(rows)])
+        ids[rows, step], top[rows, step], top_p[rows, step] = drawn.short(), candidates.short(), p.half()
+        return drawn[:, None]
+
+    rows = torch.arange(batch, device=device)
     now = torch.full((batch, 1), BOS, dtype=torch.long, device=device)
     for t in range(length):
-        now = draw(model.step(now, t), temperature, noise)[:, None]
-        ids[:, t] = now[:, 0]
-    alive = ~(ids[:, :length] == BOS).any(1)
-    rest = alive.nonzero()[:, 0]
-    if len(rest):
-        now = ids[rest, length - half : length]
-        at = 0
+        now = advance(now, t, rows, t)
+    rows = (~(ids[:, :length] == BOS).any(1)).nonzero()[:, 0]
+    if len(rows):
+        now, at = ids[rows, length - half : length].long(), 0
         for t in range(half):
-            now = draw(model.step(now, at), temperature, noise[: len(rest)])[:, None]
+            now = advance(now, at, rows, length + t)
             at = half + t
-            ids[rest, length + t] = now[:, 0]
-    out = []
-    for row in ids.cpu().numpy():
-        end = (row == BOS).nonzero()[0]
-        last = end[0] if len(end) else len(row)
-        tokens = row[:last]
-        out.append((tokens[tokens >= 0].tolist(), bool(len(end))))
-    return out
+    return ids.cpu().numpy(), top.cpu().numpy(), top_p.cpu().numpy()
+
+
+@dataclass
+class Story:
+    """A sampled story: text, whether it ended, the teacher's tokens, and its candidates per token and for what follows."""
+
+    text: str
+    complete: bool
+    ids: np.ndarray
+    top: np.ndarray
+    top_p: np.ndarray
 
 
 def sample(path, seconds, batch, temperature, device, log=print):
-    """Stories as (text, complete) for about `seconds` seconds of sampling."""
+    """Stories for about `seconds` seconds of sampling."""
     from tokenizers import Tokenizer
 
     model = Llama(path, batch, device)
     tokenizer = Tokenizer.from_file(str(Path(path) / "tokenizer.json"))
-    begin, stories, tokens = time.time(), [], 0
+    begin, rounds, tokens = time.time(), [], 0
     while time.time() - begin < seconds:
-        drawn = round_of(model, batch, temperature, device)
-        tokens += sum(len(t) for t, _ in drawn)
-        stories += drawn
-    log(f"teacher: {len(stories)} stories, {tokens / (time.time() - begin):,.0f} tokens/s")
+        rounds.append(round_of(model, batch, temperature, device))
+        tokens += int((rounds[-1][0] >= 0).sum())
+    log(f"teacher: {len(rounds) * batch} stories, {tokens / (time.time() - begin):,.0f} tokens/s")
     del model
-    for at in range(0, len(stories), 50_000):
-        part = stories[at : at + 50_000]
-        for text, (_, complete) in zip(tokenizer.decode_batch([t for t, _ in part]), part):
+    for ids, top, top_p in rounds:
+        ends = [(np.append(np.nonzero((row == BOS) | (row < 0))[0], len(row)))[0] for row in ids]
+        complete = [e < len(row) and row[e] == BOS for e, row in zip(ends, ids)]
+        texts = tokenizer.decode_batch([row[:e].tolist() for row, e in zip(ids, ends)])
+        for row, t, p, e, whole, text in zip(ids, top, top_p, ends, complete, texts):
             text = text.strip()
-            if not complete:
+            if not whole:
                 text = text[: max(text.rfind(x) for x in ".!?\"") + 1]
             if len(text) >= 100 and "\ufffd" not in text:
-                yield text, complete
+                yield Story(text, bool(whole), row[:e].astype(np.int64), t[: e + 1].astype(np.int64), p[: e + 1])
