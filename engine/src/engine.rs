@@ -83,6 +83,7 @@ impl Engine {
         let mut warnings = loaded.warnings;
         let tokenizer = tokenizer::load(&checkpoint, loaded.family.facts().vocab, &mut warnings)?;
         let prompt = tokenizer::prompt(&checkpoint, loaded.family.facts().family, &mut warnings);
+        warnings.extend(memory::warning(loaded.weights.descs().iter().map(|d| d.bytes()).sum()));
         Ok(Arc::new(Self {
             checkpoint,
             family: loaded.family,

@@ -46,54 +46,65 @@ fn groups(text: &str) -> Vec<Group> {
     all
 }
 
-/// Bytes this process may still allocate: the smallest of what the system, the control group and the address-space
-/// limit leave. `None` where none of them can be read.
-pub fn available() -> Option<u64> {
-    let read = |p: &str| std::fs::read_to_string(p).ok();
+fn read(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+/// The number after `key` in a line that begins with it.
+fn field(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find(|l| l.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Bytes of memory there are for this process: the smaller of what the system and the control group leave. Pages of
+/// files, which can be dropped, count as free. `None` where neither can be read.
+pub fn physical() -> Option<u64> {
     let number = |s: String| s.trim().parse::<u64>().ok();
-    let field = |text: &str, key: &str| {
-        let line = text.lines().find(|l| l.starts_with(key))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    let mut left = Vec::new();
-    if let Some(kib) = read("/proc/meminfo").and_then(|t| field(&t, "MemAvailable:")) {
-        left.push(kib * 1024);
-    }
-    left.extend(
-        groups(&read("/proc/self/cgroup").unwrap_or_default())
-            .iter()
-            .filter_map(|g| {
-                let max = read(&format!("{}/{}", g.folder, g.limit)).and_then(number)?;
-                let now = read(&format!("{}/{}", g.folder, g.usage)).and_then(number)?;
-                // Pages of files can be dropped; weights are such pages.
-                let stat = read(&format!("{}/memory.stat", g.folder)).unwrap_or_default();
-                let files = field(&stat, "inactive_file").unwrap_or(0) + field(&stat, "active_file").unwrap_or(0);
-                Some(max.saturating_sub(now.saturating_sub(files)))
-            }),
-    );
+    let system = read("/proc/meminfo").and_then(|t| field(&t, "MemAvailable:"));
+    let groups = groups(&read("/proc/self/cgroup").unwrap_or_default());
+    let left = groups.iter().filter_map(|g| {
+        let max = read(&format!("{}/{}", g.folder, g.limit)).and_then(number)?;
+        let now = read(&format!("{}/{}", g.folder, g.usage)).and_then(number)?;
+        let stat = read(&format!("{}/memory.stat", g.folder)).unwrap_or_default();
+        let files = field(&stat, "inactive_file").unwrap_or(0) + field(&stat, "active_file").unwrap_or(0);
+        Some(max.saturating_sub(now.saturating_sub(files)))
+    });
+    left.chain(system.map(|kib| kib * 1024)).min()
+}
+
+/// Bytes this process may still allocate: the smaller of [`physical`] and what the address-space limit leaves. `None`
+/// where none can be read.
+pub fn available() -> Option<u64> {
     let limit = read("/proc/self/limits").and_then(|t| {
         let line = t.lines().find(|l| l.starts_with("Max address space"))?.to_string();
         line.split_whitespace().nth(3)?.parse::<u64>().ok()
     });
     let size = read("/proc/self/status").and_then(|t| field(&t, "VmSize:"));
-    if let (Some(limit), Some(kib)) = (limit, size) {
-        left.push(limit.saturating_sub(kib * 1024));
-    }
-    left.into_iter().min()
+    let address = limit.zip(size).map(|(limit, kib)| limit.saturating_sub(kib * 1024));
+    physical().into_iter().chain(address).min()
+}
+
+/// What to say about weights larger than the memory there is; they are mapped, so they can be used all the same.
+pub fn warning(weights: u64) -> Option<String> {
+    let left = physical().filter(|&left| weights > left)?;
+    let (weights, left) = (human(weights), human(left));
+    Some(format!(
+        "the weights take {weights}, {left} of memory are free: they will be read from the disk again for every token"
+    ))
 }
 
 /// Resident memory of this process in bytes.
 pub fn resident() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|l| l.starts_with("VmRSS:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|k| k * 1024)
+    read("/proc/self/status")
+        .and_then(|t| field(&t, "VmRSS:"))
+        .map(|kib| kib * 1024)
 }
 
 /// Peak resident memory of this process in bytes.
 pub fn peak() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|l| l.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|k| k * 1024)
+    read("/proc/self/status")
+        .and_then(|t| field(&t, "VmHWM:"))
+        .map(|kib| kib * 1024)
 }
 
 /// Refuses what will not fit.
@@ -124,6 +135,19 @@ mod tests {
             "/sys/fs/cgroup/user.slice/a:b",
         ];
         assert_eq!(folders, want);
+    }
+
+    #[test]
+    fn figures_are_there_and_in_order() {
+        let (free, left) = (physical().unwrap(), available().unwrap());
+        assert!(left <= free && left > 1 << 20, "{left} of {free}");
+        assert!(resident().unwrap() > 1 << 20 && peak().unwrap() >= resident().unwrap() / 2);
+        assert_eq!(warning(1), None);
+        let text = warning(1 << 60).unwrap();
+        assert!(
+            text.contains("1073741824.0 GiB") && text.contains("from the disk"),
+            "{text}"
+        );
     }
 
     #[test]

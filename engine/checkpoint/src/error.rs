@@ -31,6 +31,20 @@ pub enum CheckpointError {
         /// The system's words.
         source: std::io::Error,
     },
+    /// A file that cannot be mapped into memory.
+    #[error(
+        "{}: found {:.2} GiB, accepted: at most what can be mapped into memory (is an address-space limit set? \
+         `ulimit -v` shows it): {source}",
+        path.display(), *bytes as f64 / (1u64 << 30) as f64
+    )]
+    Map {
+        /// File.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// The system's words.
+        source: std::io::Error,
+    },
     /// Not a model at all.
     #[error(
         "{}: found {found}; accepted: a folder with config.json and *.safetensors, or a .gguf file", path.display()

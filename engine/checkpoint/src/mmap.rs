@@ -22,6 +22,10 @@ pub(crate) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
     // SAFETY: the map is read-only. Another process truncating or changing the file while it is mapped is outside
     // what a program can guard against, as for every memory-mapped loader; headers are validated against the length
     // of the map, and kernels treat weight bytes as plain numbers.
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| CheckpointError::io(path, e))?;
+    let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Map {
+        path: path.into(),
+        bytes: length,
+        source,
+    })?;
     Ok(Bytes::from_map(map))
 }

@@ -49,7 +49,9 @@ pub fn is_user_error(e: &anyhow::Error) -> bool {
     }
     !matches!(
         e.downcast_ref::<EngineError>(),
-        None | Some(EngineError::Exec(_) | EngineError::Memory { .. })
+        None | Some(
+            EngineError::Exec(_) | EngineError::Memory { .. } | EngineError::Checkpoint(CheckpointError::Map { .. })
+        )
     )
 }
 

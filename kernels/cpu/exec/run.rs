@@ -79,7 +79,7 @@ pub(super) fn run(
 ) -> Result<(), ExecError> {
     let step = request.step;
     check_request(plan, request)?;
-    state.work.prepare(plan);
+    state.work.prepare(plan)?;
     out.layers.clear();
     out.layers.resize(plan.layers, LayerStats::default());
     out.probes.clear();

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use crate::ir::{BufId, ElemType, Plan};
+use crate::ir::{BufId, ElemType, ExecError, Plan};
 
 /// Buffers by plan id; sized once per plan, reused from step to step.
 #[derive(Default)]
@@ -15,24 +15,24 @@ pub struct Workspace {
 
 impl Workspace {
     /// Sizes the buffers for a plan.
-    pub fn prepare(&mut self, plan: &Plan) {
+    pub fn prepare(&mut self, plan: &Plan) -> Result<(), ExecError> {
         let bucket = (plan.token_bucket, plan.context_bucket, plan.all_logits);
         if self.plan == Some(plan.hash) && self.bucket == bucket && self.floats.len() == plan.buffers.len() {
-            return;
+            return Ok(());
         }
         self.floats.resize_with(plan.buffers.len(), Vec::new);
         self.ints.resize_with(plan.buffers.len(), Vec::new);
         for (i, b) in plan.buffers.iter().enumerate() {
             let n = plan.buffer_len(BufId(i as u32));
+            // Never shrunk: decode and prefill plans take turns on the same session.
             match b.elem {
-                // Never shrunk: decode and prefill plans take turns on the same session.
-                ElemType::F32 if self.floats[i].len() < n => self.floats[i].resize(n, 0.0),
-                ElemType::I32 if self.ints[i].len() < n => self.ints[i].resize(n, -1),
-                _ => {}
+                ElemType::F32 => grow(&mut self.floats[i], n, 0.0)?,
+                ElemType::I32 => grow(&mut self.ints[i], n, -1)?,
             }
         }
         self.plan = Some(plan.hash);
         self.bucket = bucket;
+        Ok(())
     }
 
     /// Reads a buffer.
@@ -64,6 +64,18 @@ impl Workspace {
     pub fn ints_mut(&mut self, id: BufId) -> &mut Vec<i32> {
         &mut self.ints[id.index()]
     }
+}
+
+fn grow<T: Copy>(buffer: &mut Vec<T>, len: usize, value: T) -> Result<(), ExecError> {
+    if buffer.len() < len {
+        let more = len - buffer.len();
+        buffer.try_reserve_exact(more).map_err(|_| ExecError::OutOfMemory {
+            what: "the activations of a step".into(),
+            bytes: (len * size_of::<T>()) as u64,
+        })?;
+        buffer.resize(len, value);
+    }
+    Ok(())
 }
 
 /// A mutable slice that several tasks write disjoint parts of.
