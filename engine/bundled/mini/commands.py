@@ -154,7 +154,8 @@ def finetune(a):
         raise SystemExit(f"{a.text}: no text in it")
     tokens, starts = bpe.encode(tokenizer, documents, seed=a.seed, chunk=1000)
     stream = batches.Stream(tokens, starts, a.device)
-    batch = min(a.batch_tokens, max(a.length, len(tokens) // 8 // a.length * a.length))
+    # About sixteen steps per epoch, but not less than four sequences in one.
+    batch = min(a.batch_tokens, max(4 * a.length, len(tokens) // 16 // a.length * a.length))
     plan = _plan(
         argparse_like(a, batch_tokens=batch, long_length=a.length),
         max(a.epochs * len(tokens), batch),

@@ -8,9 +8,9 @@ import torch
 
 
 def orthogonalise(g, steps=5):
-    """[n, r, c] -> roughly the nearest matrices with singular values near 1, computed in bf16."""
+    """[n, r, c] -> roughly the nearest matrices with singular values near 1, computed in bf16 on GPUs."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.bfloat16()
+    x = g.bfloat16() if g.is_cuda else g
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
