@@ -14,19 +14,19 @@ tracked() { git ls-files -z -- "$@"; }
 
 # --- imports ----------------------------------------------------------------------------------------------------------
 # Our crates by the name that other manifests use, and which of them each folder may depend on.
-ours='kernels|engine|protocol|checkpoint|text|fetch|host|ui|cli|model1|model1-[a-z-]+'
+ours='kernels|engine|protocol|checkpoint|text|fetch|host|desktop|ui|cli|model1|model1-[a-z-]+'
 allowed_for() {
   case "$1" in
-    kernels | engine/protocol | engine/fetch) echo 'nothing' ;;
+    kernels | engine/protocol | engine/fetch | ui/web | ui/desktop) echo 'nothing' ;;
     engine/checkpoint) echo 'kernels' ;;
     engine/text) echo 'kernels|checkpoint' ;;
     engine) echo 'kernels|protocol|checkpoint|text|fetch' ;;
     engine/host) echo 'kernels|engine|protocol|checkpoint|text|fetch' ;;
     engine/cli) echo 'kernels|engine|protocol|checkpoint|text|fetch|host' ;;
     ui) echo 'protocol' ;;
-    ui/native) echo 'protocol|host|ui' ;;
-    src-tauri) echo 'protocol|host' ;;
-    tests) echo '.*' ;;
+    ui/native) echo 'protocol|host|ui|desktop' ;;
+    src-tauri) echo 'protocol|host|desktop' ;;
+    tests | tests/*) echo '.*' ;;
     *) echo 'unknown' ;;
   esac
 }

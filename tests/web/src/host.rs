@@ -1,0 +1,128 @@
+//! The `model1` program as a host, in folders of its own.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+/// A program built in this workspace: `$MODEL1_BIN_DIR/NAME`, else beside the tests in cargo's target folder.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let folder = match std::env::var_os("MODEL1_BIN_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        // target/debug/deps/test-1234 -> target/debug
+        None => std::env::current_exe()?
+            .ancestors()
+            .nth(2)
+            .context("the target folder")?
+            .to_path_buf(),
+    };
+    let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    if !path.is_file() {
+        bail!("{}: not built; ./test builds it", path.display());
+    }
+    Ok(path)
+}
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// Whether the model that comes with the program is there.
+pub fn bundled_model() -> Option<PathBuf> {
+    let folder = repository().join("engine/bundled/model1-mini");
+    folder.join("config.json").is_file().then_some(folder)
+}
+
+/// A running host.
+pub struct HostProcess {
+    child: Child,
+    /// The address it printed, with its one-time token.
+    pub address: String,
+    _home: tempfile::TempDir,
+}
+
+/// Longest a host may take to say where it listens.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl HostProcess {
+    /// Starts `model1 serve` with these further arguments.
+    pub fn start(arguments: &[&str]) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let mut child = Command::new(program("model1")?)
+            .arg("serve")
+            .args(arguments)
+            .env("MODEL1_DATA", home.path().join("data"))
+            .env("XDG_CONFIG_HOME", home.path().join("config"))
+            .env("XDG_STATE_HOME", home.path().join("state"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let (tell, told) = mpsc::channel();
+        let out = child.stdout.take().context("standard output")?;
+        let err = child.stderr.take().context("standard error")?;
+        // Both are read to their end, so that the host never waits for a reader.
+        follow(out, tell.clone());
+        follow(err, tell);
+        let mut said = Vec::new();
+        let address = loop {
+            match told.recv_timeout(PATIENCE) {
+                Ok(line) => {
+                    let address = line
+                        .split_whitespace()
+                        .find(|w| w.starts_with("http://"))
+                        .map(str::to_string);
+                    said.push(line);
+                    if let Some(address) = address {
+                        break address;
+                    }
+                }
+                Err(_) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(anyhow!("model1 serve printed no address:\n{}", said.join("\n")));
+                }
+            }
+        };
+        Ok(Self {
+            child,
+            address,
+            _home: home,
+        })
+    }
+
+    /// Where it listens: `http://127.0.0.1:PORT`.
+    pub fn base(&self) -> &str {
+        self.address.split_once("/enter/").map_or(self.address.trim_end_matches('/'), |(base, _)| base)
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for HostProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn follow(stream: impl std::io::Read + Send + 'static, tell: mpsc::Sender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            // Nobody listens any more once the address is known.
+            let _ = tell.send(line);
+        }
+    });
+}

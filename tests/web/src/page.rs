@@ -1,0 +1,222 @@
+//! Speaking with the interface inside a page, in whatever browser it is.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+/// Keys that tests press.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// Enter.
+    Enter,
+    /// Escape.
+    Escape,
+    /// A letter or digit.
+    Char(char),
+}
+
+impl Key {
+    /// `key`, `code` and number as browsers name it.
+    pub fn names(self) -> (String, String, u32) {
+        match self {
+            Key::Enter => ("Enter".into(), "Enter".into(), 13),
+            Key::Escape => ("Escape".into(), "Escape".into(), 27),
+            Key::Char(c) => {
+                let upper = c.to_ascii_uppercase();
+                let code = if c.is_ascii_digit() {
+                    format!("Digit{c}")
+                } else {
+                    format!("Key{upper}")
+                };
+                (c.to_string(), code, upper as u32)
+            }
+        }
+    }
+}
+
+/// A browser with one page.
+pub trait Browser {
+    /// Goes to an address.
+    fn open(&mut self, url: &str) -> Result<()>;
+    /// Loads the page anew.
+    fn reload(&mut self) -> Result<()>;
+    /// Value of a JavaScript expression.
+    fn eval(&mut self, script: &str) -> Result<Value>;
+    /// Clicks at a place, in CSS pixels.
+    fn click(&mut self, x: f64, y: f64) -> Result<()>;
+    /// Types into whatever has the focus.
+    fn type_text(&mut self, text: &str) -> Result<()>;
+    /// Presses a key, with Ctrl if wanted.
+    fn press(&mut self, key: Key, control: bool) -> Result<()>;
+    /// The page as PNG.
+    fn screenshot(&mut self) -> Result<Vec<u8>>;
+    /// What the page wrote to its console.
+    fn log(&self) -> Vec<String>;
+}
+
+/// A widget of the interface.
+#[derive(Clone, Debug)]
+pub struct Widget {
+    /// Role: `Button`, `TextInput`, ...
+    pub role: String,
+    /// Name.
+    pub name: String,
+    /// Value.
+    pub value: String,
+    /// Left, top, width, height in CSS pixels.
+    pub rect: [f64; 4],
+    /// Whether it can be used.
+    pub enabled: bool,
+    /// Whether it is chosen or ticked.
+    pub on: Option<bool>,
+}
+
+/// The interface at the end of a frame.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Frames so far.
+    pub frame: u64,
+    /// What the application says of itself.
+    pub state: Value,
+    /// Its widgets.
+    pub widgets: Vec<Widget>,
+}
+
+impl Snapshot {
+    /// The first widget whose name contains these words.
+    pub fn widget(&self, name: &str) -> Option<&Widget> {
+        self.widgets
+            .iter()
+            .find(|w| w.name == name)
+            .or_else(|| self.widgets.iter().find(|w| w.name.contains(name)))
+    }
+
+    /// Everything that can be read, for messages.
+    pub fn words(&self) -> String {
+        let words: Vec<String> = self
+            .widgets
+            .iter()
+            .map(|w| match (w.name.is_empty(), w.value.is_empty()) {
+                (false, false) => format!("{}: {} = {}", w.role, w.name, w.value),
+                _ => format!("{}: {}{}", w.role, w.name, w.value),
+            })
+            .collect();
+        words.join("\n")
+    }
+
+    /// Whether these words can be read anywhere.
+    pub fn reads(&self, words: &str) -> bool {
+        self.widgets
+            .iter()
+            .any(|w| w.name.contains(words) || w.value.contains(words))
+    }
+}
+
+/// The interface in a browser.
+pub struct Page<B: Browser> {
+    /// The browser.
+    pub browser: B,
+    /// How long anything is waited for.
+    pub patience: Duration,
+}
+
+impl<B: Browser> Page<B> {
+    /// A page in this browser.
+    pub fn new(browser: B) -> Self {
+        Self {
+            browser,
+            patience: Duration::from_secs(90),
+        }
+    }
+
+    /// The interface as it is now; an error where it has not started.
+    pub fn snapshot(&mut self) -> Result<Snapshot> {
+        let text = self
+            .browser
+            .eval("window.__model1_test ? window.__model1_test.snapshot() : null")?;
+        let Some(text) = text.as_str() else {
+            let cover = self
+                .browser
+                .eval("document.getElementById('cover')?.innerText ?? document.title")?;
+            bail!("the interface has not started; the page reads: {cover}");
+        };
+        let json: Value = serde_json::from_str(text).context("snapshot")?;
+        let widgets = json["widgets"]
+            .as_array()
+            .ok_or_else(|| anyhow!("no widgets in {text}"))?;
+        let number = |v: &Value| v.as_f64().unwrap_or(f64::NAN);
+        let string = |v: &Value| v.as_str().unwrap_or_default().to_string();
+        Ok(Snapshot {
+            frame: json["frame"].as_u64().unwrap_or(0),
+            state: json["state"].clone(),
+            widgets: widgets
+                .iter()
+                .map(|w| Widget {
+                    role: string(&w["role"]),
+                    name: string(&w["name"]),
+                    value: string(&w["value"]),
+                    rect: [
+                        number(&w["rect"][0]),
+                        number(&w["rect"][1]),
+                        number(&w["rect"][2]),
+                        number(&w["rect"][3]),
+                    ],
+                    enabled: w["enabled"].as_bool().unwrap_or(false),
+                    on: w["on"].as_bool(),
+                })
+                .collect(),
+        })
+    }
+
+    /// Waits until the interface is as wanted; what it was at that moment.
+    pub fn wait(&mut self, what: &str, mut wanted: impl FnMut(&Snapshot) -> bool) -> Result<Snapshot> {
+        let until = Instant::now() + self.patience;
+        loop {
+            let last = self.snapshot();
+            match last {
+                Ok(snapshot) if wanted(&snapshot) => return Ok(snapshot),
+                last if Instant::now() > until => {
+                    let seen = last.map_or_else(|e| format!("{e:#}"), |s| format!("{}\n{}", s.state, s.words()));
+                    let log = self.browser.log().join("\n");
+                    bail!(
+                        "{what}: not within {:?}. Last seen:\n{seen}\nconsole:\n{log}",
+                        self.patience
+                    );
+                }
+                _ => std::thread::sleep(Duration::from_millis(40)),
+            }
+        }
+    }
+
+    /// Waits until these words can be read.
+    pub fn wait_words(&mut self, words: &str) -> Result<Snapshot> {
+        self.wait(&format!("the words {words:?}"), |s| s.reads(words))
+    }
+
+    /// Clicks on the widget of this name, once it is there and can be used.
+    pub fn click(&mut self, name: &str) -> Result<()> {
+        let usable = |s: &Snapshot| s.widget(name).is_some_and(|w| w.enabled && w.rect[2] > 0.0);
+        let snapshot = self.wait(&format!("the widget {name:?}"), usable)?;
+        let rect = snapshot.widget(name).map(|w| w.rect).unwrap_or_default();
+        self.browser.click(rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0)
+    }
+
+    /// Runs a command of the interface's registry.
+    pub fn invoke(&mut self, command: &str) -> Result<()> {
+        let id = serde_json::to_string(command)?;
+        self.browser
+            .eval(&format!("window.__model1_test.invoke({id}), true"))
+            .map(drop)
+    }
+
+    /// Keeps a picture under this name if screenshots are kept.
+    pub fn picture(&mut self, name: &str) -> Result<()> {
+        let Some(folder) = crate::screenshots() else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(&folder)?;
+        let png = self.browser.screenshot()?;
+        std::fs::write(folder.join(format!("{name}.png")), png).context("screenshot")
+    }
+}

@@ -1,0 +1,95 @@
+// Starts the interface; where it cannot start, or breaks, says so with what to do. The host keeps the texts, the model
+// and the layout, so starting the page anew loses nothing.
+
+const cover = document.getElementById("cover");
+const canvas = document.getElementById("model1");
+const part = (name) => document.getElementById(`cover-${name}`);
+
+function fail(title, text, details) {
+  cover.classList.remove("gone");
+  cover.classList.add("failed");
+  cover.setAttribute("role", "alert");
+  part("title").textContent = title;
+  part("text").textContent = text;
+  part("details").textContent = details;
+  part("details").hidden = !details;
+  part("actions").hidden = false;
+}
+
+part("restart").addEventListener("click", () => location.reload());
+part("copy").addEventListener("click", async () => {
+  const report = [
+    part("title").textContent, part("text").textContent, part("details").textContent, navigator.userAgent,
+    `${innerWidth} x ${innerHeight} at ${devicePixelRatio}`, new Date().toISOString(),
+  ].join("\n");
+  try {
+    await navigator.clipboard.writeText(report);
+    part("copy").textContent = "Copied";
+  } catch {
+    // Pages that are not served securely have no clipboard: the report is selected instead.
+    part("details").textContent = report;
+    part("details").hidden = false;
+    getSelection().selectAllChildren(part("details"));
+    part("copy").textContent = "Selected: press Ctrl+C";
+  }
+});
+
+// A panic in the interface ends as a trap; the sentence is left in `model1_panic` by the panic hook before that.
+let broken = false;
+function crashed(error) {
+  if (broken || !(globalThis.model1_panic || error instanceof WebAssembly.RuntimeError)) return;
+  broken = true;
+  fail(
+    "The interface stopped working",
+    "A fault in MODEL1 Explorer. The model and your texts are safe in the host: restart the interface to go on.",
+    `${globalThis.model1_panic ?? ""}\n${error?.stack ?? error ?? ""}`.trim(),
+  );
+}
+addEventListener("error", (event) => crashed(event.error));
+addEventListener("unhandledrejection", (event) => crashed(event.reason));
+
+// The graphics driver may take the canvas away (sleep, driver restart). The page starts anew once it is back.
+canvas.addEventListener("webglcontextlost", (event) => {
+  event.preventDefault();
+  cover.classList.remove("gone");
+  part("text").textContent = "The graphics driver was restarted; the interface comes back …";
+  setTimeout(() => location.reload(), 3000);
+});
+canvas.addEventListener("webglcontextrestored", () => location.reload());
+
+function hasWebGl() {
+  const probe = document.createElement("canvas");
+  const context = probe.getContext("webgl2") ?? probe.getContext("webgl");
+  context?.getExtension("WEBGL_lose_context")?.loseContext();
+  return context !== null;
+}
+
+async function main() {
+  if (typeof WebAssembly !== "object") {
+    return fail("This browser cannot run the interface", "It has no WebAssembly. Any browser of the last years has it.", "");
+  }
+  if (!hasWebGl()) {
+    return fail(
+      "This browser cannot draw the interface",
+      "WebGL is switched off or not there. Switch on hardware acceleration (or WebGL in software) in the browser's settings, or start ./run --native.",
+      "",
+    );
+  }
+  try {
+    const ui = await import("./ui.js");
+    await ui.default();
+    await ui.start("model1");
+    if (!broken) cover.classList.add("gone");
+    canvas.focus();
+  } catch (error) {
+    if (!broken) {
+      fail(
+        "The interface could not start",
+        "Its files could not be loaded or run. Is the host still running? Start it again with ./run, then restart the interface.",
+        `${globalThis.model1_panic ?? ""}\n${error?.stack ?? error}`.trim(),
+      );
+    }
+  }
+}
+
+main();
