@@ -13,10 +13,13 @@ pub mod link;
 pub mod platform;
 pub mod selection;
 pub mod store;
+pub mod test_bridge;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 pub mod theme;
 pub mod views;
+#[cfg(target_arch = "wasm32")]
+pub mod web;
 pub mod widgets;
 
 pub use app::App;

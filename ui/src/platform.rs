@@ -1,6 +1,11 @@
 //! What the window around the interface can do: dialogs, files, full screen. Native window, Tauri and browsers differ
 //! here and nowhere else.
 
+#[cfg(target_arch = "wasm32")]
+pub mod tauri;
+#[cfg(target_arch = "wasm32")]
+pub mod web;
+
 use protocol::ThemeChoice;
 
 /// What the window has to say.
@@ -46,6 +51,31 @@ pub trait Platform {
     }
     /// Opens the native window instead of this page.
     fn go_native(&mut self) {}
+}
+
+/// Files over a window and dropped on it, for platforms where egui hears of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hovering(bool);
+
+impl Hovering {
+    /// What happened in this frame. In browsers files have names, not paths.
+    pub fn look(&mut self, input: &egui::InputState) -> Vec<PlatformEvent> {
+        let name = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        let hovered = &input.raw.hovered_files;
+        let dropped: Vec<String> = input.raw.dropped_files.iter().map(|f| name(f.path())).collect();
+        let was = std::mem::replace(&mut self.0, !hovered.is_empty());
+        match (dropped.is_empty(), was, self.0) {
+            (false, ..) => vec![PlatformEvent::Dropped(dropped)],
+            (true, false, true) => {
+                let names = hovered
+                    .iter()
+                    .map(|f| f.path.as_deref().map_or_else(|| f.mime.clone(), name));
+                vec![PlatformEvent::Hover(names.collect())]
+            }
+            (true, true, false) => vec![PlatformEvent::Leave],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// A window that can do nothing, for tests: it records what was asked of it.

@@ -112,9 +112,69 @@ fn widget(node: &Node, zoom: f64) -> Option<Widget> {
     if name.is_empty() && value.is_empty() {
         return None;
     }
-    let rect = node.bounds().map_or([0.0; 4], |b| [b.x0, b.y0, b.x1 - b.x0, b.y1 - b.y0].map(|v| v * zoom));
+    let rect = node
+        .bounds()
+        .map_or([0.0; 4], |b| [b.x0, b.y0, b.x1 - b.x0, b.y1 - b.y0].map(|v| v * zoom));
     let on = node.toggled().map(|t| t == Toggled::True).or(node.is_selected());
-    Some(Widget { role: format!("{:?}", node.role()), name, value, rect, enabled: !node.is_disabled(), on })
+    Some(Widget {
+        role: format!("{:?}", node.role()),
+        name,
+        value,
+        rect,
+        enabled: !node.is_disabled(),
+        on,
+    })
+}
+
+/// What the application says of itself: enough to follow a flow, whatever the panels look like.
+pub fn state_of(app: &crate::App) -> serde_json::Value {
+    use crate::store::Connection;
+    use protocol::{JobState, ModelState, Role};
+
+    let store = &app.store;
+    let (connection, reason) = match store.connection() {
+        Connection::Connecting => ("connecting", String::new()),
+        Connection::Ready => ("ready", String::new()),
+        Connection::Waiting { reason, .. } => ("waiting", reason.clone()),
+        Connection::Refused(sentence) => ("refused", sentence.clone()),
+    };
+    let state = store.state.as_ref();
+    let (model, about) = match state.map(|s| &s.model) {
+        None | Some(ModelState::None) => ("none", String::new()),
+        Some(ModelState::Loading { name, .. }) => ("loading", name.clone()),
+        Some(ModelState::Ready(model)) => ("ready", model.name.clone()),
+        Some(ModelState::Failed { error, .. }) => ("failed", error.to_string()),
+    };
+    let branch: Vec<_> = store.text.iter().flat_map(|t| t.branch()).collect();
+    let written: String = branch
+        .iter()
+        .filter(|n| n.role == Role::Assistant)
+        .map(|n| n.text.as_str())
+        .collect();
+    let tokens: usize = branch.iter().map(|n| n.tokens.len()).sum();
+    let recipe = state.and_then(|s| s.recipe.as_ref());
+    let jobs = store.jobs.running().map(|j| {
+        let failed = matches!(j.state, JobState::Failed(_));
+        serde_json::json!({ "what": j.what, "done": j.done, "total": j.total, "failed": failed })
+    });
+    serde_json::json!({
+        "connection": connection,
+        "reason": reason,
+        "run": store.host.as_ref().map(|h| h.run),
+        "driver": state.map(|s| s.driver),
+        "clients": state.map(|s| s.clients),
+        "model": model,
+        "about": about,
+        "workspace": format!("{:?}", app.layout.workspace),
+        "writing": state.is_some_and(|s| s.writing.is_some()),
+        "finish": branch.last().map(|n| format!("{:?}", n.finish)),
+        "written": written,
+        "tokens": tokens,
+        "steps": store.steps.len(),
+        "recipe": recipe.map(|r| &r.hash),
+        "changes": recipe.map(|r| r.changes.len()),
+        "jobs": jobs.collect::<Vec<_>>(),
+    })
 }
 
 /// Takes the tree out of each frame's output.
@@ -143,7 +203,11 @@ pub fn offer(ctx: &egui::Context) -> Option<TestBridge> {
 
     let window = web_sys::window()?;
     let query = window.location().search().ok()?;
-    if !query.trim_start_matches('?').split('&').any(|p| p == "test" || p.starts_with("test=")) {
+    if !query
+        .trim_start_matches('?')
+        .split('&')
+        .any(|p| p == "test" || p.starts_with("test="))
+    {
         return None;
     }
     let bridge = TestBridge::install(ctx);
@@ -153,7 +217,10 @@ pub fn offer(ctx: &egui::Context) -> Option<TestBridge> {
     });
     let invoke = Closure::<dyn Fn(String)>::new(move |id: String| told.invoke(&id));
     let object = js_sys::Object::new();
-    for (name, function) in [("snapshot", snapshot.into_js_value()), ("invoke", invoke.into_js_value())] {
+    for (name, function) in [
+        ("snapshot", snapshot.into_js_value()),
+        ("invoke", invoke.into_js_value()),
+    ] {
         js_sys::Reflect::set(&object, &name.into(), &function).ok()?;
     }
     js_sys::Reflect::set(&window, &"__model1_test".into(), &object).ok()?;
@@ -182,11 +249,20 @@ mod tests {
         assert_eq!(snapshot.frame, 2);
         let find = |name: &str| snapshot.widgets.iter().find(|w| w.name == name).unwrap();
         let generate = find("Generate");
-        assert_eq!((generate.role.as_str(), generate.enabled, generate.on), ("Button", true, None));
+        assert_eq!(
+            (generate.role.as_str(), generate.enabled, generate.on),
+            ("Button", true, None)
+        );
         assert!(generate.rect[2] > 10.0 && generate.rect[3] > 5.0, "{:?}", generate.rect);
         assert!(!find("Stop").enabled);
         assert_eq!(find("Keep").on, Some(true));
-        assert!(snapshot.widgets.iter().any(|w| w.role == "TextInput" && w.value == text), "{snapshot:?}");
+        assert!(
+            snapshot
+                .widgets
+                .iter()
+                .any(|w| w.role == "TextInput" && w.value == text),
+            "{snapshot:?}"
+        );
     }
 
     #[test]

@@ -71,6 +71,11 @@ impl App {
         }
     }
 
+    /// Runs a command in the next frame, as if its shortcut had been pressed.
+    pub fn invoke(&mut self, command: crate::commands::Command) {
+        self.actions.push(Action::Run(command));
+    }
+
     fn regions(&mut self, ui: &mut egui::Ui) {
         top::show(self, ui);
         if self.layout.bottom {

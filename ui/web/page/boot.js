@@ -64,6 +64,32 @@ function hasWebGl() {
   return context !== null;
 }
 
+// How long the webview takes from frame to frame when everything changes, in milliseconds; the interface offers the
+// native window where that is slow. Browsers are left alone: there is no other window to offer.
+async function measureFrames() {
+  if (!("__TAURI_INTERNALS__" in window)) return;
+  const probe = document.createElement("canvas");
+  probe.width = innerWidth * devicePixelRatio;
+  probe.height = innerHeight * devicePixelRatio;
+  document.body.insertBefore(probe, cover);
+  const gl = probe.getContext("webgl2") ?? probe.getContext("webgl");
+  const frame = () => new Promise(requestAnimationFrame);
+  const times = [];
+  let before = await frame();
+  for (let i = 0; i < 12 && times.reduce((a, b) => a + b, 0) < 1500; i++) {
+    gl.clearColor(0, 0, 0.01 * i, 1);
+    gl.clear(gl.COLOR_BUFFER_BIT);
+    const now = await frame();
+    times.push(now - before);
+    before = now;
+  }
+  gl.getExtension("WEBGL_lose_context")?.loseContext();
+  probe.remove();
+  // The first two frames are those of the page itself.
+  const sorted = times.slice(2).sort((a, b) => a - b);
+  window.model1_frame_ms = sorted[sorted.length >> 1];
+}
+
 async function main() {
   if (typeof WebAssembly !== "object") {
     return fail("This browser cannot run the interface", "It has no WebAssembly. Any browser of the last years has it.", "");
@@ -76,8 +102,10 @@ async function main() {
     );
   }
   try {
+    const measured = measureFrames();
     const ui = await import("./ui.js");
     await ui.default();
+    await measured;
     await ui.start("model1");
     if (!broken) cover.classList.add("gone");
     canvas.focus();
