@@ -23,4 +23,6 @@ pub trait Link {
 pub type Dialer = Box<dyn FnMut(&egui::Context) -> Box<dyn Link>>;
 
 #[cfg(target_arch = "wasm32")]
+pub mod tauri;
+#[cfg(target_arch = "wasm32")]
 pub mod web;
