@@ -64,8 +64,11 @@ def arguments():
     p.add_argument("--epochs", type=float, default=3, help="times the text is seen (default 3)")
 
     p = sub.add_parser("export", help="write checkpoints")
-    p.add_argument("--work", required=True)
+    p.add_argument("--work", help="a run's folder")
+    p.add_argument("--pieces", help="weights written by train --pieces, instead of --work")
+    p.add_argument("--tokenizer", help="tokenizer.json (default: the run's)")
     p.add_argument("--out", required=True, help="folder for the released form (FP8 weights, ue8m0 scales)")
+    p.add_argument("--golden", help="folder for logits of a fixed prompt , for the test in tests/tests/bundled.rs")
     p.add_argument("--plain", help="folder for the same values in f32 (for transformers)")
 
     p = sub.add_parser("evaluate", help="the held-out figures of the model card")

@@ -11,6 +11,7 @@ import torch
 from . import batches, bpe, corpus, evaluate, export, load
 from .config import Shape
 from .loop import Plan, Trainer, train as run_training
+from .model import Model
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -186,11 +187,28 @@ def argparse_like(a, **changes):
     return argparse.Namespace(**{**vars(a), **changes})
 
 
+def write_released(model, folder, tokenizer_file, golden_folder=None):
+    """The released form, with logits of what was stored for the engine's test."""
+    from tokenizers import Tokenizer
+
+    from . import golden
+
+    export.released(model, folder, tokenizer_file)
+    stored = load.released(folder, "cpu")
+    if golden_folder:
+        Path(golden_folder).mkdir(parents=True, exist_ok=True)
+        print(golden.write(stored, Tokenizer.from_file(str(tokenizer_file)), golden_folder))
+
+
 def export_command(a):
     """Writes the released form of a run's state."""
-    model = load.state(Path(a.work) / "state.pt", "cpu")
-    tokenizer_file = Path(a.work) / "model" / "tokenizer.json"
-    export.released(model, a.out, tokenizer_file)
+    if a.pieces:
+        model = Model(Shape(), "cpu", torch.float32)
+        load.pieces_into(model, a.pieces)
+    else:
+        model = load.state(Path(a.work) / "state.pt", "cpu")
+    tokenizer_file = a.tokenizer or Path(a.work) / "model" / "tokenizer.json"
+    write_released(model, a.out, tokenizer_file, a.golden)
     if a.plain:
         export.plain(model, a.plain, tokenizer_file)
 

@@ -110,7 +110,13 @@ def write(folder, stored, config, tokenizer_file):
     (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=2, ensure_ascii=False) + "\n")
     if Path(tokenizer_file).resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors"))
+    checksums(folder)
+
+
+def checksums(folder):
+    """SHA256SUMS of the folder's files, for `sha256sum -c`."""
+    folder = Path(folder)
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
     sums = "".join(f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names)
     (folder / "SHA256SUMS").write_text(sums)
 
