@@ -9,17 +9,26 @@
 //! # Ok(()) }
 //! ```
 
+mod baselines;
+pub mod compare;
 mod engine;
 mod error;
 pub mod families;
 mod generate;
+pub mod inspect;
+mod labels;
 pub mod lower;
 pub mod memory;
 mod model;
+mod par;
+mod predict;
 pub mod recipe;
 mod session;
+mod stats;
+mod timing;
 mod tokenizer;
 mod view;
+mod watch;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Progress, Silent};
 pub use engine::{Engine, EngineOptions, default_threads};
@@ -27,5 +36,9 @@ pub use error::EngineError;
 pub use generate::{Finish, GenerateOptions, Generated, Generation, Prefill, Produced, Step, TokenEvent, Turn};
 pub use kernels::ir::{Backend, SamplerParams};
 pub use model::WeightStore;
+pub use predict::{kv_bytes, predict};
 pub use recipe::{Recipe, Registry};
 pub use session::{Cancel, Observer, Session, SessionOptions, SwapReport};
+pub use stats::SAMPLED_FROM;
+pub use timing::{OpTimer, SAMPLE_EVERY};
+pub use watch::Watch;

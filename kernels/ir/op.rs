@@ -368,7 +368,7 @@ pub enum Op {
     },
     /// Copies the rows that produce logits (the last token, or all) from token rows to output rows.
     TakeOutput { x: BufId, out: BufId },
-    /// Copies a buffer to the step's output under a name. Never changes values.
+    /// Copies a buffer to the step's output under a name (integers as floats, exact below 2^24). Never changes values.
     Probe { x: BufId, name: String },
     /// Draws the next token from the last row of logits with the session's sampler.
     Sample { logits: BufId },

@@ -7,9 +7,9 @@ use kernels::cpu::exec::row_format;
 use kernels::cpu::records::{RoundTrip, hadamard};
 use kernels::cpu::{integer, sample, weight_values};
 use kernels::ir::{
-    Activation, Backend, BufId, CacheDesc, CacheId, CacheRows, Dim, ExecError, KeyRows, KvBytes, LayerStats, Layout,
-    Mask, NormKind, Op, Plan, Positions, RopeStyle, Scoring, Snapshot, State, StepOutput, StepParams, StepRequest,
-    WeightId, WeightSource,
+    Activation, Backend, BufId, CacheDesc, CacheId, CacheRows, Dim, ElemType, ExecError, KeyRows, KvBytes, LayerStats,
+    Layout, Mask, NormKind, Op, Plan, Positions, RopeStyle, Scoring, Snapshot, State, StepOutput, StepParams,
+    StepRequest, WeightId, WeightSource,
 };
 
 /// Cache rows by slot, as the stored format reads back.
@@ -150,7 +150,13 @@ impl Backend for Oracle {
         for base in &plan.ops {
             match &base.op {
                 Op::Probe { x, name } => {
-                    let values = run.get(*x).iter().map(|&v| v as f32).collect();
+                    let values = match plan.buffers[x.index()].elem {
+                        ElemType::F32 => run.get(*x).iter().map(|&v| v as f32).collect(),
+                        ElemType::I32 => run.ints[x.index()][..run.get(*x).len()]
+                            .iter()
+                            .map(|&v| v as f32)
+                            .collect(),
+                    };
                     out.probes.push((name.clone(), plan.width(*x), values));
                 }
                 Op::Sample { logits } => {

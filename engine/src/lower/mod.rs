@@ -2,6 +2,7 @@
 //! and nothing else.
 
 mod builder;
+mod look;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use kernels::ir::{BaseOp, Block, CacheDesc, Op, Phase, Plan};
 
 pub use builder::Lower;
 use builder::Tables;
+pub use look::{Layers, Look};
 
 use crate::families::Family;
 use crate::model::WeightStore;
@@ -28,6 +30,8 @@ pub struct Bucket {
     pub all_logits: bool,
     /// Copy the residual after every block to the output.
     pub probes: bool,
+    /// What an inspection copies to the output.
+    pub look: Look,
 }
 
 impl Bucket {
@@ -45,6 +49,7 @@ impl Bucket {
             context,
             all_logits,
             probes,
+            look: Look::default(),
         }
     }
 }
@@ -97,16 +102,17 @@ impl Lowering {
         if let Some(p) = self.plans.get(&bucket) {
             return p.clone();
         }
+        let look = bucket.look;
         let mut ops: Vec<BaseOp> = Vec::new();
         let layers = self.family.facts().layers.len();
-        ops.extend(
-            self.block(recipe, registry, weights, None, Block::Embedding)
-                .iter()
-                .cloned(),
-        );
-        for l in 0..layers as u32 {
+        let embedding = self.block(recipe, registry, weights, None, Block::Embedding);
+        look.weave(&embedding, &mut ops);
+        // The head is lowered before it is reached: plans need its buffers even where they stop earlier.
+        let head = self.block(recipe, registry, weights, None, Block::Head);
+        for l in (0..layers as u32).filter(|&l| look.runs(l)) {
             for block in [Block::Attention, Block::Ffn] {
-                ops.extend(self.block(recipe, registry, weights, Some(l), block).iter().cloned());
+                let lowered = self.block(recipe, registry, weights, Some(l), block);
+                look.weave(&lowered, &mut ops);
             }
             if bucket.probes {
                 let op = Op::Probe {
@@ -120,8 +126,11 @@ impl Lowering {
                     block: Block::Ffn,
                 });
             }
+            look.lens(&head, self.tables.logits, l, &mut ops);
         }
-        ops.extend(self.block(recipe, registry, weights, None, Block::Head).iter().cloned());
+        if look.until.is_none() {
+            ops.extend(head.iter().cloned());
+        }
         let op = Op::Sample {
             logits: self.tables.logits,
         };

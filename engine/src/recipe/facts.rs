@@ -78,6 +78,13 @@ pub struct LayerFacts {
     pub experts_per_token: usize,
 }
 
+impl LayerFacts {
+    /// Whether a compressed row also pools the tokens of the block before its own.
+    pub fn overlaps(&self) -> bool {
+        self.attention == AttentionKind::Csa
+    }
+}
+
 /// Facts of the whole model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelFacts {

@@ -1,23 +1,31 @@
 //! Recipes: which variant sits in each slot of each layer, as data with a stable hash.
 
 mod choice;
+mod diff;
 mod facts;
+mod presets;
 mod registry;
 mod schema;
 mod select;
+#[cfg(test)]
+pub(crate) mod tests_support;
 mod variants;
+mod view;
 
 use kernels::ir::{CacheFormat, SamplerParams};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use choice::Choice;
+pub use diff::RecipeChange;
 pub use facts::{AttentionKind, FfnKind, LayerFacts, ModelFacts};
+pub use presets::presets;
 pub use registry::{
     AttendSpec, Cell, HeadFormat, OptionSpec, Options, Reason, Registry, Slot, Variant, option, validity,
 };
 pub use schema::json_schema;
 pub use select::Target;
+pub use view::slot_views;
 
 /// Version of the recipe's JSON form.
 pub const SCHEMA: u32 = 1;

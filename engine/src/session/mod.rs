@@ -3,6 +3,7 @@
 mod record;
 mod swap;
 
+pub(crate) use record::kv_view;
 pub use swap::SwapReport;
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use protocol::StepRecord;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::families::CHUNK;
-use crate::lower::{Bucket, LowerStats, Lowering};
+use crate::lower::{Bucket, Look, LowerStats, Lowering};
 use crate::memory;
 use crate::model::WeightStore;
 use crate::recipe::Recipe;
@@ -48,6 +49,8 @@ pub struct SessionOptions {
     pub all_logits: bool,
     /// Copy the residual after every block to the output.
     pub probes: bool,
+    /// What an inspection copies to the output.
+    pub look: Look,
     /// Time every executed op.
     pub trace: bool,
     /// Most bytes host checkpoints may take.
@@ -60,6 +63,7 @@ impl Default for SessionOptions {
             context: None,
             all_logits: false,
             probes: false,
+            look: Look::default(),
             trace: false,
             checkpoint_budget: 256 << 20,
         }
@@ -198,12 +202,9 @@ impl Session {
 
     /// The plan a step of `tokens` tokens after `context` tokens runs on.
     pub fn plan(&mut self, tokens: usize, context: u64) -> Arc<Plan> {
-        let bucket = Bucket::for_step(
-            tokens,
-            context + tokens as u64,
-            self.options.all_logits,
-            self.options.probes,
-        );
+        let context = context + tokens as u64;
+        let mut bucket = Bucket::for_step(tokens, context, self.options.all_logits, self.options.probes);
+        bucket.look = self.options.look;
         self.lowering
             .plan(&self.recipe, &self.engine.registry, &self.weights, bucket)
     }

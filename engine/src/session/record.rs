@@ -6,7 +6,8 @@ use protocol::{KvBytes, LayerRecord, StepRecord, TELEMETRY_VERSION};
 use super::Session;
 use crate::memory;
 
-fn bytes(k: &kernels::ir::KvBytes) -> KvBytes {
+/// Cache bytes as the protocol has them.
+pub(crate) fn kv_view(k: &kernels::ir::KvBytes) -> KvBytes {
     KvBytes {
         window: k.window,
         rows: k.rows,
@@ -26,8 +27,8 @@ impl Session {
             .iter()
             .zip(kv)
             .map(|(s, (used, allocated))| LayerRecord {
-                kv_used: bytes(&used),
-                kv_allocated: bytes(&allocated),
+                kv_used: kv_view(&used),
+                kv_allocated: kv_view(&allocated),
                 keys_context: s.keys_context,
                 keys_scored: s.keys_scored,
                 keys_kept: s.keys_kept,

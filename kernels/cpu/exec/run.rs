@@ -12,8 +12,8 @@ use crate::cpu::matmul::{Product, matmul, matmul_many};
 use crate::cpu::records::{RoundTrip, hadamard};
 use crate::cpu::{Cpu, sample, weight_values};
 use crate::ir::{
-    Activation, BufId, Dim, ExecError, ExecKind, ExecStep, LayerStats, NormKind, Op, Plan, Positions, RopeStyle,
-    StepOutput, StepParams, StepRequest, WeightId, WeightSource,
+    Activation, BufId, Dim, ElemType, ExecError, ExecKind, ExecStep, LayerStats, NormKind, Op, Plan, Positions,
+    RopeStyle, StepOutput, StepParams, StepRequest, WeightId, WeightSource,
 };
 
 /// Everything an op needs besides its own fields.
@@ -136,7 +136,11 @@ fn run_step(ctx: &Ctx<'_>, exec: &ExecStep, state: &mut CpuState, out: &mut Step
     let layer = base.layer.map_or(0, |l| l as usize);
     match &base.op {
         Op::Probe { x, name } => {
-            let values = state.work.get(*x)[..ctx.len(*x)].to_vec();
+            let n = ctx.len(*x);
+            let values = match ctx.plan.buffers[x.index()].elem {
+                ElemType::F32 => state.work.get(*x)[..n].to_vec(),
+                ElemType::I32 => state.work.ints(*x)[..n].iter().map(|&v| v as f32).collect(),
+            };
             out.probes.push((name.clone(), ctx.width(*x), values));
             Ok(())
         }
