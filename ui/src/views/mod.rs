@@ -5,6 +5,7 @@
 //! [`crate::layout`]; a view that no layout names is found in the View menu.
 
 pub mod generate;
+pub mod telemetry;
 pub mod token;
 
 use protocol::{ErrorInfo, Request};
@@ -33,7 +34,9 @@ pub trait View {
 
 /// All views.
 pub fn all() -> Vec<Box<dyn View>> {
-    vec![Box::<generate::Generate>::default(), Box::<token::TokenView>::default()]
+    let mut all: Vec<Box<dyn View>> = vec![Box::<generate::Generate>::default(), Box::<token::TokenView>::default()];
+    all.extend(telemetry::views());
+    all
 }
 
 /// What a view wants done.

@@ -1,1 +1,4 @@
 //! Pieces that several views share.
+
+pub mod heatmap;
+pub mod plots;
