@@ -52,6 +52,7 @@ fn bundle(wasm: &Path, out: &Path, zipped: &Path) -> Result<()> {
         .input_path(wasm)
         .out_name("ui")
         .web(true)?
+        .omit_default_module_path(false)
         .typescript(false)
         .remove_name_section(true)
         .remove_producers_section(true)
