@@ -55,6 +55,22 @@ fn crossover(ours: (f64, f64), other: (f64, f64)) -> Option<u64> {
     (less_slope > 0.0).then(|| (more_fixed / less_slope).ceil() as u64)
 }
 
+/// A layout as a line, with the length from which on `ours` is the smaller one.
+fn against(ours: (f64, f64), name: &str, about: &str, line: (f64, f64)) -> KvFit {
+    KvFit {
+        name: name.into(),
+        about: about.into(),
+        fixed: line.0,
+        slope: line.1,
+        crossover: crossover(ours, line),
+    }
+}
+
+fn in_force(ours: (f64, f64)) -> KvFit {
+    let about = "windows and pooling state are fixed, rows grow with the text";
+    against(ours, "this recipe", about, ours)
+}
+
 impl Engine {
     /// The cache of a recipe beside the same layers in bf16 and other models' rows over as many layers. Estimated
     /// from record sizes.
@@ -67,27 +83,26 @@ impl Engine {
             l.index_cache = l.index_cache.is_some().then(|| Choice::plain(CacheFormat::Bf16.name()));
         }
         let bf16 = fit(&self.family.caches(&plain, &self.registry));
-        let one = |name: &str, about: &str, line: (f64, f64)| KvFit {
-            name: name.into(),
-            about: about.into(),
-            fixed: line.0,
-            slope: line.1,
-            crossover: crossover(ours, line),
-        };
         let mut fits = vec![
-            one(
-                "this recipe",
-                "windows and pooling state are fixed, rows grow with the text",
-                ours,
-            ),
-            one("bf16 records", "the same layers with every row in bf16", bf16),
+            in_force(ours),
+            against(ours, "bf16 records", "the same layers with every row in bf16", bf16),
         ];
         fits.extend(
             LAYOUTS
                 .iter()
-                .map(|l| one(l.name, l.about, (0.0, layers * l.row as f64))),
+                .map(|l| against(ours, l.name, l.about, (0.0, layers * l.row as f64))),
         );
         KvBaselines { fits }
+    }
+
+    /// The cache of the recipe in force, then of another one. Estimated from record sizes.
+    pub fn kv_preview(&self, now: &Recipe, then: &Recipe) -> KvBaselines {
+        let line = |recipe: &Recipe| fit(&self.family.caches(recipe, &self.registry));
+        let ours = line(now);
+        let other = against(ours, "with the change", "the recipe as it would be", line(then));
+        KvBaselines {
+            fits: vec![in_force(ours), other],
+        }
     }
 }
 

@@ -267,11 +267,15 @@ pub enum Request {
     SetSettings(Box<Settings>),
     /// Versions, device, paths: for reports. -> Text
     About,
+    /// KV bytes of the recipe in force, then of the recipe with these edits; nothing is changed. An edit that would
+    /// be refused is refused here. -> Baselines
+    PreviewRecipe(Vec<Edit>),
 }
 
 /// Replies.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "each request names its reply")]
+#[expect(clippy::large_enum_variant, reason = "a reply is made once and boxed in its frame")]
 pub enum Reply {
     Done,
     Models(ModelsView),

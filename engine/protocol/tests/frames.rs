@@ -94,6 +94,7 @@ fn requests() -> Vec<Request> {
         R::FindFont('\u{4e2d}'),
         R::SetSettings(Box::default()),
         R::About,
+        R::PreviewRecipe(vec![edit()]),
     ]
 }
 
@@ -144,6 +145,7 @@ fn number_of(r: &Request) -> usize {
         R::FindFont(_) => 40,
         R::SetSettings(_) => 41,
         R::About => 42,
+        R::PreviewRecipe(_) => 43,
     }
 }
 
@@ -343,7 +345,7 @@ fn reply_number(r: &Reply) -> usize {
 fn requests_round_trip() {
     let all = requests();
     assert!(all.iter().enumerate().all(|(i, r)| number_of(r) == i));
-    assert_eq!(all.len(), 43);
+    assert_eq!(all.len(), 44);
     for (i, request) in all.into_iter().enumerate() {
         round_trip(&ClientFrame {
             id: i as u64,
@@ -515,7 +517,7 @@ proptest! {
 
     /// Damaged frames reach deeper than random bytes do.
     #[test]
-    fn damaged_frames_never_panic(which in 0usize..43, at in any::<prop::sample::Index>(), value in any::<u8>()) {
+    fn damaged_frames_never_panic(which in 0usize..44, at in any::<prop::sample::Index>(), value in any::<u8>()) {
         let request = requests().swap_remove(which);
         let frame = ClientFrame { id: 1, body: ClientBody::Request(Box::new(request)) };
         let mut bytes = encode(&frame).unwrap();

@@ -1,0 +1,115 @@
+//! Looking at the model and at the text, and comparing recipes.
+
+use engine::compare::{CompareJob, Current, compare};
+use engine::inspect::Replay;
+use engine::{Cancel, EngineError, OpTimer, Watch};
+use protocol::{CompareSpec, ErrorInfo, JobId, JobState, Reply};
+
+use super::{Look, Worker};
+use crate::errors::{cancelled, input, of_engine};
+
+fn said<T>(result: Result<T, EngineError>) -> Result<T, ErrorInfo> {
+    result.map_err(|e| of_engine(&e))
+}
+
+impl Worker {
+    /// Answers a look. Replays stop when the client that asked is gone, or when stopping is asked for.
+    pub(super) fn look(&mut self, what: Look, gone: &Cancel) -> Result<Reply, ErrorInfo> {
+        let loaded = self.loaded_mut()?;
+        match what {
+            Look::Tree => Ok(Reply::Tree(loaded.session.tree())),
+            Look::Plan { tokens, context } => {
+                let mut plan = said(loaded.session.plan_view(tokens as usize, context))?;
+                if let Some(timer) = &loaded.timer {
+                    timer.apply(&mut plan);
+                }
+                Ok(Reply::Plan(plan))
+            }
+            Look::Baselines => Ok(Reply::Baselines(loaded.engine.kv_baselines(loaded.session.recipe()))),
+            Look::Preview(edits) => loaded.preview(edits).map(Reply::Baselines),
+            replayed => self.look_again(replayed, gone),
+        }
+    }
+
+    /// Looks that process the text again, in a session of their own.
+    fn look_again(&mut self, what: Look, gone: &Cancel) -> Result<Reply, ErrorInfo> {
+        let loaded = self.loaded()?;
+        let ids = loaded.session.tokens().to_vec();
+        if ids.is_empty() {
+            return Err(input("There is no text to look at yet.", "Write one first."));
+        }
+        let replay = Replay {
+            engine: &loaded.engine,
+            recipe: loaded.session.recipe(),
+            ids: &ids,
+        };
+        let (cancel, stop) = (Cancel::default(), self.hub.with(|inner| inner.look_stop.clone()));
+        let mut progress = |_, _| {
+            if gone.is_cancelled() || stop.is_cancelled() {
+                cancel.cancel();
+            }
+        };
+        let mut watch = Watch {
+            cancel: &cancel,
+            progress: &mut progress,
+        };
+        let watch = &mut watch;
+        said(match what {
+            Look::Attention(spec) => replay.attention(&spec, watch).map(Reply::Attention),
+            Look::Rows(layer) => replay.kept_rows(layer, watch).map(Reply::Rows),
+            Look::Router => replay.router(watch).map(Reply::Router),
+            Look::Metric(name) => replay.metric(&name, watch).map(Reply::Metric),
+            Look::Tree | Look::Plan { .. } | Look::Baselines | Look::Preview(_) => Ok(Reply::Done),
+        })
+    }
+
+    /// Switches the timing of ops.
+    pub(super) fn set_timing(&mut self, on: bool) -> Result<(), ErrorInfo> {
+        let loaded = self.loaded_mut()?;
+        // Switching on anew forgets older times.
+        loaded.timer = on.then(OpTimer::default);
+        self.hub.with(|inner| {
+            inner.op_timing = on;
+            inner.changed();
+        });
+        Ok(())
+    }
+
+    /// Compares recipes; both sides have sessions of their own.
+    pub(super) fn compare(&mut self, job: JobId, cancel: &Cancel, spec: &CompareSpec) {
+        if cancel.is_cancelled() {
+            self.end_job(job, Err(cancelled()));
+            return;
+        }
+        self.busy = "A comparison";
+        let result = self.compare_now(job, cancel, spec);
+        self.busy = "";
+        self.end_job(job, result);
+        self.between();
+    }
+
+    fn compare_now(&mut self, job: JobId, cancel: &Cancel, spec: &CompareSpec) -> Result<(), ErrorInfo> {
+        let loaded = self.loaded()?;
+        let engine = loaded.engine.clone();
+        let current = Current {
+            recipe: loaded.session.recipe(),
+            ids: loaded.session.tokens(),
+        };
+        let mut resolved = said(CompareJob::resolve(&engine, spec, Some(current)))?;
+        resolved.model = loaded.model.name.clone();
+        self.hub
+            .with(|inner| inner.jobs.change(job, |j| j.state = JobState::Running));
+        let hub = self.hub.clone();
+        let mut progress = |done, total| {
+            hub.with(|inner| inner.jobs.change(job, |j| (j.done, j.total) = (done, total)));
+            self.between();
+        };
+        let mut watch = Watch {
+            cancel,
+            progress: &mut progress,
+        };
+        let result = said(compare(&engine, &resolved, &mut watch))?;
+        self.hub.with(|inner| inner.jobs.keep_result(job, result));
+        Ok(())
+    }
+}

@@ -1,0 +1,154 @@
+//! A llama of random numbers that writes small letters, with a tokenizer of single bytes, a chat template and three
+//! marks.
+
+use std::path::{Path, PathBuf};
+
+use checkpoint::write::{Spec, write_safetensors};
+use serde_json::{Value, json};
+
+pub const VOCAB: usize = 260;
+const HIDDEN: usize = 16;
+const HEADS: usize = 2;
+const INNER: usize = 16;
+const MARKS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// How a toy is made.
+pub struct Toy {
+    pub layers: usize,
+    pub context: usize,
+    pub chat: bool,
+    pub tokenizer: bool,
+}
+
+impl Default for Toy {
+    fn default() -> Self {
+        Self {
+            layers: 3,
+            context: 1 << 20,
+            chat: true,
+            tokenizer: true,
+        }
+    }
+}
+
+impl Toy {
+    /// Writes the model into a new folder.
+    pub fn write(&self, dir: &Path) -> PathBuf {
+        std::fs::create_dir_all(dir).unwrap();
+        let put = |name: &str, value: Value| std::fs::write(dir.join(name), value.to_string()).unwrap();
+        put("config.json", self.config());
+        if self.tokenizer {
+            put("tokenizer.json", tokenizer());
+            let mut named = json!({ "eos_token": "<|im_end|>" });
+            if self.chat {
+                named["chat_template"] = TEMPLATE.into();
+            }
+            put("tokenizer_config.json", named);
+        }
+        let weights = self.weights();
+        let specs: Vec<Spec> = weights
+            .iter()
+            .map(|(name, shape, values)| Spec {
+                name: name.clone(),
+                dtype: "F32".into(),
+                shape: shape.clone(),
+                bytes: 4 * values.len() as u64,
+            })
+            .collect();
+        write_safetensors(&dir.join("model.safetensors"), &specs, |i| {
+            weights[i].2.iter().flat_map(|v| v.to_le_bytes()).collect()
+        })
+        .unwrap();
+        dir.to_path_buf()
+    }
+
+    fn config(&self) -> Value {
+        json!({
+            "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": self.layers,
+            "num_attention_heads": HEADS, "num_key_value_heads": 1, "intermediate_size": INNER, "vocab_size": VOCAB,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": self.context,
+            "tie_word_embeddings": false, "hidden_act": "silu", "eos_token_id": 258,
+        })
+    }
+
+    fn weights(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        let mut seed = 1u64;
+        let mut all = Vec::new();
+        let mut matrix = |name: String, rows: usize, cols: usize| {
+            let scale = if name.starts_with("model.embed") {
+                1.0
+            } else {
+                3.0 / (cols as f32).sqrt()
+            };
+            let mut random = || {
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                scale * ((seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+            };
+            let values = (0..rows * cols).map(|_| random()).collect();
+            all.push((name, vec![rows, cols], values));
+        };
+        let head_dim = HIDDEN / HEADS;
+        matrix("model.embed_tokens.weight".into(), VOCAB, HIDDEN);
+        matrix("lm_head.weight".into(), VOCAB, HIDDEN);
+        for layer in 0..self.layers {
+            let p = format!("model.layers.{layer}");
+            matrix(format!("{p}.self_attn.q_proj.weight"), HIDDEN, HIDDEN);
+            matrix(format!("{p}.self_attn.k_proj.weight"), head_dim, HIDDEN);
+            matrix(format!("{p}.self_attn.v_proj.weight"), head_dim, HIDDEN);
+            matrix(format!("{p}.self_attn.o_proj.weight"), HIDDEN, HIDDEN);
+            matrix(format!("{p}.mlp.gate_proj.weight"), INNER, HIDDEN);
+            matrix(format!("{p}.mlp.up_proj.weight"), INNER, HIDDEN);
+            matrix(format!("{p}.mlp.down_proj.weight"), HIDDEN, INNER);
+        }
+        let mut norms: Vec<String> = vec!["model.norm.weight".into()];
+        for layer in 0..self.layers {
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                norms.push(format!("model.layers.{layer}.{norm}.weight"));
+            }
+        }
+        all.extend(norms.into_iter().map(|n| (n, vec![HIDDEN], vec![1.0; HIDDEN])));
+        for (name, _, values) in &mut all {
+            if name == "lm_head.weight" {
+                let letter = |i: usize| (usize::from(b'a')..=usize::from(b'z')).contains(&i);
+                for (i, row) in values.chunks_exact_mut(HIDDEN).enumerate().filter(|(i, _)| !letter(*i)) {
+                    let _ = i;
+                    row.fill(0.0);
+                }
+            }
+        }
+        all
+    }
+}
+
+/// A spelling for each byte, as GPT-2 has them.
+fn alphabet() -> Vec<String> {
+    let printable = |b: u32| (0x21..=0x7E).contains(&b) || (0xA1..=0xAC).contains(&b) || (0xAE..=0xFF).contains(&b);
+    let mut extra = 0x100;
+    let spell = |b: u32| {
+        let code = if printable(b) { b } else { extra };
+        extra += u32::from(!printable(b));
+        char::from_u32(code).unwrap().to_string()
+    };
+    (0..256).map(spell).collect()
+}
+
+/// Token id = byte; the marks follow.
+fn tokenizer() -> Value {
+    let vocab: serde_json::Map<String, Value> = alphabet().into_iter().zip(0..).map(|(t, i)| (t, json!(i))).collect();
+    let mark = |(i, name): (usize, &&str)| {
+        json!({ "id": 256 + i, "content": name, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false })
+    };
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": MARKS.iter().enumerate().map(mark).collect::<Vec<_>>(),
+        "pre_tokenizer": bytes, "decoder": bytes,
+        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [] },
+    })
+}

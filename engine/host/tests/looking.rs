@@ -1,0 +1,193 @@
+//! Looking at the model and the text, comparing recipes.
+
+mod common;
+
+use common::toy::Toy;
+use common::*;
+use protocol::*;
+
+#[test]
+fn the_model_can_be_looked_at() {
+    let room = Room::new();
+    let mut c = room.with_toy(&Toy::default());
+    let Reply::Tree(tree) = c.ask(Request::GetTree).unwrap() else {
+        panic!()
+    };
+    let tensor = &tree.iter().find(|b| b.block == "ffn").unwrap().tensors[0];
+    let Reply::Tensor(stats) = c.ask(Request::GetTensor(tensor.name.clone())).unwrap() else {
+        panic!()
+    };
+    assert_eq!((stats.name.as_str(), stats.not_finite), (tensor.name.as_str(), 0));
+    assert!(stats.counted > 0 && stats.histogram.iter().sum::<u64>() == stats.counted);
+    assert!(
+        c.ask(Request::GetTensor("nope".into()))
+            .unwrap_err()
+            .what
+            .contains("nope")
+    );
+    let Reply::Presets(presets) = c.ask(Request::ListPresets).unwrap() else {
+        panic!()
+    };
+    assert!(presets.iter().any(|p| p.refused.is_empty() && !p.edits.is_empty()));
+    let Reply::Baselines(baselines) = c.ask(Request::GetBaselines).unwrap() else {
+        panic!()
+    };
+    assert!(baselines.fits.len() > 1 && baselines.fits[0].slope > 0.0);
+    let Reply::Count(n) = c.ask(Request::CountTokens("hello".into())).unwrap() else {
+        panic!()
+    };
+    assert_eq!(n, 5);
+    let e = c.ask(Request::GetPlan { tokens: 0, context: 0 }).unwrap_err();
+    assert!(e.what.contains("--tokens") || e.what.contains("tokens"), "{e}");
+    let Reply::Text(about) = c.ask(Request::About).unwrap() else {
+        panic!()
+    };
+    for part in ["MODEL1 Explorer", "protocol", "device", "toy", "data"] {
+        assert!(about.contains(part), "{part}: {about}");
+    }
+    // Presets are edits like any other.
+    let good = presets
+        .into_iter()
+        .find(|p| p.refused.is_empty() && !p.edits.is_empty())
+        .unwrap();
+    let Reply::Recipe(view) = c.ask(Request::EditRecipe(good.edits)).unwrap() else {
+        panic!()
+    };
+    assert!(!view.hash.is_empty());
+}
+
+#[test]
+fn a_text_can_be_looked_into() {
+    let room = Room::new();
+    let mut c = room.with_toy(&Toy::default());
+    let spec_of = |layer, to| AttentionSpec {
+        layer,
+        head: Some(0),
+        from: 0,
+        to,
+    };
+    let e = c.ask(Request::InspectAttention(spec_of(0, 4))).unwrap_err();
+    assert!(e.what.contains("no text"), "{e}");
+    c.written(send("hello there", spec(10)));
+    let Reply::Attention(map) = c.ask(Request::InspectAttention(spec_of(1, 8))).unwrap() else {
+        panic!()
+    };
+    let columns: u32 = map.segments.iter().map(Segment::columns).sum();
+    assert_eq!(map.values.len(), 8 * columns as usize);
+    assert_eq!((map.heads, map.tokens.len()), (2, 8));
+    for row in map.values.chunks_exact(columns as usize) {
+        let mass: f32 = row.iter().filter(|v| **v >= 0.0).sum();
+        assert!((mass - 1.0).abs() < 1e-3, "{row:?}");
+    }
+    for (request, words) in [
+        (Request::InspectAttention(spec_of(3, 4)), "layer"),
+        (Request::InspectRows(0), "indexer"),
+        (Request::InspectRouter, "experts"),
+        (Request::InspectMetric("nope".into()), "nope"),
+    ] {
+        let e = c.ask(request).unwrap_err();
+        assert!(e.to_string().to_lowercase().contains(words), "{words}: {e}");
+    }
+    let Reply::Names(names) = c.ask(Request::ListMetrics).unwrap() else {
+        panic!()
+    };
+    for name in names {
+        let Reply::Metric(m) = c.ask(Request::InspectMetric(name)).unwrap() else {
+            panic!()
+        };
+        assert_eq!(m.values.len(), (m.layers * m.tokens) as usize);
+    }
+}
+
+#[test]
+fn recipes_are_compared_while_the_host_goes_on() {
+    let room = Room::new();
+    let mut c = room.with_toy(&Toy {
+        chat: false,
+        ..Toy::default()
+    });
+    c.written(send("a text to compare on", spec(60)));
+    let compare = |text, positions| {
+        Request::Compare(CompareSpec {
+            a: RecipeRef::Own,
+            b: RecipeRef::Json("{\"schema\":1,\"set\":{\"layers.*.kv_cache\":\"bf16\"}}".into()),
+            text,
+            positions,
+            isolate: false,
+        })
+    };
+    let Reply::Job(job) = c.ask(compare(CompareText::Current, 64)).unwrap() else {
+        panic!()
+    };
+    c.until("the end", |c| c.job_over(job));
+    let Reply::Compared(result) = c.ask(Request::GetComparison(job)).unwrap() else {
+        panic!()
+    };
+    assert_eq!(result.model, "toy");
+    assert_eq!(result.changes.len(), 1);
+    assert!(result.kl.mean >= 0.0 && result.noise_floor == [0.0, 0.0]);
+    assert!(result.sides[0].kv.total() > result.sides[1].kv.total());
+
+    let Reply::File { name, bytes } = c
+        .ask(Request::ExportComparison {
+            job,
+            folder: String::new(),
+        })
+        .unwrap()
+    else {
+        panic!()
+    };
+    assert!(name.ends_with(".zip") && bytes.starts_with(b"PK"));
+    let folder = room.path("report").to_str().unwrap().to_string();
+    let export = Request::ExportComparison { job, folder };
+    let Reply::Written(files) = c.ask(export).unwrap() else {
+        panic!()
+    };
+    assert!(files.iter().any(|f| f.ends_with("report.html")), "{files:?}");
+
+    // A long one: what is quick is answered meanwhile, what writes is refused, and it stops at once.
+    let long = "a long text to read again and again ".repeat(2000);
+    let Reply::Job(job) = c.ask(compare(CompareText::Given(long), 60_000)).unwrap() else {
+        panic!()
+    };
+    c.until("progress", |c| {
+        c.told.jobs.iter().any(|j| j.id == job && j.done > 0 && j.total > 0)
+    });
+    c.ask(Request::GetPlan { tokens: 1, context: 0 }).unwrap();
+    let e = c.ask(send("now", spec(1))).unwrap_err();
+    assert!(
+        e.what.contains("comparison is running") && e.remedy.contains("cancel"),
+        "{e}"
+    );
+    assert!(
+        c.ask(Request::GetComparison(job))
+            .unwrap_err()
+            .what
+            .contains("not done")
+    );
+    let begin = std::time::Instant::now();
+    c.done(Request::CancelJob(job));
+    c.until("the end", |c| c.job_over(job));
+    assert!(begin.elapsed().as_secs() < 5, "{:?}", begin.elapsed());
+    assert!(
+        c.ask(Request::GetComparison(job))
+            .unwrap_err()
+            .what
+            .contains("left no comparison")
+    );
+    c.written(send("now", spec(1)));
+}
+
+#[test]
+fn fonts_are_found_or_named() {
+    let room = Room::new();
+    let mut viewer = room.client();
+    let Reply::Font(font) = viewer.ask(Request::FindFont('中')).unwrap() else {
+        panic!()
+    };
+    assert!(
+        font.bytes.len() > 1000 || font.missing.contains("fonts-noto-cjk"),
+        "{}",
+        font.missing
+    );
+}
