@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use protocol::{
-    AttentionMap, AttentionSpec, BlockView, CompareResult, ErrorInfo, JobId, KeptRows, KvBaselines, MemoryPlan,
+    AttentionMap, AttentionSpec, BlockView, CompareResult, Edit, ErrorInfo, JobId, KeptRows, KvBaselines, MemoryPlan,
     ModelSource, ModelsView, PlanView, Preset, Reply, Request, RouterMap, TensorStats, TokenLayerMetric, encode,
 };
 
@@ -63,6 +63,8 @@ queries! {
     tensor(name: &str) -> TensorStats = Request::GetTensor(name.to_string()), Host, Reply::Tensor(v) => v;
     /// KV bytes beside other layouts.
     baselines() -> KvBaselines = Request::GetBaselines, Recipe, Reply::Baselines(v) => v;
+    /// KV bytes of the recipe in force and of the recipe with edits.
+    preview(edits: Vec<Edit>) -> KvBaselines = Request::PreviewRecipe(edits), Recipe, Reply::Baselines(v) => v;
     /// Result of a finished comparison.
     comparison(job: JobId) -> CompareResult = Request::GetComparison(job), Host, Reply::Compared(v) => &**v;
     /// Attention of a layer.

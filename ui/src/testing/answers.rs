@@ -46,6 +46,7 @@ pub(super) fn answer(s: &mut Script, request: &Request) -> Result<Reply, ErrorIn
         Request::GetPlan { tokens, context } => Ok(Reply::Plan(inside::plan(*tokens, *context, s.state.op_timing))),
         Request::GetTensor(name) => Ok(Reply::Tensor(inside::tensor(name))),
         Request::GetBaselines => Ok(Reply::Baselines(facts::baselines())),
+        Request::PreviewRecipe(edits) => Ok(Reply::Baselines(facts::preview(edits))),
         Request::GetComparison(_) => Ok(Reply::Compared(Box::new(inside::comparison()))),
         Request::ExportComparison { folder, .. } if folder.is_empty() => Ok(Reply::File {
             name: "comparison.zip".into(),

@@ -371,6 +371,21 @@ pub fn baselines() -> KvBaselines {
     }
 }
 
+/// KV bytes with these edits: sixteen-bit rows cost what sixteen-bit rows cost.
+pub(super) fn preview(edits: &[Edit]) -> KvBaselines {
+    let mut fits = baselines().fits;
+    fits.truncate(2);
+    let share = edits.iter().filter_map(|e| selected(&e.selector)).map(|(l, _)| l.len()).sum::<usize>() as f64 / 7.0;
+    let wide = edits.iter().any(|e| e.choice.variant == "bf16");
+    let factor = if wide { share } else { 0.0 };
+    if let [now, then] = fits.as_mut_slice() {
+        then.name = "with the change".into();
+        then.fixed = now.fixed + (then.fixed - now.fixed) * factor;
+        then.slope = now.slope + (then.slope - now.slope) * factor;
+    }
+    KvBaselines { fits }
+}
+
 /// Cards, recent models, device.
 pub fn models() -> ModelsView {
     ModelsView {
