@@ -1,5 +1,8 @@
 //! Generating text: prompt -> tokens -> text, with stop strings and speed figures.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 

@@ -16,6 +16,7 @@ use clap::{Args, Parser, Subcommand};
         model1 chat --model smollm2\n  \
         model1 show --model DIR --plan\n  \
         model1 generate --model DIR --prompt Hi --set layers.3-8.kv_cache=bf16 --telemetry run.jsonl\n  \
+        model1 compare --model DIR --b-set layers.3-6.kv_cache=bf16 --isolate --export report\n  \
         model1 logits --model DIR --ids 5,9,2 --out logits.safetensors\n\n\
         Exit codes: 0 done, 1 failure, 2 something to change in the command or its files, 130 stopped by Ctrl-C."
 )]
@@ -35,6 +36,8 @@ pub enum Command {
     Chat(Chat),
     /// Show a model: tree of blocks and tensors, the plan with FLOPs and bytes per op, the recipe.
     Show(Show),
+    /// Compare two recipes of a model on the same text: KL, perplexity, drift per layer, KV bytes, speed.
+    Compare(Compare),
     /// Write logits and the residual after every block to a safetensors file.
     Logits(Logits),
     /// List devices and what they can do.
@@ -186,6 +189,66 @@ pub struct Show {
     /// Machine-readable output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `model1 compare`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Both sides read the same tokens from position 0, each with its own cache. KL(A||B) is in nats per \
+    token, from logits in 64-bit floats; standard errors are those of llama.cpp's perplexity tool.\n\n\
+    Examples:\n  \
+    model1 compare --model DIR --b-set layers.*.kv_cache=fp8_b64\n  \
+    model1 compare --model DIR --b-set layers.3-6.kv_cache=bf16 --b-set weights.lm_head=fp8 --isolate\n  \
+    model1 compare --model DIR --a a.json --b b.json --text story.txt --positions 2000 --json\n  \
+    model1 compare --model DIR --b-set layers.*.attention=top_k:k=64 --export report"
+)]
+pub struct Compare {
+    /// Hugging Face folder, GGUF file, or `smollm2` (fetched once). Default: $MODEL1_MODEL, else smollm2.
+    #[arg(long, short, value_name = "PATH")]
+    pub model: Option<String>,
+    /// Recipe A: `own` (the checkpoint's) or a recipe file.
+    #[arg(long, value_name = "FILE", default_value = "own")]
+    pub a: String,
+    /// Change one slot of A. May be repeated.
+    #[arg(long = "a-set", value_name = "SLOT=VARIANT")]
+    pub a_sets: Vec<String>,
+    /// Recipe B: `own` or a recipe file. Default: A.
+    #[arg(long, value_name = "FILE")]
+    pub b: Option<String>,
+    /// Change one slot of B, e.g. layers.3-8.kv_cache=bf16, layers.*.attention=top_k:k=64, weights.lm_head=fp8. May be
+    /// repeated.
+    #[arg(long = "b-set", value_name = "SLOT=VARIANT")]
+    pub b_sets: Vec<String>,
+    /// File with the text to read; `-` reads standard input. Default: a story that comes with the program.
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// The text itself.
+    #[arg(long, short, value_name = "TEXT", conflicts_with = "text")]
+    pub prompt: Option<String>,
+    /// Token ids instead of text: 5,9,2 or @FILE.
+    #[arg(long, value_name = "IDS", conflicts_with_all = ["text", "prompt"])]
+    pub ids: Option<String>,
+    /// Most positions to compare.
+    #[arg(long, value_name = "N", default_value_t = engine::compare::DEFAULT_POSITIONS)]
+    pub positions: u64,
+    /// Also compare A with only one of the changes at a time.
+    #[arg(long)]
+    pub isolate: bool,
+    /// Machine-readable output: everything, position by position.
+    #[arg(long)]
+    pub json: bool,
+    /// Write a report into this folder, which must not exist or be empty: page, recipes, CSV, PNG.
+    #[arg(long, value_name = "DIR")]
+    pub export: Option<PathBuf>,
+    /// Device: cpu or auto.
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    pub device: String,
+    /// CPU threads. Default: all cores.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Do not print progress on stderr.
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// `model1 logits`

@@ -2,6 +2,7 @@
 
 mod args;
 mod chat;
+mod compare;
 mod generate;
 mod logits;
 mod output;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Generate(a) => generate::generate(&a),
         Command::Chat(a) => chat::chat(&a),
         Command::Show(a) => show::show(&a),
+        Command::Compare(a) => compare::compare(&a),
         Command::Logits(a) => logits::logits(&a),
         Command::Devices(a) => show::devices(&a),
         Command::Pull(a) => pull::pull(&a),

@@ -34,7 +34,17 @@ impl Bar {
         }
     }
 
-    /// Sets done and total bytes.
+    /// A bar that counts tokens.
+    pub fn tokens(quiet: bool, what: &str) -> Self {
+        let bar = Self::new(quiet, what);
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} tokens {eta}");
+        if let Ok(style) = style {
+            bar.bar.set_style(style);
+        }
+        bar
+    }
+
+    /// Sets what is done and what there is.
     pub fn set(&self, done: u64, total: Option<u64>) {
         if let Some(t) = total
             && self.total.swap(t, Ordering::Relaxed) != t

@@ -1,6 +1,6 @@
 //! From arguments to an engine, a recipe and a sampler.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -162,34 +162,46 @@ pub fn load(args: &ModelArgs) -> Result<Loaded> {
 }
 
 fn recipe(args: &ModelArgs, engine: &Engine) -> Result<Recipe> {
-    let (facts, registry) = (engine.facts(), engine.registry());
     let mut recipe = match &args.recipe {
-        Some(file) => {
-            let json = std::fs::read_to_string(file)
-                .map_err(|e| user(format!("--recipe {}: {e}; accepted: a recipe as JSON", file.display())))?;
-            let origin = file.display().to_string();
-            Recipe::parse(&json, &origin, facts, registry).map_err(|e| match e {
-                RecipeError::Parse { .. } => user(e.to_string()),
-                _ => user(format!("recipe {origin}: {e}")),
-            })?
-        }
+        Some(file) => recipe_file(file, "--recipe", engine)?,
         None => engine.recipe(),
     };
     if let Some(format) = &args.kv_cache {
         recipe
-            .set(&format!("layers.*.kv_cache={format}"), facts, registry)
+            .set(
+                &format!("layers.*.kv_cache={format}"),
+                engine.facts(),
+                engine.registry(),
+            )
             .map_err(|e| user(format!("--kv-cache {format}: {e}")))?;
     }
-    for edit in &args.sets {
+    edit(&mut recipe, "--set", &args.sets, engine)?;
+    Ok(recipe)
+}
+
+/// The recipe in a file that `option` names.
+pub fn recipe_file(file: &Path, option: &str, engine: &Engine) -> Result<Recipe> {
+    let json = std::fs::read_to_string(file)
+        .map_err(|e| user(format!("{option} {}: {e}; accepted: a recipe as JSON", file.display())))?;
+    let origin = file.display().to_string();
+    Recipe::parse(&json, &origin, engine.facts(), engine.registry()).map_err(|e| match e {
+        RecipeError::Parse { .. } => user(e.to_string()),
+        _ => user(format!("recipe {origin}: {e}")),
+    })
+}
+
+/// Applies the edits that were given with `option`, in order.
+pub fn edit(recipe: &mut Recipe, option: &str, edits: &[String], engine: &Engine) -> Result<()> {
+    for edit in edits {
         if !edit.contains('=') {
             let accepted = "SLOT=VARIANT, e.g. layers.3-8.kv_cache=bf16";
-            return Err(user(format!("--set {edit}: found no `=`, accepted: {accepted}")));
+            return Err(user(format!("{option} {edit}: found no `=`, accepted: {accepted}")));
         }
         recipe
-            .set(edit, facts, registry)
-            .map_err(|e| user(format!("--set {edit}: {e}")))?;
+            .set(edit, engine.facts(), engine.registry())
+            .map_err(|e| user(format!("{option} {edit}: {e}")))?;
     }
-    Ok(recipe)
+    Ok(())
 }
 
 impl Loaded {

@@ -75,7 +75,7 @@ fn log_axis(svg: &mut Svg, scale: LogScale, [y0, y1]: [f64; 2], [x0, x1]: [f64; 
 fn kl(r: &CompareResult) -> Chart {
     let (height, y0) = (300.0, TOP);
     let y1 = height - 46.0;
-    let (x0, x1) = (LEFT, WIDTH - 24.0);
+    let (x0, x1) = (LEFT, WIDTH - RIGHT);
     let mut svg = Svg::new(WIDTH, height);
     svg.text(x0, 20.0, Anchor::Start, 13.0, "KL(A‖B) per token, nats");
     let values: Vec<f32> = r.tokens.iter().map(|t| t.kl).collect();
@@ -91,11 +91,15 @@ fn kl(r: &CompareResult) -> Chart {
         let title = format!("{at} {text:?}: {v:.3e} nats");
         svg.rect([x0 + i as f64 * w, y1 - h, w - gap, h], SIDES[0], &title);
     }
-    for (name, v) in [("mean", r.kl.mean), ("p99", r.kl.p99)] {
+    // From the top down; labels keep a line's height apart.
+    let mut free = 0.0;
+    for (name, v) in [("99 %", r.kl.p99), ("mean", r.kl.mean), ("median", r.kl.median)] {
         if v > 0.0 {
             let y = y1 - scale.at(v) * (y1 - y0);
-            svg.line([x0, y, x1, y], SIDES[1], 1.2);
-            svg.text(x1, y - 4.0, Anchor::End, 12.0, &format!("{name} {v:.2e}"));
+            svg.line([x0, y, x1 + 4.0, y], SIDES[1], 1.2);
+            let at = (y + 4.0).max(free);
+            svg.text(x1 + 8.0, at, Anchor::Start, 12.0, &format!("{name} {v:.1e}"));
+            free = at + 14.0;
         }
     }
     if let Some(d) = &r.divergence {

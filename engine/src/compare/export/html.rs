@@ -103,22 +103,22 @@ fn figures(out: &mut String, r: &CompareResult) {
         out,
         &[
             "all positions".into(),
-            format!("{:.3e} ± {:.1e}", k.mean, k.mean_se),
-            format!("{:.3e}", k.median),
-            format!("{:.3e}", k.p90),
-            format!("{:.3e}", k.p99),
-            format!("{:.3e}", k.max),
+            format!("{} ± {:.1e}", sci(k.mean), k.mean_se),
+            sci(k.median),
+            sci(k.p90),
+            sci(k.p99),
+            sci(k.max),
         ],
     );
     row(
         out,
         &[
             "noise floor, A against A".into(),
-            format!("{:.3e}", r.noise_floor[0]),
+            sci(r.noise_floor[0]),
             String::new(),
             String::new(),
             String::new(),
-            format!("{:.3e}", r.noise_floor[1]),
+            sci(r.noise_floor[1]),
         ],
     );
     out.push_str("</table><p></p><table><tr><th></th><th>A</th><th>B</th><th>B against A</th></tr>");
@@ -169,6 +169,11 @@ fn figures(out: &mut String, r: &CompareResult) {
     out.push_str("</section>\n");
 }
 
+/// `1.234e-5`, and `0` for nothing at all.
+fn sci(v: f64) -> String {
+    if v == 0.0 { "0".into() } else { format!("{v:.3e}") }
+}
+
 fn ratio(b: f64, a: f64) -> String {
     if a > 0.0 {
         format!("{:.3}x", b / a)
@@ -214,8 +219,8 @@ fn isolate(out: &mut String, r: &CompareResult) {
             out,
             &[
                 format!("<code>{}</code>", escape(&i.change.edit.to_string())),
-                format!("{:.3e}", i.kl_mean),
-                format!("{:.3e}", i.kl_max),
+                sci(i.kl_mean),
+                sci(i.kl_max),
                 format!("{:.2} %", 100.0 * i.same_top1),
                 format!("{sign}{}", human(i.kv_saved.unsigned_abs())),
             ],
