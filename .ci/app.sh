@@ -23,13 +23,15 @@ find_display() {
 }
 
 # --- packages ---------------------------------------------------------------------------------------------------------
-# What the desktop window is built with. GTK, soup and JavaScriptCore come with the first one.
+# What the desktop window is built with, and zenity for file dialogs where no portal runs. GTK, soup and JavaScriptCore
+# come with the first one.
 # shellcheck disable=SC2034
-window_packages=(libwebkit2gtk-4.1-dev pkg-config)
+window_packages=(libwebkit2gtk-4.1-dev pkg-config zenity)
 have_window_packages() { command -v pkg-config >/dev/null 2>&1 && pkg-config --exists webkit2gtk-4.1 gtk+-3.0; }
 
 # What the tests of whole programs need: a browser, a driver for the webview, a display and a graphics driver in
 # software, a session bus, pictures of the display, fonts for scripts that ours lack.
+# shellcheck disable=SC2034
 test_packages=(
   "${window_packages[@]}" chromium webkit2gtk-driver xvfb dbus-daemon imagemagick mesa-vulkan-drivers libgl1-mesa-dri libegl1
   libxkbcommon-x11-0 fonts-dejavu-core fonts-noto-cjk

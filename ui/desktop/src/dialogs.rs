@@ -103,14 +103,14 @@ fn file_name(wanted: &str) -> String {
     }
 }
 
-/// Whether a dialog can appear at all. GTK's always can.
-#[cfg(any(feature = "gtk", not(target_os = "linux")))]
+/// Whether a dialog can appear at all. Other systems bring theirs.
+#[cfg(not(target_os = "linux"))]
 fn service() -> Result<(), DialogError> {
     Ok(())
 }
 
 /// Whether a dialog can appear at all: rfd answers "cancelled" where neither a portal nor zenity is there.
-#[cfg(all(not(feature = "gtk"), target_os = "linux"))]
+#[cfg(target_os = "linux")]
 fn service() -> Result<(), DialogError> {
     let data = std::env::var("XDG_DATA_DIRS").unwrap_or_else(|_| "/usr/local/share:/usr/share".to_string());
     let portal = std::env::split_paths(&data).any(|d| {
