@@ -360,17 +360,37 @@ fn text(hub: &Arc<Hub>, to: Responder, request: Request) {
             let found = hub.with(|inner| inner.docs.current().cloned());
             errand(hub, to, move |_| export::file(&found.ok_or_else(no_text)?, &format));
         }
-        Request::OpenDoc(id) => errand(hub, to, move |hub| open_doc(hub, id)),
-        other => to.send(hub.with(|inner| change_text(inner, other))),
+        Request::OpenDoc(id) => errand(hub, to, move |hub| open_doc(hub, id).map(Shown::reply)),
+        Request::RenameDoc { doc, title } => errand(hub, to, move |hub| rename(hub, doc, &title)),
+        other => {
+            // Made off the lock, as above.
+            let shown = hub.with(|inner| change_text(inner, other));
+            to.send(shown.map(Shown::reply));
+        }
     }
 }
 
-fn doc_reply(inner: &Inner) -> Result<Reply, ErrorInfo> {
-    let doc = inner.docs.current().ok_or_else(no_text)?;
-    Ok(Reply::Doc(doc.view(inner.log.last())))
+/// What a change of the texts is answered with.
+enum Shown {
+    Nothing,
+    Doc(docs::Doc, u64),
 }
 
-fn change_text(inner: &mut Inner, request: Request) -> Result<Reply, ErrorInfo> {
+impl Shown {
+    fn current(inner: &Inner) -> Result<Self, ErrorInfo> {
+        let doc = inner.docs.current().ok_or_else(no_text)?;
+        Ok(Shown::Doc(doc.clone(), inner.log.last()))
+    }
+
+    fn reply(self) -> Reply {
+        match self {
+            Shown::Nothing => Reply::Done,
+            Shown::Doc(doc, seq) => Reply::Doc(doc.view(seq)),
+        }
+    }
+}
+
+fn change_text(inner: &mut Inner, request: Request) -> Result<Shown, ErrorInfo> {
     match request {
         Request::NewDoc(kind) => {
             let model = inner.loaded().cloned().ok_or_else(no_model)?;
@@ -381,22 +401,7 @@ fn change_text(inner: &mut Inner, request: Request) -> Result<Reply, ErrorInfo> 
             inner.stop_writing();
             inner.docs.create(kind, &model.name, docs::now_ms());
             inner.doc_changed();
-            doc_reply(inner)
-        }
-        Request::RenameDoc { doc, title } => {
-            if !inner.docs.require(doc)? {
-                return Err(refused("The text is not open.", "Open it, then rename it."));
-            }
-            let title: String = title
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ")
-                .chars()
-                .take(200)
-                .collect();
-            inner.docs.change(doc, |d| d.title = title);
-            inner.changed();
-            Ok(Reply::Done)
+            Shown::current(inner)
         }
         Request::DeleteDoc(id) => {
             if inner.docs.current_id() == Some(id) {
@@ -410,18 +415,18 @@ fn change_text(inner: &mut Inner, request: Request) -> Result<Reply, ErrorInfo> 
                 inner.docs.create(kind, &name, docs::now_ms());
             }
             inner.doc_changed();
-            Ok(Reply::Done)
+            Ok(Shown::Nothing)
         }
         Request::UndeleteDoc(id) => {
             inner.docs.undelete(id)?;
             inner.changed();
-            Ok(Reply::Done)
+            Ok(Shown::Nothing)
         }
         Request::SetSystem(text) => {
             let id = inner.docs.current_id().ok_or_else(no_text)?;
             inner.docs.change(id, |d| d.system = text);
             inner.doc_changed();
-            Ok(Reply::Done)
+            Ok(Shown::Nothing)
         }
         Request::SelectLeaf(node) => {
             let id = inner.docs.current_id().ok_or_else(no_text)?;
@@ -432,33 +437,56 @@ fn change_text(inner: &mut Inner, request: Request) -> Result<Reply, ErrorInfo> 
             });
             selected.ok_or_else(no_text)??;
             inner.doc_changed();
-            doc_reply(inner)
+            Shown::current(inner)
         }
         _ => Err(crate::errors::internal("The request went astray.")),
     }
 }
 
-/// Opens a saved text; one that cannot be read is set aside.
-fn open_doc(hub: &Arc<Hub>, id: u64) -> Result<Reply, ErrorInfo> {
+/// A text from the disk, unless it is in memory. One that cannot be read is set aside.
+fn read_doc(hub: &Arc<Hub>, id: u64) -> Result<Option<docs::Doc>, ErrorInfo> {
     let in_memory = hub.with(|inner| inner.docs.require(id))?;
-    let read = match (in_memory, hub.paths.texts()) {
-        (false, Some(folder)) => {
-            let path = folder.join(docs::file_name(id));
-            match docs::read(&path) {
-                Ok(doc) if doc.id == id => Some(doc),
-                Ok(doc) => return Err(broken(hub, id, &path, format!("it holds text {}", doc.id))),
-                Err(why) => return Err(broken(hub, id, &path, why)),
-            }
-        }
-        _ => None,
+    let Some(folder) = hub.paths.texts().filter(|_| !in_memory) else {
+        return Ok(None);
     };
+    let path = folder.join(docs::file_name(id));
+    match docs::read(&path) {
+        Ok(doc) if doc.id == id => Ok(Some(doc)),
+        Ok(doc) => Err(broken(hub, id, &path, format!("it holds text {}", doc.id))),
+        Err(why) => Err(broken(hub, id, &path, why)),
+    }
+}
+
+fn gone() -> ErrorInfo {
+    input("There is no such text any more.", "Choose one of the list.")
+}
+
+/// Opens a saved text.
+fn open_doc(hub: &Arc<Hub>, id: u64) -> Result<Shown, ErrorInfo> {
+    let read = read_doc(hub, id)?;
     hub.with(|inner| {
         inner.stop_writing();
         if !inner.docs.open(id, read) {
-            return Err(input("There is no such text any more.", "Choose one of the list."));
+            return Err(gone());
         }
         inner.doc_changed();
-        doc_reply(inner)
+        Shown::current(inner)
+    })
+}
+
+/// Gives a text another title, whether it is open or not.
+fn rename(hub: &Arc<Hub>, id: u64, title: &str) -> Result<Reply, ErrorInfo> {
+    let read = read_doc(hub, id)?;
+    let words: Vec<&str> = title
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|w| !w.is_empty())
+        .collect();
+    let title: String = words.join(" ").chars().take(200).collect();
+    hub.with(|inner| {
+        inner.docs.hold(id, read);
+        inner.docs.change(id, |d| d.title = title).ok_or_else(gone)?;
+        inner.changed();
+        Ok(Reply::Done)
     })
 }
 

@@ -1,12 +1,16 @@
 //! Finds an installed font with a character that the interface's own fonts lack.
 
-use std::sync::OnceLock;
+use std::collections::BTreeSet;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use fontdb::{Database, Family, Query, Stretch, Style, Weight};
 use protocol::FontFile;
 
 /// Largest font file that is sent.
 const MOST: usize = 48 << 20;
+
+/// Characters that are remembered to be in no font.
+const REMEMBERED: usize = 4096;
 
 /// Families tried first: one plain weight each, made to be read on screens.
 const LIKED: [&str; 14] = [
@@ -88,7 +92,26 @@ fn database() -> &'static Database {
 
 /// A font with a character, or the sentence that says which package brings one. Reads font files.
 pub(crate) fn find(c: char) -> FontFile {
-    find_in(database(), c)
+    // Looking through all fonts in vain takes longest and is asked again for every text.
+    static IN_VAIN: Mutex<BTreeSet<char>> = Mutex::new(BTreeSet::new());
+    let in_vain = || IN_VAIN.lock().unwrap_or_else(PoisonError::into_inner);
+    if in_vain().contains(&c) {
+        return nothing(c);
+    }
+    let font = find_in(database(), c);
+    if font.bytes.is_empty() && in_vain().len() < REMEMBERED {
+        in_vain().insert(c);
+    }
+    font
+}
+
+fn nothing(c: char) -> FontFile {
+    FontFile {
+        family: String::new(),
+        index: 0,
+        bytes: Vec::new(),
+        missing: missing(c),
+    }
 }
 
 fn find_in(db: &Database, c: char) -> FontFile {
@@ -121,12 +144,7 @@ fn find_in(db: &Database, c: char) -> FontFile {
             };
         }
     }
-    FontFile {
-        family: String::new(),
-        index: 0,
-        bytes: Vec::new(),
-        missing: missing(c),
-    }
+    nothing(c)
 }
 
 fn missing(c: char) -> String {

@@ -6,7 +6,7 @@
 //! let host = host::Host::start(host::HostOptions::default())?;
 //! let link = host.connect("window", || { /* something can be polled */ })?;
 //! # let hello = Vec::new();
-//! link.send(hello); // a `protocol::ClientFrame`
+//! link.send(&hello); // a `protocol::ClientFrame`
 //! for event in link.poll() {
 //!     match event {
 //!         host::LinkEvent::Frame(bytes) => drop(bytes), // a `protocol::HostFrame`

@@ -296,6 +296,12 @@ fn texts_survive_the_host() {
     });
     assert!(!node.text.is_empty());
 
+    // A text that is not open is renamed all the same.
+    c.done(Request::RenameDoc {
+        doc: second,
+        title: "Other".into(),
+    });
+    assert!(docs(&mut c).iter().any(|d| d.title == "Other"));
     c.done(Request::DeleteDoc(second));
     assert_eq!(docs(&mut c).len(), 1);
     c.done(Request::UndeleteDoc(second));

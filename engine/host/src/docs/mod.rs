@@ -201,18 +201,23 @@ impl Docs {
 
     /// Makes a text of the list the current one. `read` is what the disk held, for one that is not in memory.
     pub fn open(&mut self, id: u64, read: Option<Doc>) -> bool {
+        let opened = self.hold(id, read);
+        if opened {
+            self.current = Some(id);
+            self.drop_unused();
+        }
+        opened
+    }
+
+    /// Brings a text of the list into memory; whether it is there then.
+    pub fn hold(&mut self, id: u64, read: Option<Doc>) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else {
             return false;
         };
         if entry.doc.is_none() {
             entry.doc = read;
         }
-        let opened = entry.doc.is_some();
-        if opened {
-            self.current = Some(id);
-            self.drop_unused();
-        }
-        opened
+        entry.doc.is_some()
     }
 
     /// Empty texts leave the list, texts that nothing refers to leave the memory. The current one stays.

@@ -135,6 +135,7 @@ impl Worker {
             inner.position = 0;
             inner.context = model.context;
             inner.device.describe = device;
+            inner.device.free_bytes = engine::memory::available().unwrap_or(0);
             inner.memory = engine::memory::resident().unwrap_or(0);
             let kind = if model.chat.is_ok() {
                 DocKind::Chat

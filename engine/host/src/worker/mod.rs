@@ -256,6 +256,7 @@ impl Worker {
             inner.context = 0;
             inner.prefill = None;
             inner.op_timing = false;
+            inner.device.free_bytes = engine::memory::available().unwrap_or(0);
             inner.changed();
         });
     }
