@@ -34,7 +34,7 @@ have_window_packages() { command -v pkg-config >/dev/null 2>&1 && pkg-config --e
 # shellcheck disable=SC2034
 test_packages=(
   "${window_packages[@]}" chromium webkit2gtk-driver xvfb dbus-daemon imagemagick mesa-vulkan-drivers libgl1-mesa-dri libegl1
-  libxkbcommon-x11-0 fonts-dejavu-core fonts-noto-cjk
+  libxkbcommon-x11-0 xdotool fonts-dejavu-core fonts-noto-cjk
 )
 
 # apt_offers PACKAGES...: does apt know all of them?
