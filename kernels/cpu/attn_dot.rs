@@ -92,6 +92,97 @@ multi!(
     axpy_f32, axpy_body, (alpha: f32, x: &[f32], y: &mut [f32])
 );
 
+/// 16 partial sums of a product.
+type Sums = [f32; 16];
+
+#[inline(always)]
+fn add<const FMA: bool>(sums: &mut Sums, a: &[f32; 16], b: &[f32; 16]) {
+    for i in 0..16 {
+        sums[i] = madd::<FMA>(a[i], b[i], sums[i]);
+    }
+}
+
+/// The sum of the partial sums and of what is left of both rows.
+#[inline(always)]
+fn total<const FMA: bool>(sums: &Sums, a: &[f32], b: &[f32]) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| sums[i] + sums[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    let sum = (four[0] + four[2]) + (four[1] + four[3]);
+    a.iter().zip(b).fold(sum, |sum, (a, b)| madd::<FMA>(*a, *b, sum))
+}
+
+/// Four rows share a pass over the query; additions have the same order in every row.
+#[inline(always)]
+fn dots_body<const FMA: bool>(query: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) {
+    let (d, whole) = (query.len(), out.len() / 4 * 4);
+    let (q, q_rest) = query.as_chunks::<16>();
+    let row = |j: usize| rows[j * stride..][..d].as_chunks::<16>();
+    for j in (0..whole).step_by(4) {
+        let ((r0, rest0), (r1, rest1), (r2, rest2), (r3, rest3)) = (row(j), row(j + 1), row(j + 2), row(j + 3));
+        // Four variables instead of an array: that is what keeps them in registers.
+        let (mut s0, mut s1, mut s2, mut s3) = ([0.0; 16], [0.0; 16], [0.0; 16], [0.0; 16]);
+        for ((((q, r0), r1), r2), r3) in q.iter().zip(r0).zip(r1).zip(r2).zip(r3) {
+            add::<FMA>(&mut s0, q, r0);
+            add::<FMA>(&mut s1, q, r1);
+            add::<FMA>(&mut s2, q, r2);
+            add::<FMA>(&mut s3, q, r3);
+        }
+        out[j] = total::<FMA>(&s0, q_rest, rest0) * scale;
+        out[j + 1] = total::<FMA>(&s1, q_rest, rest1) * scale;
+        out[j + 2] = total::<FMA>(&s2, q_rest, rest2) * scale;
+        out[j + 3] = total::<FMA>(&s3, q_rest, rest3) * scale;
+    }
+    for (j, out) in out.iter_mut().enumerate().skip(whole) {
+        let (r, rest) = row(j);
+        let mut sums = [0.0; 16];
+        q.iter().zip(r).for_each(|(q, r)| add::<FMA>(&mut sums, q, r));
+        *out = total::<FMA>(&sums, q_rest, rest) * scale;
+    }
+}
+multi!(
+    /// out[j] = scale * (query . row j), for rows `stride` values apart.
+    dot_rows, dots_body, (query: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32])
+);
+
+#[inline(always)]
+fn axpys_part<const FMA: bool, const N: usize>(weights: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
+    let mut sum = [0.0f32; N];
+    sum.copy_from_slice(out);
+    for (j, w) in weights.iter().enumerate() {
+        let row = &rows[j * stride..][..N];
+        for i in 0..N {
+            sum[i] = madd::<FMA>(*w, row[i], sum[i]);
+        }
+    }
+    out.copy_from_slice(&sum);
+}
+
+#[inline(always)]
+fn axpys_body<const FMA: bool>(weights: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
+    if weights.is_empty() {
+        return;
+    }
+    let mut at = 0;
+    let mut parts = out.chunks_exact_mut(64);
+    for part in &mut parts {
+        axpys_part::<FMA, 64>(weights, &rows[at..], stride, part);
+        at += 64;
+    }
+    let mut parts = parts.into_remainder().chunks_exact_mut(8);
+    for part in &mut parts {
+        axpys_part::<FMA, 8>(weights, &rows[at..], stride, part);
+        at += 8;
+    }
+    for part in parts.into_remainder().chunks_exact_mut(1) {
+        axpys_part::<FMA, 1>(weights, &rows[at..], stride, part);
+        at += 1;
+    }
+}
+multi!(
+    /// out += sum over j of weights[j] * row j, added in order, for rows `stride` values apart.
+    axpy_rows, axpys_body, (weights: &[f32], rows: &[f32], stride: usize, out: &mut [f32])
+);
+
 #[inline(always)]
 fn scale_body<const FMA: bool>(alpha: f32, x: &mut [f32]) {
     x.iter_mut().for_each(|v| *v *= alpha);
@@ -230,6 +321,40 @@ mod tests {
                         "{g0} {g} {want}"
                     );
                 }
+            }
+        }
+    }
+
+    /// Several rows at once: as one at a time, whatever their number and distance.
+    #[test]
+    fn rows_at_once() {
+        for isa in Isa::available() {
+            for (d, stride, n) in [
+                (128, 128, 64),
+                (64, 200, 7),
+                (37, 40, 5),
+                (8, 8, 3),
+                (1, 1, 2),
+                (100, 100, 0),
+            ] {
+                let (query, rows) = (noise(d, 1), noise(n * stride, 2));
+                let mut out = vec![0.0; n];
+                dot_rows(isa, &query, &rows, stride, 0.5, &mut out);
+                for (j, out) in out.iter().enumerate() {
+                    let row = &rows[j * stride..][..d];
+                    let want: f64 = query.iter().zip(row).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+                    assert!((f64::from(*out) - 0.5 * want).abs() < 1e-5, "{isa:?} {d} {j}");
+                    let mut alone = [0.0];
+                    dot_rows(isa, &query, row, stride, 0.5, &mut alone);
+                    assert_eq!(alone[0], *out, "{isa:?} {d} {j}");
+                }
+                let mut want = noise(d, 3);
+                let mut sum = want.clone();
+                axpy_rows(isa, &out, &rows, stride, &mut sum);
+                for (j, w) in out.iter().enumerate() {
+                    axpy_f32(isa, *w, &rows[j * stride..][..d], &mut want);
+                }
+                assert_eq!(sum, want, "{isa:?} {d}");
             }
         }
     }

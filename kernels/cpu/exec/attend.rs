@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use super::store::Store;
 use super::workspace::Shared;
 use crate::cpu::Cpu;
-use crate::cpu::attn_dot::{axpy_f32, dot_f32, exp_softmax, scale_f32};
+use crate::cpu::attn_dot::{axpy_rows, dot_rows, exp_softmax, scale_f32};
 use crate::ir::{CacheFormat, KeyRows, LayerStats, Mask, StepParams};
 
 /// Keys per block of decoded rows.
@@ -179,9 +179,7 @@ fn dense_task(
             let (i, h) = (lane / group, kv * group + lane % group);
             let query = &q[(first + i) * width + h * d..][..d];
             let row = &mut s.scores[lane * keys..(lane + 1) * keys];
-            for j in a..b {
-                row[j] = dot_f32(cpu.isa, query, block.row(j - a, d)) * job.scale;
-            }
+            dot_rows(cpu.isa, query, block.values, block.stride, job.scale, &mut row[a..b]);
         }
     }
     s.factors.clear();
@@ -212,9 +210,9 @@ fn dense_task(
             // SAFETY: (token, head) belongs to this task alone.
             let o = unsafe { out.part((first + i) * width + h * d, d) };
             let weights = &s.scores[lane * keys..(lane + 1) * keys];
-            for (j, &w) in weights.iter().enumerate().take(b.min(position + i + 1)).skip(a) {
-                axpy_f32(cpu.isa, w, block.row(j - a, d), o);
-            }
+            // Keys of later tokens are in the block, too.
+            let seen = b.min(position + i + 1).max(a);
+            axpy_rows(cpu.isa, &weights[a..seen], block.values, block.stride, o);
         }
     }
     for lane in 0..lanes {
@@ -229,12 +227,6 @@ fn dense_task(
 struct Rows<'a> {
     values: &'a [f32],
     stride: usize,
-}
-
-impl Rows<'_> {
-    fn row(&self, i: usize, d: usize) -> &[f32] {
-        &self.values[i * self.stride..][..d]
-    }
 }
 
 fn rows_f32<'a>(store: &'a Store, a: usize, b: usize, record: usize, scratch: &'a mut [f32]) -> Rows<'a> {
@@ -328,9 +320,7 @@ fn row_head(
     let query = &q[i * width + h * d..][..d];
     s.scores.resize(n.max(s.scores.len()), 0.0);
     let scores = &mut s.scores[..n];
-    for (z, k) in scores.iter_mut().zip(latents.chunks_exact(d)) {
-        *z = dot_f32(cpu.isa, query, k) * job.scale;
-    }
+    dot_rows(cpu.isa, query, latents, d, job.scale, scores);
     if let Mask::TopK { k } = job.mask {
         keep_top_k(scores, k, &mut s.order);
     }
@@ -338,8 +328,6 @@ fn row_head(
     // SAFETY: (token, head) belongs to this task alone.
     let o = unsafe { out.part(i * width + h * d, d) };
     o.fill(0.0);
-    for (&w, v) in scores.iter().zip(latents.chunks_exact(d)) {
-        axpy_f32(cpu.isa, w, v, o);
-    }
+    axpy_rows(cpu.isa, scores, latents, d, o);
     scale_f32(cpu.isa, factor, o);
 }
