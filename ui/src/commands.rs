@@ -410,7 +410,8 @@ pub fn score(entry: &Entry, typed: &str) -> Option<i32> {
     title.into_iter().chain(words).chain(group).max()
 }
 
-fn fuzzy(text: &str, typed: &str) -> Option<i32> {
+/// How well the letters of `typed` appear in order in `text`.
+pub fn fuzzy(text: &str, typed: &str) -> Option<i32> {
     let text: Vec<char> = text.to_lowercase().chars().collect();
     let mut score = 0;
     let mut at = 0;

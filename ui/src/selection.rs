@@ -142,6 +142,12 @@ impl Selection {
         self.follow = true;
     }
 
+    /// Unlocks the token alone and follows the text again.
+    pub fn follow_again(&mut self) {
+        self.locked.token = None;
+        self.follow = true;
+    }
+
     /// Puts a remembered lock back (undo).
     pub fn restore(&mut self, locked: Spot) {
         self.locked = locked;

@@ -55,6 +55,14 @@ fn keep_panics() {
     }));
 }
 
+/// A command of the test bridge alone: the page about a fault has to be seen, too.
+const PANIC: &str = "test: panic";
+
+#[expect(clippy::panic, reason = "only a page opened for tests can ask for it")]
+fn break_down() {
+    panic!("a test asked for it");
+}
+
 /// The interface, and the test bridge if the page was opened with it.
 struct Page {
     app: App,
@@ -87,6 +95,9 @@ impl eframe::App for Page {
     fn ui(&mut self, ui: &mut egui::Ui, frame: &mut eframe::Frame) {
         if let Some(bridge) = &self.bridge {
             for title in bridge.take_commands() {
+                if title == PANIC {
+                    break_down();
+                }
                 let entry = commands::COMMANDS.iter().find(|e| e.title == title);
                 if let Some(entry) = entry {
                     self.app.invoke(entry.command);

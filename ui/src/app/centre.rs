@@ -1,61 +1,167 @@
 //! The centre: tiles.
 
-use egui_tiles::{SimplificationOptions, TileId, Tiles, UiResponse};
+use egui::{Color32, RichText, Sense, Stroke, Ui, Visuals, vec2};
+use egui_tiles::{ResizeState, SimplificationOptions, TabState, TileId, Tiles, UiResponse};
 
-use super::{App, Views};
+use super::{App, Views, side};
+use crate::icons;
 use crate::theme::{self, Palette};
 use crate::views::Context;
+use crate::widgets::controls::icon_button;
 
-pub(super) fn show(app: &mut App, ui: &mut egui::Ui) {
+pub(super) fn show(app: &mut App, ui: &mut Ui) {
     let p = Palette::of(ui);
     egui::CentralPanel::no_frame()
         .frame(egui::Frame::new().fill(p.line))
         .show(ui, |ui| {
-            let now = app.store.now;
-            let (views, layout, cx) = app.parts(now);
-            let mut behavior = Behavior { views, cx };
-            layout.tree_mut().ui(&mut behavior, ui);
+            let mut tiles = Vec::new();
+            let (views, layout, cx) = app.parts();
+            let mut behavior = Behavior {
+                views,
+                cx,
+                tiles: &mut tiles,
+                full: layout.full.clone(),
+                close: None,
+            };
+            if let Some(mut full) = layout.full.clone() {
+                // Nothing is dragged out of an enlarged panel.
+                let _ = behavior.pane(ui, &mut full, false);
+            } else {
+                layout.tree_mut().ui(&mut behavior, ui);
+            }
+            let (now_full, close) = (behavior.full.take(), behavior.close.take());
+            layout.full = now_full;
+            if let Some(id) = close {
+                layout.tree_mut().set_visible(id, false);
+            }
+            for (id, rect) in tiles {
+                app.anchors.insert(id, rect);
+            }
         });
 }
 
 struct Behavior<'a, 'b> {
     views: &'a mut Views,
     cx: Context<'b>,
+    tiles: &'a mut Vec<(&'static str, egui::Rect)>,
+    full: Option<String>,
+    close: Option<TileId>,
+}
+
+impl Behavior<'_, '_> {
+    /// Title row and content of a pane. `tabbed`: its title stands in a tab above already.
+    fn pane(&mut self, ui: &mut Ui, pane: &mut String, tabbed: bool) -> UiResponse {
+        let p = Palette::of(ui);
+        let whole = ui.max_rect();
+        ui.painter().rect_filled(whole, 0, p.panel);
+        let mut response = UiResponse::None;
+        let full = self.full.as_deref() == Some(pane.as_str());
+        let Some(slot) = self.views.get_mut(pane.as_str()) else {
+            return response;
+        };
+        self.tiles.push((slot.view.id(), whole));
+        ui.spacing_mut().item_spacing.y = 0.0;
+        if !tabbed {
+            let row = egui::Layout::left_to_right(egui::Align::Center);
+            ui.allocate_ui_with_layout(vec2(ui.available_width(), side::TITLE), row, |ui| {
+                ui.set_min_height(side::TITLE);
+                ui.add_space(theme::PAD);
+                let title = egui::Label::new(RichText::new(slot.view.title()).font(theme::strong()));
+                let handle = ui.add(title.sense(Sense::click_and_drag()));
+                let handle = handle.on_hover_cursor(egui::CursorIcon::Grab);
+                if handle.drag_started() && !full {
+                    response = UiResponse::DragStarted;
+                }
+                if handle.double_clicked() {
+                    self.full = if full { None } else { Some(pane.clone()) };
+                }
+                ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
+                    ui.spacing_mut().item_spacing.x = 2.0;
+                    ui.add_space(4.0);
+                    let hot = ui.rect_contains_pointer(whole) || full;
+                    ui.scope(|ui| {
+                        if !hot {
+                            ui.multiply_opacity(0.0);
+                        }
+                        let (icon, verb) = if full {
+                            (icons::ARROWS_IN, "Restore")
+                        } else {
+                            (icons::ARROWS_OUT, "Enlarge")
+                        };
+                        if icon_button(ui, icon, &format!("{verb} {}", slot.view.title())).clicked() {
+                            self.full = if full { None } else { Some(pane.clone()) };
+                        }
+                    });
+                    slot.view.toolbar(&mut self.cx, ui);
+                });
+            });
+        }
+        ui.spacing_mut().item_spacing.y = theme::GRID;
+        ui.scope(|ui| {
+            ui.set_clip_rect(ui.clip_rect().intersect(whole));
+            slot.show(&mut self.cx, ui);
+        });
+        response
+    }
 }
 
 impl egui_tiles::Behavior<String> for Behavior<'_, '_> {
-    fn pane_ui(&mut self, ui: &mut egui::Ui, _tile: TileId, pane: &mut String) -> UiResponse {
-        let p = Palette::of(ui);
-        ui.painter().rect_filled(ui.max_rect(), 0.0, p.panel);
-        let mut response = UiResponse::None;
-        if let Some(view) = self.views.get_mut(pane.as_str()) {
-            let title = egui::RichText::new(view.title()).font(theme::strong());
-            ui.horizontal(|ui| {
-                ui.add_space(theme::PAD);
-                let handle = ui.add(egui::Label::new(title).sense(egui::Sense::drag()));
-                if handle.drag_started() {
-                    response = UiResponse::DragStarted;
-                }
-                ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-                    ui.add_space(theme::PAD);
-                    view.toolbar(&mut self.cx, ui);
-                });
-            });
-            view.ui(&mut self.cx, ui);
-        }
-        response
+    fn pane_ui(&mut self, ui: &mut Ui, tile: TileId, pane: &mut String) -> UiResponse {
+        let tabbed = ui
+            .data(|d| d.get_temp::<Vec<TileId>>(tabbed_id()))
+            .is_some_and(|t| t.contains(&tile));
+        self.pane(ui, pane, tabbed)
     }
 
     fn tab_title_for_pane(&mut self, pane: &String) -> egui::WidgetText {
-        self.views.get(pane.as_str()).map_or("", |v| v.title()).into()
+        self.views.get(pane.as_str()).map_or("", |s| s.view.title()).into()
     }
 
     fn retain_pane(&mut self, pane: &String) -> bool {
         self.views.contains_key(pane.as_str())
     }
 
+    fn top_bar_right_ui(
+        &mut self,
+        tiles: &Tiles<String>,
+        ui: &mut Ui,
+        _tile: TileId,
+        tabs: &egui_tiles::Tabs,
+        _scroll: &mut f32,
+    ) {
+        // Panes of a tab bar leave their title to it: their tools stand here.
+        ui.data_mut(|d| {
+            let known = d.get_temp_mut_or_default::<Vec<TileId>>(tabbed_id());
+            known.retain(|t| tiles.get(*t).is_some());
+            for child in &tabs.children {
+                if !known.contains(child) {
+                    known.push(*child);
+                }
+            }
+        });
+        ui.spacing_mut().item_spacing.x = 2.0;
+        ui.add_space(4.0);
+        if let Some(egui_tiles::Tile::Pane(pane)) = tabs.active.and_then(|t| tiles.get(t))
+            && let Some(slot) = self.views.get_mut(pane.as_str())
+        {
+            let name = format!("Enlarge {}", slot.view.title());
+            if icon_button(ui, icons::ARROWS_OUT, &name).clicked() {
+                self.full = Some(pane.clone());
+            }
+            slot.view.toolbar(&mut self.cx, ui);
+        }
+    }
+
+    fn tab_bar_height(&self, _style: &egui::Style) -> f32 {
+        side::TITLE
+    }
+
     fn gap_width(&self, _style: &egui::Style) -> f32 {
         theme::LINE
+    }
+
+    fn min_size(&self) -> f32 {
+        80.0
     }
 
     fn simplification_options(&self) -> SimplificationOptions {
@@ -65,10 +171,45 @@ impl egui_tiles::Behavior<String> for Behavior<'_, '_> {
         }
     }
 
-    fn tab_title_for_tile(&mut self, tiles: &Tiles<String>, tile: TileId) -> egui::WidgetText {
-        match tiles.get(tile) {
-            Some(egui_tiles::Tile::Pane(pane)) => self.tab_title_for_pane(pane),
-            _ => "Group".into(),
+    fn resize_stroke(&self, style: &egui::Style, state: ResizeState) -> Stroke {
+        let p = Palette::for_dark(style.visuals.dark_mode);
+        match state {
+            ResizeState::Idle => Stroke::NONE,
+            ResizeState::Hovering => Stroke::new(2.0, theme::mix(p.line, p.accent, 0.6)),
+            ResizeState::Dragging => Stroke::new(2.0, p.accent),
         }
     }
+
+    fn tab_bar_color(&self, visuals: &Visuals) -> Color32 {
+        Palette::for_dark(visuals.dark_mode).panel
+    }
+
+    fn tab_bg_color(&self, _visuals: &Visuals, _tiles: &Tiles<String>, _tile: TileId, _state: &TabState) -> Color32 {
+        Color32::TRANSPARENT
+    }
+
+    fn tab_outline_stroke(&self, _v: &Visuals, _t: &Tiles<String>, _tile: TileId, _state: &TabState) -> Stroke {
+        Stroke::NONE
+    }
+
+    fn tab_bar_hline_stroke(&self, _visuals: &Visuals) -> Stroke {
+        Stroke::NONE
+    }
+
+    fn tab_text_color(&self, visuals: &Visuals, _t: &Tiles<String>, _tile: TileId, state: &TabState) -> Color32 {
+        let p = Palette::for_dark(visuals.dark_mode);
+        if state.active { p.text } else { p.secondary }
+    }
+
+    fn drag_preview_color(&self, visuals: &Visuals) -> Color32 {
+        Palette::for_dark(visuals.dark_mode).accent.gamma_multiply(0.25)
+    }
+
+    fn drag_preview_stroke(&self, visuals: &Visuals) -> Stroke {
+        Stroke::new(1.5, Palette::for_dark(visuals.dark_mode).accent)
+    }
+}
+
+fn tabbed_id() -> egui::Id {
+    egui::Id::unique("panes in tab bars")
 }

@@ -98,7 +98,10 @@ impl TauriLink {
                 Err(e) => opened.say(LinkEvent::Closed(text_of(&e)), &woken),
             }
         });
-        Self { shared, ctx: ctx.clone() }
+        Self {
+            shared,
+            ctx: ctx.clone(),
+        }
     }
 
     fn post(&self, frame: Vec<u8>) {

@@ -32,6 +32,13 @@ use connection::Wire;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
+impl Ticket {
+    /// A ticket from a range of its own, for the program's own searches.
+    pub(crate) fn own(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// Who waits for a reply.
 enum Waiting {
     /// Nobody; an error becomes a toast. The text says what was attempted, for the toast.

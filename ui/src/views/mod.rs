@@ -30,6 +30,10 @@ pub trait View {
     fn find(&mut self) -> bool {
         false
     }
+    /// A command of the registry that concerns it. True if it was carried out.
+    fn command(&mut self, _cx: &mut Context<'_>, _command: Command) -> bool {
+        false
+    }
 }
 
 /// All views.

@@ -2,3 +2,4 @@
 
 pub mod heatmap;
 pub mod plots;
+pub mod controls;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its share")]
 
 use egui_kittest::Harness;
+use egui_kittest::kittest::{By, NodeT, Queryable};
 use ui::App;
 use ui::platform::NoPlatform;
 use ui::testing::Scene;
@@ -65,7 +66,10 @@ pub fn desk(scene: Scene, look: Look) -> Desk {
             move |ui, app: &mut Option<App>| {
                 let app =
                     app.get_or_insert_with(|| App::new(ui.ctx(), host.dialer(), Box::new(window.clone()), "test"));
-                app.frame(ui);
+                // The harness leaves a margin that the program's own windows do not have.
+                let rect = ui.ctx().viewport_rect();
+                ui.set_clip_rect(rect);
+                ui.scope_builder(egui::UiBuilder::new().max_rect(rect), |ui| app.frame(ui));
             },
             None,
         );
@@ -81,6 +85,65 @@ impl Desk {
     /// The interface.
     pub fn app(&self) -> &App {
         self.harness.state().as_ref().expect("made in the first frame")
+    }
+
+    /// The interface, to be changed.
+    pub fn app_mut(&mut self) -> &mut App {
+        self.harness.state_mut().as_mut().expect("made in the first frame")
+    }
+
+    /// Names and texts of everything that contains a text.
+    pub fn said(&self, part: &str) -> Vec<String> {
+        let all = self.harness.query_all(By::new().recursive(true));
+        let words = all.filter_map(|n| n.accesskit_node().label().or_else(|| n.accesskit_node().value()));
+        words.filter(|s| s.contains(part)).collect()
+    }
+
+    /// Whether something contains a text.
+    pub fn says(&self, part: &str) -> bool {
+        !self.said(part).is_empty()
+    }
+
+    /// Fails with everything that is said unless something contains the text.
+    pub fn must_say(&self, part: &str) {
+        assert!(self.says(part), "nothing says {part:?}; said: {:#?}", self.said(""));
+    }
+
+    /// Whether the widget with this name can be used.
+    pub fn enabled(&self, name: &str) -> bool {
+        !self.harness.get_by_label(name).accesskit_node().is_disabled()
+    }
+
+    /// Clicks the widget with this name.
+    pub fn click(&mut self, name: &str) {
+        self.harness.get_by_label(name).click();
+        self.frames(4);
+    }
+
+    /// Types into the field with this name.
+    pub fn write(&mut self, field: &str, text: &str) {
+        self.harness.get_by_label(field).focus();
+        self.frames(2);
+        self.harness.get_by_label(field).type_text(text);
+        self.frames(3);
+    }
+
+    /// Presses a key.
+    pub fn key(&mut self, modifiers: egui::Modifiers, key: egui::Key) {
+        self.harness.key_press_modifiers(modifiers, key);
+        self.frames(4);
+    }
+
+    /// Clicks the widget with this name; what that put on the clipboard.
+    pub fn copies(&mut self, name: &str) -> String {
+        self.harness.get_by_label(name).click();
+        self.frames(1);
+        let commands = &self.harness.output().platform_output.commands;
+        let copied = commands.iter().find_map(|c| match c {
+            egui::OutputCommand::CopyText(text) => Some(text.clone()),
+            _ => None,
+        });
+        copied.unwrap_or_else(|| panic!("{name} copied nothing"))
     }
 
     /// Draws a few frames.

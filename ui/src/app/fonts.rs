@@ -1,0 +1,124 @@
+//! Fonts for scripts the bundled ones lack: asked of the host on the first need, loaded once.
+
+use std::collections::BTreeSet;
+
+use protocol::{Reply, Request};
+
+use crate::store::{Store, Ticket};
+use crate::theme;
+
+/// State of the search.
+#[derive(Default)]
+pub(super) struct Fonts {
+    looked_at: u64,
+    seen: BTreeSet<char>,
+    queue: Vec<char>,
+    asked: Option<Ticket>,
+    next: u64,
+    loaded: Vec<(String, Vec<u8>, u32)>,
+}
+
+/// Tickets of this search, apart from those of views.
+const TICKETS: u64 = 1 << 60;
+
+impl Fonts {
+    /// Looks through new text for characters that no loaded font has.
+    pub(super) fn look(&mut self, ctx: &egui::Context, store: &mut Store, now: f64) {
+        self.collect(ctx, store);
+        if let Some(ticket) = self.asked
+            && let Some(outcome) = store.outcome(ticket).cloned()
+        {
+            self.asked = None;
+            match outcome {
+                Ok(Reply::Font(font)) if !font.bytes.is_empty() => {
+                    if !self.loaded.iter().any(|(f, ..)| *f == font.family) {
+                        self.loaded.push((font.family, font.bytes, font.index));
+                        ctx.set_fonts(theme::fonts(&self.loaded));
+                        // The new font may have the others that wait: they are looked up again once it is in force.
+                        ctx.request_repaint();
+                    }
+                }
+                Ok(Reply::Font(font)) if !font.missing.is_empty() => store.toasts.info(font.missing, now),
+                _ => {}
+            }
+        }
+        if self.asked.is_some() {
+            return;
+        }
+        while let Some(c) = self.queue.pop() {
+            if has_glyph(ctx, c) {
+                continue;
+            }
+            self.next += 1;
+            let ticket = Ticket::own(TICKETS + self.next);
+            store.call(Request::FindFont(c), ticket);
+            self.asked = Some(ticket);
+            return;
+        }
+    }
+
+    fn collect(&mut self, ctx: &egui::Context, store: &Store) {
+        let Some(text) = &store.text else { return };
+        let stamp = text.revision() ^ (text.view().info.id << 32) ^ store.docs.as_ref().map_or(0, |d| d.len() as u64);
+        if self.looked_at == stamp {
+            return;
+        }
+        self.looked_at = stamp;
+        let titles = store.docs.iter().flatten().map(|d| d.title.as_str());
+        // Only what was appended is new; earlier characters are known, and looking them up again is a set's work.
+        let tail = text.branch().map(|n| tail_of(&n.text));
+        let shown = tail.chain(titles).chain(
+            text.tokens()
+                .last()
+                .into_iter()
+                .flat_map(|t| t.info.top.iter().map(|a| a.text.as_str())),
+        );
+        for c in shown
+            .flat_map(str::chars)
+            .filter(|c| *c as u32 > 0x7e && !c.is_control() && *c != '\u{fffd}')
+        {
+            if self.seen.insert(c)
+                && !has_glyph(ctx, crate::fmt::visible_char(c))
+                && !self.queue.iter().any(|q| same_script(*q, c))
+            {
+                self.queue.push(c);
+            }
+        }
+    }
+}
+
+/// The last characters of a long text: what was before has been looked at.
+fn tail_of(text: &str) -> &str {
+    const TAIL: usize = 4_096;
+    let mut from = text.len().saturating_sub(TAIL);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    &text[from..]
+}
+
+/// Whether two characters are likely in one font: same block of 256, or both ideographs.
+fn same_script(a: char, b: char) -> bool {
+    let ideograph = |c: char| matches!(c as u32, 0x3400..=0x9fff | 0xf900..=0xfaff | 0x20000..=0x3ffff);
+    let kana = |c: char| matches!(c as u32, 0x3000..=0x30ff | 0xff00..=0xffef);
+    let hangul = |c: char| matches!(c as u32, 0x1100..=0x11ff | 0xac00..=0xd7af);
+    (a as u32) >> 8 == (b as u32) >> 8 || [ideograph, kana, hangul].iter().any(|f| f(a) && f(b))
+}
+
+fn has_glyph(ctx: &egui::Context, c: char) -> bool {
+    ctx.fonts_mut(|f| f.has_glyph(&theme::body(), c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_question_per_script() {
+        assert!(same_script('日', '本'));
+        assert!(same_script('あ', 'カ'));
+        assert!(!same_script('日', 'あ'));
+        assert!(!same_script('ا', 'ก'));
+        assert_eq!(tail_of("é".repeat(5_000).as_str()).len(), 4_096);
+    }
+}
