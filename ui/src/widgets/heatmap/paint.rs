@@ -62,7 +62,7 @@ impl Shades {
     }
 
     /// Place of a value between the ends, 0 to 1 (-1 to 1 for the diverging map).
-    fn place(&self, value: f32) -> f32 {
+    pub fn place(&self, value: f32) -> f32 {
         match self.map {
             ColorMap::Diverging => (value / self.high).clamp(-1.0, 1.0),
             ColorMap::Sequential if self.log => {

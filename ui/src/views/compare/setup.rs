@@ -1,0 +1,249 @@
+//! What is compared: two recipes, a text, a number of positions.
+
+use egui::{RichText, Ui, vec2};
+use protocol::{CompareSpec, CompareText, Preset};
+
+use super::recipes::{Choice, Side};
+use crate::fmt;
+use crate::icons;
+use crate::store::{Query, Store};
+use crate::theme::{self, Palette};
+use crate::views::Context;
+use crate::widgets::controls::{self, icon_button};
+
+/// Where the text comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The shown branch of the current text.
+    Current,
+    /// The story that comes with the program.
+    Builtin,
+    /// Pasted.
+    Given,
+}
+
+/// Positions compared when nothing else is said.
+const POSITIONS: u64 = 512;
+
+/// Title of the button.
+const RUN: &str = "Compare A and B";
+
+/// The form above a comparison.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Side A.
+    pub a: Side,
+    /// Side B.
+    pub b: Side,
+    /// Chosen source; `None` = the current text once there is one, else the built-in story.
+    source: Option<Source>,
+    given: String,
+    positions: u64,
+    /// Also compare A with each change alone.
+    pub isolate: bool,
+    /// Sides of earlier comparisons: what they were called, and their JSON.
+    pub earlier: Vec<(String, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            a: Side::new(Choice::Own),
+            b: Side::new(Choice::Current),
+            source: None,
+            given: String::new(),
+            positions: POSITIONS,
+            isolate: false,
+            earlier: Vec::new(),
+        }
+    }
+}
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Compare.
+    Run,
+    /// Stop the comparison that runs.
+    Cancel,
+}
+
+impl Setup {
+    fn source(&self, store: &Store) -> Source {
+        let written = store.state.as_ref().map_or(0, |s| s.position) >= 2;
+        self.source
+            .unwrap_or(if written { Source::Current } else { Source::Builtin })
+    }
+
+    /// What the host is asked for. The sentence says what is missing.
+    ///
+    /// # Errors
+    /// A side or a text that is not complete.
+    pub fn spec(&self, store: &Store, presets: &[Preset]) -> Result<CompareSpec, String> {
+        let a = self.a.reference(presets).map_err(|e| format!("A: {e}"))?;
+        let b = self.b.reference(presets).map_err(|e| format!("B: {e}"))?;
+        let text = match self.source(store) {
+            Source::Current if store.state.as_ref().map_or(0, |s| s.position) < 2 => {
+                return Err("the current text has fewer than 2 tokens: write one, or choose another text".into());
+            }
+            Source::Current => CompareText::Current,
+            Source::Builtin => CompareText::Builtin,
+            Source::Given if self.given.trim().is_empty() => return Err("paste a text".into()),
+            Source::Given => CompareText::Given(self.given.clone()),
+        };
+        Ok(CompareSpec {
+            a,
+            b,
+            text,
+            positions: self.positions,
+            isolate: self.isolate,
+        })
+    }
+
+    /// Draws the form. `running`: a comparison is on the way.
+    pub fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, running: bool) -> Option<Ask> {
+        let wide = ui.available_width() >= 620.0;
+        let earlier = std::mem::take(&mut self.earlier);
+        if wide {
+            ui.columns(2, |columns| {
+                side(cx, &mut columns[0], &mut self.a, "A", &earlier);
+                side(cx, &mut columns[1], &mut self.b, "B", &earlier);
+            });
+        } else {
+            side(cx, ui, &mut self.a, "A", &earlier);
+            side(cx, ui, &mut self.b, "B", &earlier);
+        }
+        self.earlier = earlier;
+        ui.add_space(theme::GRID);
+        let asked = self.text_row(cx, ui, running);
+        if self.source(cx.store) == Source::Given {
+            let edit = egui::TextEdit::multiline(&mut self.given)
+                .desired_rows(3)
+                .desired_width(f32::INFINITY)
+                .hint_text("Paste the text both sides read");
+            egui::ScrollArea::vertical()
+                .id_salt("given")
+                .max_height(120.0)
+                .show(ui, |ui| {
+                    ui.add(edit).accessible_name("Text both sides read");
+                });
+        }
+        asked
+    }
+
+    fn text_row(&mut self, cx: &mut Context<'_>, ui: &mut Ui, running: bool) -> Option<Ask> {
+        let p = Palette::of(ui);
+        let store = cx.store;
+        let tokens = store.state.as_ref().map_or(0, |s| s.position);
+        let most = store.model().map_or(POSITIONS, |m| m.context).max(2);
+        let mut asked = None;
+        ui.horizontal_wrapped(|ui| {
+            ui.spacing_mut().item_spacing = vec2(2.0 * theme::GRID, theme::GRID);
+            let current = format!("current text · {}", fmt::count(tokens));
+            let refusal = if tokens < 2 {
+                "Nothing has been written yet."
+            } else {
+                ""
+            };
+            let all = [Source::Current, Source::Builtin, Source::Given];
+            let on = all.iter().position(|s| *s == self.source(store)).unwrap_or(0);
+            let choices = [
+                ("", current.as_str(), refusal),
+                ("", "built-in story", ""),
+                ("", "pasted text", ""),
+            ];
+            if let Some(i) = controls::segmented(ui, &choices, on) {
+                self.source = Some(all[i]);
+            }
+            let drag = egui::DragValue::new(&mut self.positions)
+                .range(2..=most)
+                .speed(4.0)
+                .suffix(" positions");
+            ui.add(drag)
+                .on_hover_text("Most tokens compared. Both sides read the same tokens from the first one on.")
+                .accessible_name("Positions");
+            let words = RichText::new("each change alone").color(p.secondary);
+            let width = ui
+                .painter()
+                .layout_no_wrap(words.text().into(), theme::body(), p.text)
+                .size()
+                .x
+                + 44.0;
+            // Switch and words wrap together.
+            ui.allocate_ui(vec2(width, 28.0), |ui| {
+                ui.horizontal(|ui| {
+                    ui.set_min_height(28.0);
+                    controls::switch(ui, &mut self.isolate, "Isolate each change");
+                    ui.add(egui::Label::new(words).extend())
+                        .on_hover_text("Also compares A with A plus one change at a time: which change does what.");
+                });
+            });
+            if running {
+                if controls::danger(ui, icons::STOP, "Stop").clicked() {
+                    asked = Some(Ask::Cancel);
+                }
+                return;
+            }
+            let presets = cx.fetch(&Query::presets()).value().map_or(&[][..], Vec::as_slice);
+            let problem = match self.spec(store, presets) {
+                Ok(_) if !cx.can_edit() => Some("another window is in control".to_string()),
+                Ok(_) => None,
+                Err(e) => Some(e),
+            };
+            // A group does not wrap by itself.
+            let room = ui
+                .painter()
+                .layout_no_wrap(RUN.into(), theme::strong(), p.text)
+                .size()
+                .x
+                + 48.0;
+            if ui.available_size_before_wrap().x < room {
+                ui.end_row();
+            }
+            let run = ui
+                .add_enabled_ui(problem.is_none(), |ui| controls::primary(ui, icons::SCALES, RUN))
+                .inner;
+            if run.clicked() {
+                asked = Some(Ask::Run);
+            }
+            if let Some(problem) = problem {
+                run.on_disabled_hover_text(&problem);
+                ui.label(RichText::new(problem).font(theme::caption()).color(p.warn));
+            }
+        });
+        asked
+    }
+
+    /// A becomes B and B becomes A.
+    pub fn swap(&mut self) {
+        std::mem::swap(&mut self.a, &mut self.b);
+    }
+}
+
+/// A side: its letter in its colour, its menu, its form.
+fn side(cx: &mut Context<'_>, ui: &mut Ui, side: &mut Side, name: &str, earlier: &[(String, String)]) {
+    ui.vertical(|ui| {
+        ui.horizontal(|ui| {
+            ui.set_min_height(28.0);
+            letter(ui, name);
+            side.menu(cx, ui, name, earlier);
+        });
+        side.form(cx, ui, name);
+    });
+}
+
+/// A or B on its colour.
+pub fn letter(ui: &mut Ui, name: &str) {
+    let p = Palette::of(ui);
+    let color = if name == "A" { p.accent } else { p.second };
+    let (rect, _) = ui.allocate_exact_size(vec2(22.0, 22.0), egui::Sense::hover());
+    ui.painter().rect_filled(rect, theme::RADIUS, color);
+    let ink = theme::text_on(color);
+    ui.painter()
+        .text(rect.center(), egui::Align2::CENTER_CENTER, name, theme::strong(), ink);
+}
+
+/// The button that swaps the sides.
+pub fn swap_button(ui: &mut Ui) -> bool {
+    icon_button(ui, icons::SWAP, "Swap A and B").clicked()
+}
