@@ -17,6 +17,10 @@ trap 'rm -f "$ids"; rmdir "$group"' EXIT
 echo "$limit" >"$group/$max"
 for ((i = 0; i < tokens; i++)); do printf '%d\n' $(((i * i * 7919 + 13 * i + 5) % 40000)); done >"$ids"
 
+# Pages that are cached already are charged to whoever read them: the file is read anew, into this group.
+sync
+echo 1 >/proc/sys/vm/drop_caches || echo "the page cache could not be emptied: the file's pages may not count" >&2
+
 (
   echo "$BASHPID" >"$group/cgroup.procs"
   exec "$program" generate --model "$model" --context 4096 --ids "@$ids" --max-tokens 60 --ignore-eos
