@@ -17,7 +17,8 @@ use clap::{Args, Parser, Subcommand};
         model1 show --model DIR --plan\n  \
         model1 generate --model DIR --prompt Hi --set layers.3-8.kv_cache=bf16 --telemetry run.jsonl\n  \
         model1 compare --model DIR --b-set layers.3-6.kv_cache=bf16 --isolate --export report\n  \
-        model1 logits --model DIR --ids 5,9,2 --out logits.safetensors\n\n\
+        model1 logits --model DIR --ids 5,9,2 --out logits.safetensors\n  \
+        model1 serve --model bundled --open\n\n\
         Exit codes: 0 done, 1 failure, 2 something to change in the command or its files, 130 stopped by Ctrl-C."
 )]
 pub struct Cli {
@@ -44,6 +45,8 @@ pub enum Command {
     Devices(Devices),
     /// Fetch a model from the Hugging Face Hub.
     Pull(Pull),
+    /// Serve the interface to a browser; prints the address to open.
+    Serve(Serve),
 }
 
 /// Which model, under which recipe, on what.
@@ -103,6 +106,9 @@ pub struct SamplingArgs {
     /// Lower the scores of tokens by how often they were there (0 = off).
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     pub frequency_penalty: Option<f32>,
+    /// Lower the scores of tokens that were there at all (0 = off).
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub presence_penalty: Option<f32>,
     /// Seed of the random draws.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -295,4 +301,39 @@ pub struct Pull {
     /// Hub address. Default: $HF_ENDPOINT, else https://huggingface.co. The token is read from $HF_TOKEN.
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
+}
+
+/// `model1 serve`
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Model to open at once: `bundled`, `smollm2`, a folder, a GGUF file, or OWNER/NAME on the Hub.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Address to listen on. Anything but a loopback address lets other machines in.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<std::net::IpAddr>,
+    /// Port; 0 picks one that is free.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub port: u16,
+    /// Folder of the page. Default: $MODEL1_UI, else what was built with the program.
+    #[arg(long, value_name = "DIR")]
+    pub ui: Option<PathBuf>,
+    /// A name by which other machines may reach this one (with --listen). May be repeated.
+    #[arg(long = "name", value_name = "HOST")]
+    pub names: Vec<String>,
+    /// Open the address in the browser.
+    #[arg(long, overrides_with = "no_open")]
+    pub open: bool,
+    /// Do not (the default).
+    #[arg(long, overrides_with = "open")]
+    pub no_open: bool,
+    /// Folder of texts and settings. Default: $MODEL1_DATA, else the user's data folder.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// CPU threads. Default: the settings', else all cores.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Largest context in tokens. Default: the settings', else the checkpoint's.
+    #[arg(long, value_name = "N")]
+    pub context: Option<u64>,
 }

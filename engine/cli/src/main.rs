@@ -7,6 +7,7 @@ mod generate;
 mod logits;
 mod output;
 mod pull;
+mod serve;
 mod setup;
 mod show;
 mod telemetry;
@@ -20,6 +21,7 @@ use setup::{is_broken_pipe, is_interrupted, is_user_error};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    log();
     let result = match cli.command {
         Command::Demo(a) => generate::demo(&a),
         Command::Generate(a) => generate::generate(&a),
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Command::Logits(a) => logits::logits(&a),
         Command::Devices(a) => show::devices(&a),
         Command::Pull(a) => pull::pull(&a),
+        Command::Serve(a) => serve::serve(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,6 +43,19 @@ fn main() -> ExitCode {
             ExitCode::from(if is_user_error(&e) { 2 } else { 1 })
         }
     }
+}
+
+/// Warnings of the libraries go to stderr. `MODEL1_LOG` (error, info, debug, trace) shows less or more.
+fn log() {
+    use std::io::IsTerminal;
+    let level = std::env::var("MODEL1_LOG").ok().and_then(|l| l.parse().ok());
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .with_max_level(level.unwrap_or(tracing::Level::WARN))
+        .init();
 }
 
 /// The error and its causes in one line; causes that the words before already end with are left out.

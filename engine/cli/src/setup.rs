@@ -232,6 +232,7 @@ pub fn sampler(args: &SamplingArgs, base: &SamplerParams) -> Result<SamplerParam
     s.min_p = args.min_p.unwrap_or(s.min_p);
     s.repetition_penalty = args.repetition_penalty.unwrap_or(s.repetition_penalty);
     s.frequency_penalty = args.frequency_penalty.unwrap_or(s.frequency_penalty);
+    s.presence_penalty = args.presence_penalty.unwrap_or(s.presence_penalty);
     s.seed = args.seed.unwrap_or(s.seed);
     s.logprobs = args.logprobs.unwrap_or(s.logprobs);
     s.validate().map_err(user)?;
