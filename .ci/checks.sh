@@ -97,6 +97,11 @@ while IFS= read -r -d '' file; do
   if [[ -f "$file" ]] && (($(wc -c <"$file") > 15 * 1024 * 1024)); then problem "$file is larger than 15 MiB"; fi
 done < <(tracked engine/bundled)
 
+# A file is for one thing; past about 600 lines it is split by meaning.
+while IFS= read -r -d '' file; do
+  if [[ -f "$file" ]] && (($(wc -l <"$file") > 620)); then problem "$file has $(wc -l <"$file") lines; about 600 are allowed"; fi
+done < <(tracked '*.rs')
+
 # --- paths ------------------------------------------------------------------------------------------------------------
 found="$(git grep -nI '/wo''rk/' || true)"
 [[ -z "$found" ]] || problem "a path of one particular machine" "$found"
