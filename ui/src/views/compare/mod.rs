@@ -6,13 +6,14 @@ mod figures;
 mod recipes;
 mod report;
 mod setup;
+mod story;
 mod words;
 mod worst;
 
 use egui::{RichText, Ui};
 use protocol::{ErrorInfo, ErrorKind, JobId, JobKind, JobState, JobView, Reply, Request};
 
-use super::{Action, Context, View, empty, failed, loading};
+use super::{Context, View, empty, failed, loading};
 use crate::fmt;
 use crate::icons;
 use crate::store::{Fetched, Query, Ticket};
@@ -20,6 +21,7 @@ use crate::theme::{self, Palette};
 use crate::widgets::controls;
 use report::Report;
 use setup::{Ask, Setup};
+use story::{Story, Told};
 
 /// The panel.
 pub fn views() -> Vec<Box<dyn View>> {
@@ -32,6 +34,8 @@ pub struct Compare {
     setup: Setup,
     /// The request for a comparison that was just sent.
     asked: Option<Ticket>,
+    /// A story that is written before.
+    story: Option<Story>,
     /// The host refused it.
     refused: Option<ErrorInfo>,
     /// The newest comparison.
@@ -73,15 +77,16 @@ impl View for Compare {
             .content_margin(egui::Margin::symmetric(theme::PAD as i8, 8));
         scroll.show(ui, |ui| {
             let job = self.job.and_then(|id| cx.store.jobs.get(id));
-            let running = self.asked.is_some() || job.is_some_and(runs);
+            let running = self.asked.is_some() || self.story.is_some() || job.is_some_and(runs);
             match self.setup.show(cx, ui, running) {
                 Some(Ask::Run) => self.run(cx),
-                Some(Ask::Cancel) => cx
-                    .actions
-                    .extend(self.job.map(|id| Action::Send(Request::CancelJob(id)))),
+                Some(Ask::Cancel) => self.cancel(cx),
                 None => {}
             }
             ui.add_space(theme::GRID);
+            if let Some(story) = &self.story {
+                story.show(ui, cx.store);
+            }
             if let Some(error) = self.refused.clone() {
                 failed(cx, ui, &error);
             }
@@ -98,7 +103,8 @@ impl View for Compare {
 
 impl Compare {
     /// Takes what the host answered, and the comparison of before a reload.
-    fn follow(&mut self, cx: &Context<'_>) {
+    fn follow(&mut self, cx: &mut Context<'_>) {
+        self.follow_story(cx);
         if let Some(outcome) = self.asked.and_then(|t| cx.outcome(t)) {
             self.asked = None;
             match outcome {
@@ -116,12 +122,33 @@ impl Compare {
         self.shown = done.or(self.shown);
     }
 
+    fn follow_story(&mut self, cx: &mut Context<'_>) {
+        let Some(mut story) = self.story.take() else { return };
+        match story.follow(cx) {
+            Told::Waiting => self.story = Some(story),
+            Told::Ready(spec) => self.asked = Some(cx.call(Request::Compare(spec))),
+            Told::Stopped => {}
+            Told::Failed(e) => self.refused = Some(e),
+        }
+    }
+
+    fn cancel(&mut self, cx: &mut Context<'_>) {
+        if self.story.is_some() {
+            cx.send(Request::Stop);
+        } else if let Some(id) = self.job {
+            cx.send(Request::CancelJob(id));
+        }
+    }
+
     fn run(&mut self, cx: &mut Context<'_>) {
         let presets = cx.fetch(&Query::presets()).value().map_or(&[][..], Vec::as_slice);
         match self.setup.spec(cx.store, presets) {
             Ok(spec) => {
                 self.refused = None;
-                self.asked = Some(cx.call(Request::Compare(spec)));
+                match self.setup.story(cx.store) {
+                    Some(prompt) => self.story = Some(Story::begin(cx, &prompt, spec)),
+                    None => self.asked = Some(cx.call(Request::Compare(spec))),
+                }
             }
             Err(e) => self.refused = Some(ErrorInfo::new(ErrorKind::Input, e)),
         }

@@ -45,7 +45,7 @@ pub struct Report {
 impl Report {
     /// Draws it. True if changes one at a time are asked for.
     pub fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, job: JobId, r: &CompareResult, running: bool) -> bool {
-        self.take(job, r);
+        self.take(cx.store, job, r);
         self.link(cx.store, r);
         let at = self.at(cx, r);
         let layers = cx.store.facts().map_or(0, |f| f.layers.len() as u32);
@@ -92,7 +92,7 @@ impl Report {
         asked
     }
 
-    fn take(&mut self, job: JobId, r: &CompareResult) {
+    fn take(&mut self, store: &Store, job: JobId, r: &CompareResult) {
         if self.made == Some(job) {
             return;
         }
@@ -100,7 +100,7 @@ impl Report {
         self.revision += 1;
         self.text.set(self.revision, r.tokens.iter().map(|t| t.text.as_str()));
         self.drift.set(r, self.revision);
-        self.names = Names::of(r);
+        self.names = Names::of(r, store.text.as_ref());
         self.order = (self.by, worst::order(r, self.by));
         self.evidence.set(r);
         (self.shared, self.locked, self.hovered) = (None, None, None);

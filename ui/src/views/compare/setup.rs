@@ -18,6 +18,8 @@ pub enum Source {
     Current,
     /// The story that comes with the program.
     Builtin,
+    /// A story that is written first, from a prompt.
+    Story,
     /// Pasted.
     Given,
 }
@@ -38,6 +40,7 @@ pub struct Setup {
     /// Chosen source; `None` = the current text once there is one, else the built-in story.
     source: Option<Source>,
     given: String,
+    prompt: Option<String>,
     positions: u64,
     /// Also compare A with each change alone.
     pub isolate: bool,
@@ -52,6 +55,7 @@ impl Default for Setup {
             b: Side::new(Choice::Current),
             source: None,
             given: String::new(),
+            prompt: None,
             positions: POSITIONS,
             isolate: false,
             earlier: Vec::new(),
@@ -86,7 +90,9 @@ impl Setup {
             Source::Current if store.state.as_ref().map_or(0, |s| s.position) < 2 => {
                 return Err("the current text has fewer than 2 tokens: write one, or choose another text".into());
             }
-            Source::Current => CompareText::Current,
+            Source::Story if self.prompt(store).trim().is_empty() => return Err("write a prompt for the story".into()),
+            Source::Story if store.writing().is_some() => return Err("a text is being written".into()),
+            Source::Current | Source::Story => CompareText::Current,
             Source::Builtin => CompareText::Builtin,
             Source::Given if self.given.trim().is_empty() => return Err("paste a text".into()),
             Source::Given => CompareText::Given(self.given.clone()),
@@ -98,6 +104,22 @@ impl Setup {
             positions: self.positions,
             isolate: self.isolate,
         })
+    }
+
+    /// The prompt of a story: the first starter until another one is typed.
+    fn prompt<'a>(&'a self, store: &'a Store) -> &'a str {
+        let starter = || {
+            store
+                .model()
+                .and_then(|m| m.starters.first())
+                .map_or("", String::as_str)
+        };
+        self.prompt.as_deref().unwrap_or_else(starter)
+    }
+
+    /// The prompt of the story that is to be written before comparing; `None` = nothing is written.
+    pub fn story(&self, store: &Store) -> Option<String> {
+        (self.source(store) == Source::Story).then(|| self.prompt(store).to_string())
     }
 
     /// Draws the form. `running`: a comparison is on the way.
@@ -116,19 +138,45 @@ impl Setup {
         self.earlier = earlier;
         ui.add_space(theme::GRID);
         let asked = self.text_row(cx, ui, running);
-        if self.source(cx.store) == Source::Given {
-            let edit = egui::TextEdit::multiline(&mut self.given)
-                .desired_rows(3)
-                .desired_width(f32::INFINITY)
-                .hint_text("Paste the text both sides read");
-            egui::ScrollArea::vertical()
-                .id_salt("given")
-                .max_height(120.0)
-                .show(ui, |ui| {
-                    ui.add(edit).accessible_name("Text both sides read");
-                });
+        match self.source(cx.store) {
+            Source::Given => {
+                let edit = egui::TextEdit::multiline(&mut self.given)
+                    .desired_rows(3)
+                    .desired_width(f32::INFINITY)
+                    .hint_text("Paste the text both sides read");
+                egui::ScrollArea::vertical()
+                    .id_salt("given")
+                    .max_height(120.0)
+                    .show(ui, |ui| {
+                        ui.add(edit).accessible_name("Text both sides read");
+                    });
+            }
+            Source::Story => self.prompt_row(cx, ui),
+            Source::Current | Source::Builtin => {}
         }
         asked
+    }
+
+    /// The prompt, with the model's starters.
+    fn prompt_row(&mut self, cx: &mut Context<'_>, ui: &mut Ui) {
+        let p = Palette::of(ui);
+        let mut prompt = self.prompt(cx.store).to_string();
+        let edit = egui::TextEdit::singleline(&mut prompt)
+            .desired_width(f32::INFINITY)
+            .hint_text("How the story begins");
+        if ui.add(edit).accessible_name("Prompt of the story").changed() {
+            self.prompt = Some(prompt);
+        }
+        ui.horizontal_wrapped(|ui| {
+            let starters = cx.store.model().map_or(&[][..], |m| m.starters.as_slice());
+            for starter in starters {
+                if controls::chip(ui, "", &super::recipes::elide(starter, 60), p.secondary).clicked() {
+                    self.prompt = Some(starter.clone());
+                }
+            }
+            let words = "Written first, as a new text, with the recipe in force and the model's own sampler.";
+            ui.label(RichText::new(words).font(theme::caption()).color(p.faint));
+        });
     }
 
     fn text_row(&mut self, cx: &mut Context<'_>, ui: &mut Ui, running: bool) -> Option<Ask> {
@@ -145,11 +193,12 @@ impl Setup {
             } else {
                 ""
             };
-            let all = [Source::Current, Source::Builtin, Source::Given];
+            let all = [Source::Current, Source::Builtin, Source::Story, Source::Given];
             let on = all.iter().position(|s| *s == self.source(store)).unwrap_or(0);
             let choices = [
                 ("", current.as_str(), refusal),
                 ("", "built-in story", ""),
+                ("", "new story", ""),
                 ("", "pasted text", ""),
             ];
             if let Some(i) = controls::segmented(ui, &choices, on) {

@@ -6,6 +6,7 @@ use egui::{RichText, Ui};
 use protocol::CompareResult;
 
 use crate::fmt::{self, Figure};
+use crate::store::Text;
 use crate::theme::{self, Palette};
 use crate::widgets::controls;
 
@@ -14,9 +15,14 @@ use crate::widgets::controls;
 pub struct Names(BTreeMap<u32, String>);
 
 impl Names {
-    /// From a result.
-    pub fn of(r: &CompareResult) -> Self {
-        Self(r.tokens.iter().map(|t| (t.token, t.text.clone())).collect())
+    /// From a result, and from what the model thought of at each token of the current text.
+    pub fn of(r: &CompareResult, text: Option<&Text>) -> Self {
+        let mut names: BTreeMap<u32, String> = r.tokens.iter().map(|t| (t.token, t.text.clone())).collect();
+        let drawn = text.into_iter().flat_map(Text::tokens);
+        for other in drawn.flat_map(|t| &t.info.top) {
+            names.entry(other.token).or_insert_with(|| other.text.clone());
+        }
+        Self(names)
     }
 
     /// A token as people read it; its number where the text does not have it.

@@ -48,9 +48,7 @@ impl View for Attention {
     }
 
     fn toolbar(&mut self, cx: &mut Context<'_>, ui: &mut Ui) {
-        let Some(now) = cx.store.state.as_ref().map(|s| s.position).filter(|n| *n > 0) else {
-            return;
-        };
+        let now = super::readable(cx);
         let Some(map) = self.held.value() else { return };
         let (layer, heads, to, from) = (map.spec.layer, map.heads, map.spec.to, map.spec.from);
         if let Some(shades) = self.map.shades().filter(|_| ui.available_width() > 420.0) {

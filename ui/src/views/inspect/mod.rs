@@ -29,7 +29,7 @@ pub fn views() -> Vec<Box<dyn View>> {
 
 /// Tokens that can be looked at; `None` after saying that there are none.
 fn tokens(cx: &mut Context<'_>, ui: &mut Ui, icon: &str, what: &str) -> Option<u64> {
-    let n = cx.store.state.as_ref().map_or(0, |s| s.position);
+    let n = readable(cx);
     if cx.store.model().is_some() && n > 0 {
         return Some(n);
     }
@@ -37,6 +37,12 @@ fn tokens(cx: &mut Context<'_>, ui: &mut Ui, icon: &str, what: &str) -> Option<u
         cx.act(Action::Show("generate"));
     }
     None
+}
+
+/// Tokens that a replay has: while a text is being written, the newest one is drawn but not read yet.
+fn readable(cx: &Context<'_>) -> u64 {
+    let n = cx.store.state.as_ref().map_or(0, |s| s.position);
+    n.saturating_sub(u64::from(cx.store.writing().is_some()))
 }
 
 /// The chosen layer: locked, else the one of before, else the first that suits.

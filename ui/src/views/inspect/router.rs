@@ -76,7 +76,7 @@ impl View for Router {
         if let Some(layer) = self.layer {
             super::layer_menu(cx, ui, layer, routes);
         }
-        let now = cx.store.state.as_ref().map_or(0, |s| s.position);
+        let now = super::readable(cx);
         super::older(ui, n, now);
     }
 

@@ -2,7 +2,7 @@
 //! tokens a row pools.
 
 use egui::{Align2, RichText, Sense, Ui, WidgetInfo, pos2, vec2};
-use protocol::{KeptRows, LayerFactsView, RouterMap, TokenLabel};
+use protocol::{AttentionMap, AttentionSpec, KeptRows, LayerFactsView, TokenLabel};
 
 use super::held::{Held, Shown, Upto};
 use super::part;
@@ -30,8 +30,8 @@ pub struct Rows {
     layer: Option<u32>,
     upto: Upto,
     held: Held<(u32, u64), KeptRows>,
-    /// For the texts of tokens.
-    tokens: Held<u64, RouterMap>,
+    /// For the texts of tokens: the attention of the last one carries them.
+    tokens: Held<AttentionSpec, AttentionMap>,
     heat: HeatState,
     grid: Option<(u64, Dense)>,
     /// The row whose tokens are listed.
@@ -55,7 +55,7 @@ impl View for Rows {
         let Some(kept) = self.held.value() else { return };
         let (layer, n) = (kept.layer, kept.kept.len() as u64);
         super::layer_menu(cx, ui, layer, selects);
-        let now = cx.store.state.as_ref().map_or(0, |s| s.position);
+        let now = super::readable(cx);
         super::older(ui, n, now);
     }
 
@@ -84,7 +84,13 @@ impl View for Rows {
             Shown::Failed(e) => return failed(cx, ui, &e),
             Shown::Ready(kept, revision) => (kept, revision),
         };
-        let labels: &[TokenLabel] = match self.tokens.pull(cx, &upto, &Query::router()) {
+        let last = AttentionSpec {
+            layer,
+            head: None,
+            from: upto.saturating_sub(1),
+            to: upto,
+        };
+        let labels: &[TokenLabel] = match self.tokens.pull(cx, &last, &Query::attention(last)) {
             Shown::Ready(map, _) => &map.tokens,
             _ => &[],
         };
