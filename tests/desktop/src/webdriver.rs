@@ -139,6 +139,25 @@ impl Browser for WebDriver {
         )
     }
 
+    fn drag(&mut self, places: &[(f64, f64)]) -> Result<()> {
+        let moves: Vec<Value> = places
+            .iter()
+            .map(|(x, y)| {
+                json!({ "type": "pointerMove", "duration": 60, "x": x.round(), "y": y.round(), "origin": "viewport" })
+            })
+            .collect();
+        let Some((first, others)) = moves.split_first() else {
+            return Ok(());
+        };
+        let mut actions = vec![first.clone(), json!({ "type": "pointerDown", "button": 0 })];
+        actions.extend_from_slice(others);
+        actions.push(json!({ "type": "pointerUp", "button": 0 }));
+        self.actions(
+            json!({ "type": "pointer", "id": "mouse", "parameters": { "pointerType": "mouse" },
+                             "actions": actions }),
+        )
+    }
+
     fn type_text(&mut self, text: &str) -> Result<()> {
         let keys: Vec<Value> = text
             .chars()

@@ -237,6 +237,32 @@ impl Browser for Chromium {
             .map(drop)
     }
 
+    fn drag(&mut self, places: &[(f64, f64)]) -> Result<()> {
+        let (Some(first), Some(last)) = (places.first(), places.last()) else {
+            return Ok(());
+        };
+        let mut event = |kind: &str, (x, y): (f64, f64), buttons: u32| {
+            let button = if kind == "mouseMoved" && buttons == 0 {
+                "none"
+            } else {
+                "left"
+            };
+            let count = u32::from(kind != "mouseMoved");
+            self.call(
+                "Input.dispatchMouseEvent",
+                json!({ "type": kind, "x": x, "y": y, "button": button, "buttons": buttons, "clickCount": count }),
+            )
+        };
+        event("mouseMoved", *first, 0)?;
+        event("mousePressed", *first, 1)?;
+        for place in &places[1..] {
+            event("mouseMoved", *place, 1)?;
+            // The interface looks at the pointer once a frame.
+            std::thread::sleep(Duration::from_millis(60));
+        }
+        event("mouseReleased", *last, 0).map(drop)
+    }
+
     fn type_text(&mut self, text: &str) -> Result<()> {
         self.call("Input.insertText", json!({ "text": text })).map(drop)
     }

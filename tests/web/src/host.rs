@@ -42,18 +42,28 @@ pub struct HostProcess {
     child: Child,
     /// The address it printed, with its one-time token.
     pub address: String,
-    _home: tempfile::TempDir,
+    home: Option<tempfile::TempDir>,
 }
 
 /// Longest a host may take to say where it listens.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl HostProcess {
-    /// Starts `model1 serve` with these further arguments.
+    /// Starts `model1 serve` with the page of this repository, the bundled model and these further arguments, in empty
+    /// folders.
     pub fn start(arguments: &[&str]) -> Result<Self> {
-        let home = tempfile::tempdir()?;
+        Self::start_in(tempfile::tempdir()?, arguments)
+    }
+
+    /// The same, with the texts and settings another host left in `home`.
+    pub fn start_in(home: tempfile::TempDir, arguments: &[&str]) -> Result<Self> {
+        let page = repository().join("ui/dist");
+        if !page.join("ui.js").is_file() {
+            bail!("{}: the page is not built; .ci/wasm.sh builds it", page.display());
+        }
         let mut child = Command::new(program("model1")?)
-            .arg("serve")
+            .args(["serve", "--model", "bundled", "--ui"])
+            .arg(page)
             .args(arguments)
             .env("MODEL1_DATA", home.path().join("data"))
             .env("XDG_CONFIG_HOME", home.path().join("config"))
@@ -91,19 +101,27 @@ impl HostProcess {
         Ok(Self {
             child,
             address,
-            _home: home,
+            home: Some(home),
         })
     }
 
     /// Where it listens: `http://127.0.0.1:PORT`.
     pub fn base(&self) -> &str {
-        self.address.split_once("/enter/").map_or(self.address.trim_end_matches('/'), |(base, _)| base)
+        self.address
+            .split_once("/enter/")
+            .map_or(self.address.trim_end_matches('/'), |(base, _)| base)
     }
 
     /// Ends it at once, as a crash would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Ends it at once and gives its folders to the next one.
+    pub fn crash(mut self) -> Option<tempfile::TempDir> {
+        self.kill();
+        self.home.take()
     }
 
     /// Its process.

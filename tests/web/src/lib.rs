@@ -5,6 +5,7 @@
 //! of the desktop shell, too.
 
 pub mod chromium;
+pub mod flow;
 pub mod host;
 pub mod page;
 

@@ -45,6 +45,8 @@ pub trait Browser {
     fn eval(&mut self, script: &str) -> Result<Value>;
     /// Clicks at a place, in CSS pixels.
     fn click(&mut self, x: f64, y: f64) -> Result<()>;
+    /// Presses at the first place, moves over the others and lets go at the last.
+    fn drag(&mut self, places: &[(f64, f64)]) -> Result<()>;
     /// Types into whatever has the focus.
     fn type_text(&mut self, text: &str) -> Result<()>;
     /// Presses a key, with Ctrl if wanted.
@@ -54,6 +56,9 @@ pub trait Browser {
     /// What the page wrote to its console.
     fn log(&self) -> Vec<String>;
 }
+
+/// Roles that a widget may be asked for by.
+const ROLES: [&str; 3] = ["Button", "Cell", "Tab"];
 
 /// A widget of the interface.
 #[derive(Clone, Debug)]
@@ -84,12 +89,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The first widget whose name contains these words.
+    /// The first widget of this name, else the first whose name contains these words. `Button: Compare` asks for the
+    /// role, too.
     pub fn widget(&self, name: &str) -> Option<&Widget> {
-        self.widgets
-            .iter()
-            .find(|w| w.name == name)
-            .or_else(|| self.widgets.iter().find(|w| w.name.contains(name)))
+        let (role, name) = name
+            .split_once(": ")
+            .filter(|(role, _)| ROLES.contains(role))
+            .map_or((None, name), |(role, name)| (Some(role), name));
+        let mut found = self.widgets.iter().filter(|w| role.is_none_or(|r| r == w.role));
+        let exact = found.clone().find(|w| w.name == name);
+        exact.or_else(|| found.find(|w| w.name.contains(name)))
     }
 
     /// Everything that can be read, for messages.
@@ -200,6 +209,26 @@ impl<B: Browser> Page<B> {
         let snapshot = self.wait(&format!("the widget {name:?}"), usable)?;
         let rect = snapshot.widget(name).map(|w| w.rect).unwrap_or_default();
         self.browser.click(rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0)
+    }
+
+    /// Drags from one widget to another.
+    pub fn drag(&mut self, from: &str, to: &str) -> Result<()> {
+        let there = |s: &Snapshot| {
+            [from, to]
+                .iter()
+                .all(|n| s.widget(n).is_some_and(|w| w.enabled && w.rect[2] > 0.0))
+        };
+        let snapshot = self.wait(&format!("the widgets {from:?} and {to:?}"), there)?;
+        let middle = |name: &str| {
+            let rect = snapshot.widget(name).map(|w| w.rect).unwrap_or_default();
+            (rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0)
+        };
+        let ((x0, y0), (x1, y1)) = (middle(from), middle(to));
+        let places: Vec<(f64, f64)> = (0..=6)
+            .map(|i| f64::from(i) / 6.0)
+            .map(|part| (x0 + part * (x1 - x0), y0 + part * (y1 - y0)))
+            .collect();
+        self.browser.drag(&places)
     }
 
     /// Runs a command of the interface's registry.

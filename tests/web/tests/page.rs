@@ -1,0 +1,262 @@
+//! The page in headless Chromium against a real host that runs the bundled model.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tests_web::chromium::{self, Chromium};
+use tests_web::flow::{self, number, text, writing};
+use tests_web::host::{HostProcess, bundled_model};
+use tests_web::page::{Browser, Key, Page};
+use tests_web::skip;
+
+/// A browser and a host, if this machine has what they need.
+fn start(arguments: &[&str]) -> Result<Option<(Page<Chromium>, HostProcess)>> {
+    let Some(program) = chromium::find() else {
+        skip("Chromium is not installed (apt-get install chromium)");
+        return Ok(None);
+    };
+    if bundled_model().is_none() {
+        skip("the bundled model is not in engine/bundled/model1-mini");
+        return Ok(None);
+    }
+    let host = HostProcess::start(arguments)?;
+    let page = Page::new(Chromium::start(&program, 1360, 860)?);
+    Ok(Some((page, host)))
+}
+
+/// Opens the page through the one-time link, then with the bridge for tests.
+fn enter(page: &mut Page<Chromium>, host: &HostProcess) -> Result<()> {
+    page.browser.open(&host.address)?;
+    page.browser.open(&format!("{}/?test", host.base()))?;
+    flow::wait_ready(page).map(drop)
+}
+
+#[test]
+fn a_story_streams_and_stops() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    page.browser.dark(true)?;
+    enter(&mut page, &host)?;
+    page.picture("web-start-dark")?;
+    flow::write(&mut page, "Once upon a time")?;
+    let early = flow::wait_tokens(&mut page, 20)?;
+    ensure!(text(&early, "written").len() > 20, "{}", early.state);
+    page.picture("web-writing-dark")?;
+    let took = flow::stop(&mut page)?;
+    // The engine stops within 200 ms, which the host's tests hold it to; the rest is software GL on a busy machine.
+    ensure!(took < Duration::from_secs(3), "stopped after {took:?}");
+    let stopped = page.snapshot()?;
+    std::thread::sleep(Duration::from_millis(400));
+    ensure!(
+        page.snapshot()?.state["written"] == stopped.state["written"],
+        "it went on after the stop"
+    );
+    page.browser.dark(false)?;
+    std::thread::sleep(Duration::from_millis(600));
+    page.picture("web-written-light")?;
+    flow::ensure_quiet(&page)
+}
+
+#[test]
+fn blocks_are_swapped_while_it_writes() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    enter(&mut page, &host)?;
+    flow::write(&mut page, "Once upon a time")?;
+    flow::wait_tokens(&mut page, 10)?;
+    let swapped = flow::swap(&mut page)?;
+    page.picture("web-blocks")?;
+    for layer in 3..=6 {
+        let cell = format!("layer {layer} kv_cache");
+        let now = swapped.widget(&cell).map(|w| w.name.clone()).unwrap_or_default();
+        ensure!(now.contains("bf16") && now.contains("changed"), "{cell}: {now}");
+    }
+    let untouched = swapped.widget("layer 2 kv_cache").map(|w| w.name.clone());
+    ensure!(
+        untouched.as_deref().is_some_and(|n| !n.contains("changed")),
+        "{untouched:?}"
+    );
+    flow::wait_written(&mut page)?;
+    flow::ensure_quiet(&page)
+}
+
+#[test]
+fn a_change_is_compared_with_the_checkpoint() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    enter(&mut page, &host)?;
+    flow::write(&mut page, "Once upon a time")?;
+    flow::wait_tokens(&mut page, 60)?;
+    flow::stop(&mut page)?;
+    flow::swap(&mut page)?;
+    let compared = flow::compare(&mut page)?;
+    page.picture("web-compare-dark")?;
+    for words in ["KL", "tok/s", "KV"] {
+        ensure!(compared.reads(words), "{words} is missing from:\n{}", compared.words());
+    }
+    ensure!(compared.state["jobs"] == serde_json::json!([]), "{}", compared.state);
+    flow::ensure_quiet(&page)
+}
+
+#[test]
+fn reloading_in_the_middle_of_a_run_loses_no_token() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    enter(&mut page, &host)?;
+    flow::write(&mut page, "There was a little boat")?;
+    let before = flow::wait_tokens(&mut page, 25)?;
+    ensure!(writing(&before), "it was over too soon: {}", before.state);
+    page.browser.reload()?;
+    flow::wait_ready(&mut page)?;
+    let after = flow::wait_tokens(&mut page, number(&before, "tokens"))?;
+    ensure!(
+        text(&after, "written").starts_with(&text(&before, "written")),
+        "{} / {}",
+        before.state,
+        after.state
+    );
+    let end = flow::wait_written(&mut page)?;
+    // A page that was never interrupted sees what the host has.
+    page.browser.reload()?;
+    flow::wait_ready(&mut page)?;
+    let fresh = flow::wait_tokens(&mut page, number(&end, "tokens"))?;
+    ensure!(
+        text(&fresh, "written") == text(&end, "written"),
+        "{} / {}",
+        fresh.state,
+        end.state
+    );
+    flow::ensure_quiet(&page)
+}
+
+#[test]
+fn a_killed_host_is_named_and_its_text_comes_back() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    enter(&mut page, &host)?;
+    flow::write(&mut page, "Lily and the dog")?;
+    flow::wait_tokens(&mut page, 10)?;
+    flow::stop(&mut page)?;
+    let before = flow::wait_written(&mut page)?;
+    // The text is saved within seconds; a crash right then may cost the last of them, not the text.
+    std::thread::sleep(Duration::from_secs(3));
+    let home = host.crash().context("the host's folders")?;
+    let gone = page.wait("word that the host is gone", |s| s.state["connection"] != "ready")?;
+    ensure!(!text(&gone, "reason").is_empty(), "{}", gone.state);
+    ensure!(
+        text(&gone, "written") == text(&before, "written"),
+        "the text must stay readable"
+    );
+    page.picture("web-host-gone")?;
+
+    let host = HostProcess::start_in(home, &[])?;
+    enter(&mut page, &host)?;
+    let title: String = "Lily and the dog".into();
+    page.wait("the saved text in the list", |s| s.reads(&title))?;
+    Ok(())
+}
+
+#[test]
+fn without_the_link_the_page_says_what_to_do() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    page.browser.open(&format!("{}/?test", host.base()))?;
+    let refused = page.wait("a refusal", |s| {
+        matches!(s.state["connection"].as_str(), Some("refused" | "waiting"))
+    })?;
+    ensure!(!text(&refused, "reason").is_empty(), "{}", refused.state);
+    ensure!(
+        refused.state["model"] == "none",
+        "nothing of the host may be seen: {}",
+        refused.state
+    );
+    page.picture("web-refused")
+}
+
+#[test]
+fn a_lost_canvas_comes_back_with_the_text() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    enter(&mut page, &host)?;
+    flow::write(&mut page, "The moon was bright")?;
+    flow::wait_tokens(&mut page, 10)?;
+    flow::stop(&mut page)?;
+    let before = flow::wait_written(&mut page)?;
+    page.browser.eval(
+        "(() => { const c = document.getElementById('model1'); const gl = c.getContext('webgl2') ?? \
+         c.getContext('webgl'); gl.getExtension('WEBGL_lose_context').loseContext(); window.model1_old = true; \
+         return true; })()",
+    )?;
+    page.wait("a page started anew", |_| true)?;
+    let until = std::time::Instant::now() + page.patience;
+    while page.browser.eval("window.model1_old === true")? == true {
+        ensure!(std::time::Instant::now() < until, "the page did not start anew");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    flow::wait_ready(&mut page)?;
+    let after = flow::wait_tokens(&mut page, number(&before, "tokens"))?;
+    ensure!(
+        text(&after, "written") == text(&before, "written"),
+        "{} / {}",
+        before.state,
+        after.state
+    );
+    Ok(())
+}
+
+#[test]
+fn a_fault_shows_a_report_and_a_way_on() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    enter(&mut page, &host)?;
+    page.invoke("test: panic")?;
+    let until = std::time::Instant::now() + page.patience;
+    loop {
+        let cover = page.browser.eval("document.getElementById('cover').innerText")?;
+        let cover = cover.as_str().unwrap_or_default().to_string();
+        if cover.contains("stopped working") && cover.contains("a test asked for it") {
+            ensure!(cover.contains("Copy report") && cover.contains("web.rs"), "{cover}");
+            break;
+        }
+        ensure!(
+            std::time::Instant::now() < until,
+            "no report: {cover}\n{}",
+            page.browser.log().join("\n")
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    page.picture("web-fault")?;
+    page.browser
+        .eval("document.getElementById('cover-restart').click(), true")?;
+    flow::wait_ready(&mut page)?;
+    Ok(())
+}
+
+#[test]
+fn small_windows_and_zoom_keep_the_prompt_in_reach() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    enter(&mut page, &host)?;
+    for (width, height, scale) in [(400, 300, 1.0), (1360, 860, 2.0), (2560, 1440, 1.0)] {
+        page.browser.resize(width, height, scale)?;
+        let inside = |r: [f64; 4]| {
+            r[0] >= 0.0 && r[1] >= 0.0 && r[0] + 20.0 <= f64::from(width) && r[1] + 10.0 <= f64::from(height)
+        };
+        page.wait(&format!("the prompt inside {width}x{height}"), |s| {
+            s.widget("Prompt").is_some_and(|w| inside(w.rect))
+        })?;
+        page.picture(&format!("web-{width}x{height}-{scale}"))?;
+    }
+    page.browser.press(Key::Char('k'), true)?;
+    page.picture("web-palette")?;
+    flow::ensure_quiet(&page)
+}
