@@ -13,7 +13,9 @@ pub(super) struct Fonts {
     looked_at: u64,
     seen: BTreeSet<char>,
     queue: Vec<char>,
-    asked: Option<Ticket>,
+    asked: Option<(Ticket, char)>,
+    /// Characters no installed font has: their scripts are not asked for again.
+    vain: Vec<char>,
     next: u64,
     loaded: Vec<(String, Vec<u8>, u32)>,
 }
@@ -25,7 +27,8 @@ impl Fonts {
     /// Looks through new text for characters that no loaded font has.
     pub(super) fn look(&mut self, ctx: &egui::Context, store: &mut Store, now: f64) {
         self.collect(ctx, store);
-        if let Some(ticket) = self.asked
+        self.typed(ctx);
+        if let Some((ticket, c)) = self.asked
             && let Some(outcome) = store.outcome(ticket).cloned()
         {
             self.asked = None;
@@ -38,7 +41,10 @@ impl Fonts {
                         ctx.request_repaint();
                     }
                 }
-                Ok(Reply::Font(font)) if !font.missing.is_empty() => store.toasts.info(font.missing, now),
+                Ok(Reply::Font(font)) if !font.missing.is_empty() => {
+                    self.vain.push(c);
+                    store.toasts.info(font.missing, now);
+                }
                 _ => {}
             }
         }
@@ -46,13 +52,13 @@ impl Fonts {
             return;
         }
         while let Some(c) = self.queue.pop() {
-            if has_glyph(ctx, c) {
+            if has_glyph(ctx, c) || self.vain.iter().any(|v| same_script(*v, c)) {
                 continue;
             }
             self.next += 1;
             let ticket = Ticket::own(TICKETS + self.next);
             store.call(Request::FindFont(c), ticket);
-            self.asked = Some(ticket);
+            self.asked = Some((ticket, c));
             return;
         }
     }
@@ -73,10 +79,27 @@ impl Fonts {
                 .into_iter()
                 .flat_map(|t| t.info.top.iter().map(|a| a.text.as_str())),
         );
-        for c in shown
-            .flat_map(str::chars)
-            .filter(|c| *c as u32 > 0x7e && !c.is_control() && *c != '\u{fffd}')
-        {
+        self.want(ctx, shown.flat_map(str::chars));
+    }
+
+    /// What is being typed or pasted, anywhere.
+    fn typed(&mut self, ctx: &egui::Context) {
+        const MOST: usize = 4_096;
+        let typed: String = ctx.input(|i| {
+            let texts = i.events.iter().filter_map(|e| match e {
+                egui::Event::Text(t) | egui::Event::Paste(t) => Some(t.as_str()),
+                egui::Event::Ime(egui::ImeEvent::Commit(t) | egui::ImeEvent::Preedit { text: t, .. }) => {
+                    Some(t.as_str())
+                }
+                _ => None,
+            });
+            texts.flat_map(|t| t.chars().take(MOST)).collect()
+        });
+        self.want(ctx, typed.chars());
+    }
+
+    fn want(&mut self, ctx: &egui::Context, shown: impl Iterator<Item = char>) {
+        for c in shown.filter(|c| *c as u32 > 0x7e && !c.is_control() && *c != '\u{fffd}') {
             if self.seen.insert(c)
                 && !has_glyph(ctx, crate::fmt::visible_char(c))
                 && !self.queue.iter().any(|q| same_script(*q, c))

@@ -408,3 +408,59 @@ impl eframe::App for App {
         self.frame(ui);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::NoPlatform;
+    use crate::testing::Scene;
+
+    struct Breaks;
+
+    impl View for Breaks {
+        fn id(&self) -> &'static str {
+            "generate"
+        }
+
+        fn title(&self) -> &'static str {
+            "Text"
+        }
+
+        fn ui(&mut self, _cx: &mut Context<'_>, _ui: &mut egui::Ui) {
+            panic!("index 7 is out of range");
+        }
+    }
+
+    #[test]
+    fn a_view_that_breaks_leaves_the_window_standing() {
+        let ctx = egui::Context::default();
+        ctx.enable_accesskit();
+        let scene = Scene::finished();
+        let mut app = App::new(&ctx, scene.dialer(), Box::new(NoPlatform::default()), "test");
+        let broken = Slot {
+            view: Box::new(Breaks),
+            broken: None,
+        };
+        app.views.insert("generate", broken);
+        let mut said = String::new();
+        for _ in 0..6 {
+            let input = egui::RawInput {
+                screen_rect: Some(egui::Rect::from_min_size(egui::Pos2::ZERO, egui::vec2(1280.0, 800.0))),
+                ..Default::default()
+            };
+            let output = ctx.run_ui(input, |ui| app.frame(ui));
+            said = format!("{:?}", output.platform_output.accesskit_update);
+        }
+        assert_eq!(app.views["generate"].broken.as_deref(), Some("index 7 is out of range"));
+        for part in [
+            "The panel",
+            "broke",
+            "index 7 is out of range",
+            "Restart the panel",
+            "Copy report",
+            "token 310 / 310",
+        ] {
+            assert!(said.contains(part), "{part}");
+        }
+    }
+}

@@ -170,7 +170,7 @@ fn right(app: &mut App, ui: &mut Ui, narrow: bool) {
 fn model_chip(app: &mut App, ui: &mut Ui) {
     let p = Palette::of(ui);
     let Some(model) = app.store.model() else { return };
-    let (name, path) = (model.name.clone(), model.path.clone());
+    let (name, path, warnings) = (model.name.clone(), model.path.clone(), model.warnings.clone());
     let facts = format!(
         "{} parameters, {} of weights, {} layers, context {}",
         fmt::short(model.facts.parameters).plain(),
@@ -186,6 +186,11 @@ fn model_chip(app: &mut App, ui: &mut Ui) {
         ui.set_min_width(240.0);
         ui.label(RichText::new(facts).font(theme::caption()).color(p.secondary));
         ui.label(RichText::new(path).font(theme::mono_caption()).color(p.faint));
+        for warning in warnings {
+            ui.set_max_width(360.0);
+            let words = format!("{}  {warning}", icons::WARNING);
+            ui.add(egui::Label::new(RichText::new(words).font(theme::caption()).color(p.warn)).wrap());
+        }
         ui.separator();
         for command in [Command::OpenModel, Command::CloseModel] {
             item(app, ui, command);

@@ -300,6 +300,9 @@ impl Store {
             self.last_model = model;
             self.generation += 1;
             self.steps.clear();
+            for warning in state.loaded().into_iter().flat_map(|m| &m.warnings) {
+                self.toasts.warning(warning.clone(), self.now);
+            }
         }
         let fetch = state.doc.is_some() && self.fetched_revision != Some(state.doc_revision);
         if state.doc.is_none() {

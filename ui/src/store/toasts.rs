@@ -68,6 +68,11 @@ impl Toasts {
         }
     }
 
+    /// Shows a warning for a while.
+    pub fn warning(&mut self, text: impl Into<String>, now: f64) {
+        self.push(ToastKind::Warning, text.into(), None, Some(now + 12.0));
+    }
+
     pub(super) fn notice(&mut self, notice: Notice, now: f64) {
         if notice.seq > self.seen {
             self.seen = notice.seq;
@@ -90,7 +95,10 @@ impl Toasts {
             until,
         });
         if self.list.len() > SHOWN {
-            self.list.remove(0);
+            // Errors wait to be read; the newest is always shown.
+            let before = &self.list[..SHOWN];
+            let goes = before.iter().position(|t| !matches!(t.kind, ToastKind::Error(_)));
+            self.list.remove(goes.unwrap_or(0));
         }
     }
 

@@ -2,4 +2,5 @@
 
 pub mod heatmap;
 pub mod plots;
+pub mod token_text;
 pub mod controls;

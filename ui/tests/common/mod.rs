@@ -1,8 +1,9 @@
 //! Drives the interface against the scripted host.
 #![allow(dead_code, reason = "each test file uses its share")]
 
-use egui_kittest::Harness;
+use egui::accesskit::Role;
 use egui_kittest::kittest::{By, NodeT, Queryable};
+use egui_kittest::{Harness, Node};
 use ui::App;
 use ui::platform::NoPlatform;
 use ui::testing::Scene;
@@ -109,22 +110,43 @@ impl Desk {
         assert!(self.says(part), "nothing says {part:?}; said: {:#?}", self.said(""));
     }
 
+    fn named(&self, name: &str) -> Vec<Node<'_>> {
+        let all = self.harness.query_all(By::new().recursive(true));
+        let named = |n: &Node<'_>| {
+            let node = n.accesskit_node();
+            node.role() != Role::Label && node.label().as_deref() == Some(name)
+        };
+        all.filter(named).collect()
+    }
+
+    /// Whether there is a widget with this name.
+    pub fn has(&self, name: &str) -> bool {
+        !self.named(name).is_empty()
+    }
+
+    /// The one widget with this name; texts beside it may say the same.
+    pub fn node(&self, name: &str) -> Node<'_> {
+        let mut found = self.named(name);
+        assert_eq!(found.len(), 1, "widgets named {name:?}; said: {:#?}", self.said(""));
+        found.remove(0)
+    }
+
     /// Whether the widget with this name can be used.
     pub fn enabled(&self, name: &str) -> bool {
-        !self.harness.get_by_label(name).accesskit_node().is_disabled()
+        !self.node(name).accesskit_node().is_disabled()
     }
 
     /// Clicks the widget with this name.
     pub fn click(&mut self, name: &str) {
-        self.harness.get_by_label(name).click();
+        self.node(name).click();
         self.frames(4);
     }
 
     /// Types into the field with this name.
     pub fn write(&mut self, field: &str, text: &str) {
-        self.harness.get_by_label(field).focus();
+        self.node(field).focus();
         self.frames(2);
-        self.harness.get_by_label(field).type_text(text);
+        self.node(field).type_text(text);
         self.frames(3);
     }
 
@@ -136,7 +158,7 @@ impl Desk {
 
     /// Clicks the widget with this name; what that put on the clipboard.
     pub fn copies(&mut self, name: &str) -> String {
-        self.harness.get_by_label(name).click();
+        self.node(name).click();
         self.frames(1);
         let commands = &self.harness.output().platform_output.commands;
         let copied = commands.iter().find_map(|c| match c {

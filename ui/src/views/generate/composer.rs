@@ -1,7 +1,7 @@
 //! Where the user writes, and what the run is doing.
 
 use egui::{Color32, Key, RichText, Ui, vec2};
-use protocol::{DocKind, FinishView, Reply, Request};
+use protocol::{DocKind, ErrorKind, FinishView, Reply, Request};
 
 use super::sampling::Form;
 use crate::commands::{self, Command};
@@ -16,6 +16,8 @@ use crate::widgets::controls;
 const LARGE: usize = 128 << 10;
 /// Seconds of rest before tokens are counted.
 const REST: f64 = 0.3;
+/// Seconds until counting is tried again after the host could not be reached.
+const AGAIN: f64 = 2.0;
 /// Steps the speed is averaged over.
 const RATE_STEPS: usize = 32;
 
@@ -228,10 +230,12 @@ impl Composer {
             match outcome {
                 Ok(Reply::Count(n)) => self.tokens = Some(*n),
                 // Text that cannot even be sent to be counted cannot be sent to be read either.
-                Err(e) if self.large.is_some() => {
+                Err(e) if self.large.is_some() && e.kind == ErrorKind::Input => {
                     cx.act(Action::Error(e.clone()));
                     self.large = None;
                 }
+                // A lost connection comes back.
+                Err(e) if e.kind == ErrorKind::Resource => self.changed = Some(cx.now + AGAIN),
                 _ => {}
             }
         }
