@@ -273,7 +273,17 @@ pub fn probability(logprob: f32) -> String {
 
 /// Text with control characters and other invisible ones as symbols (U+2400 block, ␣ only alone).
 pub fn visible(text: &str) -> String {
-    text.chars().map(visible_char).collect()
+    special(text).chars().map(visible_char).collect()
+}
+
+/// Special tokens of DeepSeek's vocabularies (`<｜begin▁of▁sentence｜>`) in plain signs: their full-width bars are in no
+/// Latin font. Other text is left as it is.
+pub fn special(text: &str) -> std::borrow::Cow<'_, str> {
+    if text.starts_with("<\u{ff5c}") && text.ends_with("\u{ff5c}>") {
+        text.replace('\u{ff5c}', "|").replace('\u{2581}', "_").into()
+    } else {
+        text.into()
+    }
 }
 
 /// One character as it can be shown.
@@ -349,6 +359,12 @@ mod tests {
         assert_eq!(short(21_300_000).plain(), "21.3\u{2009}M");
         assert_eq!(rate(412.0).sampled(9).plain(), "~412\u{2009}tok/s");
         assert_eq!(rate(412.0).estimated().plain(), "412\u{2009}tok/s est.");
+    }
+
+    #[test]
+    fn special_tokens_are_written_in_plain_signs() {
+        assert_eq!(visible("<\u{ff5c}begin\u{2581}of\u{2581}sentence\u{ff5c}>"), "<|begin_of_sentence|>");
+        assert_eq!(visible("a\u{ff5c}b"), "a\u{ff5c}b");
     }
 
     #[test]

@@ -60,9 +60,12 @@ impl Workspace {
                     ]),
                 ),
             ]),
-            Self::Inspect => Across(vec![
-                (2.0, Tabbed(vec!["inspect.attention", "inspect.rows", "inspect.router"])),
-                (1.0, Tabbed(vec!["explorer.plan", "explorer.tensor"])),
+            Self::Inspect => Tabbed(vec![
+                "inspect.attention",
+                "inspect.rows",
+                "inspect.router",
+                "explorer.plan",
+                "explorer.tensor",
             ]),
             Self::Compare => Place::View("compare"),
             Self::Bench => Down(vec![

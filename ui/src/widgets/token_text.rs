@@ -65,7 +65,7 @@ impl TokenText {
         self.ends.clear();
         let mut chars = 0;
         for token in tokens {
-            for c in token.chars() {
+            for c in fmt::special(token).chars() {
                 match c {
                     '\n' => {
                         self.text.extend([BREAK, '\n']);

@@ -114,7 +114,7 @@ fn csv(r: &CompareResult) -> String {
 }
 
 /// Right ends of the columns: layer, at the token, all positions, 1 - cosine, max, SQNR.
-const EDGES: [f32; 6] = [0.20, 0.36, 0.52, 0.68, 0.82, 1.0];
+const EDGES: [f32; 6] = [0.17, 0.34, 0.51, 0.68, 0.81, 1.0];
 
 /// Layers with their drift, at the chosen position too.
 pub fn layers(cx: &mut Context<'_>, ui: &mut Ui, r: &CompareResult, chosen: Option<usize>, height: f32) {

@@ -31,11 +31,19 @@ impl Evidence {
         };
     }
 
-    /// The row with its outcome below.
-    pub fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, job: JobId, r: &CompareResult) {
+    /// The row with its outcome below; `before` is drawn at its left end.
+    pub fn show(
+        &mut self,
+        cx: &mut Context<'_>,
+        ui: &mut Ui,
+        job: JobId,
+        r: &CompareResult,
+        before: impl FnOnce(&mut Ui),
+    ) {
         self.follow(cx, r);
         let p = Palette::of(ui);
         ui.horizontal_wrapped(|ui| {
+            before(ui);
             let busy = self.asked.is_some();
             let ready = !busy && !self.folder.trim().is_empty();
             let export = button(ui, ready, icons::EXPORT, "Export evidence");
@@ -89,7 +97,14 @@ impl Evidence {
             }
             Ok(Reply::File { name, bytes }) => cx.act(Action::Save(name.clone(), bytes.clone())),
             Ok(_) => {}
-            Err(e) => self.error = Some(e.clone()),
+            Err(e) => {
+                self.error = Some(e.clone());
+                // Most likely the folder is of an earlier session: the next click takes another one.
+                if self.folder == suggestion(r, self.times) {
+                    self.times += 1;
+                    self.folder = suggestion(r, self.times);
+                }
+            }
         }
     }
 

@@ -54,6 +54,12 @@ impl Report {
         ui.add_space(8.0);
         figures::distance(ui, r);
         ui.add_space(8.0);
+        let mut asked = false;
+        let can_edit = cx.can_edit();
+        self.evidence.show(cx, ui, job, r, |ui| {
+            asked = isolate_button(ui, r, can_edit && !running);
+        });
+        ui.add_space(theme::GRID);
         let mut hit = worst::Hit::default();
         two(ui, 0.6, |ui, left| {
             let found = if left {
@@ -67,7 +73,7 @@ impl Report {
         ui.add_space(8.0);
         let rows = r.drift.layer_rms.len() as f32;
         let high = (40.0 + 20.0 * rows).clamp(120.0, 320.0);
-        two(ui, 0.6, |ui, left| {
+        two(ui, 0.55, |ui, left| {
             if left {
                 title(ui, "Drift of the hidden state", |ui| {
                     color_bar(ui, &self.drift.shades(), Quantity::Plain);
@@ -85,9 +91,7 @@ impl Report {
         });
         self.point(cx, r, hit);
         ui.add_space(8.0);
-        let asked = isolated(cx, ui, r, layers, running);
-        ui.add_space(8.0);
-        self.evidence.show(cx, ui, job, r);
+        isolated(ui, r, layers);
         labels(cx, ui, r);
         asked
     }
@@ -319,20 +323,24 @@ fn csv(r: &CompareResult) -> String {
     csv.text()
 }
 
-/// A with each change alone; or the button that asks for it. True if it was clicked.
-fn isolated(cx: &Context<'_>, ui: &mut Ui, r: &CompareResult, layers: u32, running: bool) -> bool {
+/// The button that asks for changes one at a time, where it has not been done and there is one. True if it was clicked.
+fn isolate_button(ui: &mut Ui, r: &CompareResult, able: bool) -> bool {
+    if !r.isolate.is_empty() || r.changes.is_empty() {
+        return false;
+    }
+    let text = "Isolate one change";
+    let button = egui::Button::new(format!("{}  {text}", icons::FLASK)).min_size(vec2(0.0, 28.0));
+    let n = fmt::count(r.changes.len() as u64);
+    let about = format!("Compares A with A plus one change at a time ({n} in all): which of them does what.");
+    let response = ui.add_enabled(able, button).accessible_name(text);
+    response.on_hover_text(about).clicked()
+}
+
+/// A with each change alone.
+fn isolated(ui: &mut Ui, r: &CompareResult, layers: u32) {
     let p = Palette::of(ui);
     if r.isolate.is_empty() {
-        if r.changes.is_empty() {
-            return false;
-        }
-        let able = cx.can_edit() && !running;
-        let button = ui
-            .add_enabled_ui(able, |ui| controls::button(ui, icons::FLASK, "Isolate one change"))
-            .inner;
-        let n = fmt::count(r.changes.len() as u64);
-        let about = format!("Compares A with A plus one change at a time ({n} in all): which of them does what.");
-        return button.on_hover_text(about).clicked();
+        return;
     }
     title(ui, "A with one change alone", |_| ());
     let most = r.isolate.iter().map(|i| i.kl_mean).fold(0.0, f64::max);
@@ -364,7 +372,6 @@ fn isolated(cx: &Context<'_>, ui: &mut Ui, r: &CompareResult, layers: u32, runni
                 }
             });
     });
-    false
 }
 
 /// How everything above is to be read.

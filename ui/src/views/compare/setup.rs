@@ -174,9 +174,9 @@ impl Setup {
                     self.prompt = Some(starter.clone());
                 }
             }
-            let words = "Written first, as a new text, with the recipe in force and the model's own sampler.";
-            ui.label(RichText::new(words).font(theme::caption()).color(p.faint));
         });
+        let words = "Written first, as a new text, with the recipe in force and the model's own sampler.";
+        ui.add(egui::Label::new(RichText::new(words).font(theme::caption()).color(p.secondary)).wrap());
     }
 
     fn text_row(&mut self, cx: &mut Context<'_>, ui: &mut Ui, running: bool) -> Option<Ask> {
@@ -187,7 +187,9 @@ impl Setup {
         let mut asked = None;
         ui.horizontal_wrapped(|ui| {
             ui.spacing_mut().item_spacing = vec2(2.0 * theme::GRID, theme::GRID);
-            let current = format!("current text · {}", fmt::count(tokens));
+            let short = ui.available_width() < 420.0;
+            let name = |long: &'static str, narrow: &'static str| if short { narrow } else { long };
+            let current = format!("{} · {}", name("current text", "current"), fmt::count(tokens));
             let refusal = if tokens < 2 {
                 "Nothing has been written yet."
             } else {
@@ -197,9 +199,9 @@ impl Setup {
             let on = all.iter().position(|s| *s == self.source(store)).unwrap_or(0);
             let choices = [
                 ("", current.as_str(), refusal),
-                ("", "built-in story", ""),
-                ("", "new story", ""),
-                ("", "pasted text", ""),
+                ("", name("built-in story", "built-in"), ""),
+                ("", name("new story", "new"), ""),
+                ("", name("pasted text", "pasted"), ""),
             ];
             if let Some(i) = controls::segmented(ui, &choices, on) {
                 self.source = Some(all[i]);

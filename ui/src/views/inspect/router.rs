@@ -225,9 +225,13 @@ fn colored(
             None => all.iter().map(|(_, w)| *w).reduce(f32::max),
         }
     };
-    let most = (0..map.tokens.len())
-        .filter_map(weight)
-        .fold(f32::MIN_POSITIVE, f32::max);
+    let all = || (0..map.tokens.len()).filter_map(weight);
+    let most = all().fold(f32::MIN_POSITIVE, f32::max);
+    let least = if expert.is_none() {
+        all().fold(most, f32::min).min(most * 0.99)
+    } else {
+        0.0
+    };
     egui::Frame::new()
         .inner_margin(egui::Margin::symmetric(12, 4))
         .show(ui, |ui| {
@@ -239,7 +243,8 @@ fn colored(
                 }
             };
             ui.label(RichText::new(caption).font(theme::caption()).color(p.secondary));
-            let fill = |t: usize| weight(t).and_then(|w| tint(p, w / most));
+            // Of the largest weight only its differences say something; of one expert, whether it was chosen too.
+            let fill = |t: usize| weight(t).and_then(|w| tint(p, ((w - least) / (most - least)).max(0.02)));
             let marks: Vec<TokenMark> = token
                 .map(|t| TokenMark {
                     token: t as usize,
@@ -295,7 +300,7 @@ fn of_token(cx: &mut Context<'_>, ui: &mut Ui, map: &RouterMap, token: Option<u6
                         let layer = map.layers.get(place).copied().unwrap_or(0);
                         let words: Vec<String> = choices(map, place, token as usize)
                             .iter()
-                            .map(|(e, w)| format!("{e} ({})", fmt::sig3(f64::from(*w))))
+                            .map(|(e, w)| format!("{e}:{w:.2}"))
                             .collect();
                         let text = format!("L{layer:<3} {}", words.join("  "));
                         let on = shown.layer == Some(layer);

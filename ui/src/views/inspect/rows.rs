@@ -357,7 +357,11 @@ fn kept_row(ui: &mut Ui, kept: &KeptRows, labels: &[TokenLabel], rank: usize, ro
     let Some(span) = kept.rows.get(row as usize) else {
         return;
     };
-    let text = super::span_text(labels, span.first, span.last, 60);
+    let text = if labels.is_empty() {
+        format!("tokens {}–{}", span.first, span.last)
+    } else {
+        super::span_text(labels, span.first, span.last, 60)
+    };
     let label = format!(
         "Rank {}: row {row}, tokens {} to {}, {text}",
         rank + 1,
