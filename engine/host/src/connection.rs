@@ -3,10 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{
-    ClientBody, ClientFrame, Hello, HostFrame, HostInfo, MAX_FRAME, PROTOCOL_VERSION, ProtocolError, SCHEMA_HASH,
-    Welcome, encode,
-};
+use protocol::{ClientBody, ClientFrame, Hello, HostFrame, HostInfo, PROTOCOL_VERSION, SCHEMA_HASH, Welcome, encode};
 
 use crate::dispatch;
 use crate::hub::{ClientId, Hub, Next, Responder, Seen, Wake};
@@ -93,78 +90,28 @@ fn receive(hub: &Arc<Hub>, id: ClientId, bytes: &[u8]) {
             .map(|c| c.greeted)
     });
     let Some(greeted) = greeted else { return };
-    match (protocol::decode::<ClientFrame>(bytes), greeted) {
-        (Ok(frame), true) => match frame.body {
+    if !greeted {
+        match protocol::decode_first(bytes).map(|f| f.body) {
+            Ok(ClientBody::Hello(hello)) => greet(hub, id, &hello),
+            Ok(ClientBody::Request(_)) => refuse(
+                hub,
+                id,
+                "The first frame was a request; accepted is a handshake (`Hello`).".to_string(),
+            ),
+            Err(sentence) => refuse(hub, id, sentence),
+        }
+        return;
+    }
+    match protocol::decode::<ClientFrame>(bytes) {
+        Ok(frame) => match frame.body {
             ClientBody::Request(request) => request_came(hub, id, frame.id, *request),
             ClientBody::Hello(_) => hub.close(
                 id,
                 "Closed: a second handshake came; accepted is one, as the first frame.",
             ),
         },
-        (Ok(frame), false) => match frame.body {
-            ClientBody::Hello(hello) => greet(hub, id, &hello),
-            ClientBody::Request(_) => refuse(
-                hub,
-                id,
-                "The first frame was a request; accepted is a handshake (`Hello`).".to_string(),
-            ),
-        },
-        (Err(e), false) => refuse(hub, id, stranger(bytes, &e)),
-        (Err(e), true) => hub.close(id, &format!("Closed: {e}.")),
+        Err(e) => hub.close(id, &format!("Closed: {e}.")),
     }
-}
-
-/// What to say to somebody whose first frame cannot be read: builds of other versions still begin with their numbers.
-fn stranger(bytes: &[u8], e: &ProtocolError) -> String {
-    let head = (bytes.len() <= MAX_FRAME).then(|| take_head(bytes)).flatten();
-    match head {
-        Some((version, schema)) if (version, schema) != (PROTOCOL_VERSION, SCHEMA_HASH) => {
-            mismatch("", version, schema)
-        }
-        _ => format!("The first frame is not a handshake: {e}. Accepted is a client of MODEL1 Explorer."),
-    }
-}
-
-/// Version and schema of a frame that begins like a handshake.
-fn take_head(bytes: &[u8]) -> Option<(u32, u64)> {
-    // The frame's id, the number of the variant (0 = Hello), version, schema.
-    match protocol_head(bytes)? {
-        (_, 0, version, schema) => Some((version, schema)),
-        _ => None,
-    }
-}
-
-/// Four varints, as postcard writes them.
-fn protocol_head(bytes: &[u8]) -> Option<(u64, u32, u32, u64)> {
-    let mut rest = bytes;
-    let mut next = || -> Option<u64> {
-        let mut value = 0u64;
-        for i in 0..10 {
-            let (&byte, tail) = rest.split_first()?;
-            rest = tail;
-            value |= u64::from(byte & 0x7f).checked_shl(7 * i)?;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-        }
-        None
-    };
-    let id = next()?;
-    let variant = u32::try_from(next()?).ok()?;
-    let version = u32::try_from(next()?).ok()?;
-    Some((id, variant, version, next()?))
-}
-
-fn mismatch(client: &str, version: u32, schema: u64) -> String {
-    let remedy = match client {
-        "browser" => "Reload the page; if it stays so, build the interface anew and restart the host (./run)",
-        _ => "Update the older of the two, or start both from one build (./run)",
-    };
-    format!(
-        "This interface and the host are of different builds (interface: protocol {version}, {schema:016x}; host {}: \
-         protocol {PROTOCOL_VERSION}, {SCHEMA_HASH:016x}). {remedy}.",
-        env!("CARGO_PKG_VERSION")
-    )
 }
 
 fn refuse(hub: &Arc<Hub>, id: ClientId, why: String) {
@@ -181,8 +128,9 @@ fn refuse(hub: &Arc<Hub>, id: ClientId, why: String) {
 
 /// The handshake.
 fn greet(hub: &Arc<Hub>, id: ClientId, hello: &Hello) {
-    if (hello.version, hello.schema) != (PROTOCOL_VERSION, SCHEMA_HASH) {
-        refuse(hub, id, mismatch(&hello.client, hello.version, hello.schema));
+    let (theirs, own) = ((hello.version, hello.schema), (PROTOCOL_VERSION, SCHEMA_HASH));
+    if let Some(sentence) = protocol::mismatch(&hello.client, theirs, own) {
+        refuse(hub, id, sentence);
         return;
     }
     let (run, program, machine) = (hub.run, env!("CARGO_PKG_VERSION"), crate::about::machine());
@@ -214,12 +162,7 @@ fn greet(hub: &Arc<Hub>, id: ClientId, hello: &Hello) {
         let Some(client) = inner.clients.all.get_mut(&id) else {
             return;
         };
-        let host = HostInfo {
-            program: program.to_string(),
-            run,
-            local: client.local,
-            machine,
-        };
+        let host = HostInfo::new(program, run, client.local, &machine);
         let welcome = Welcome::Accepted { host, driver, settings };
         let bytes = encode(&HostFrame::Welcome(Box::new(welcome))).unwrap_or_default();
         client.greeted = true;
@@ -259,29 +202,4 @@ fn request_came(hub: &Arc<Hub>, id: ClientId, request_id: u64, request: protocol
         return;
     }
     dispatch::request(hub, id, responder, request);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_head_of_a_handshake_can_be_read_whatever_follows() {
-        let hello = Hello {
-            schema: u64::MAX,
-            version: 300,
-            ..Hello::new("test")
-        };
-        let frame = ClientFrame {
-            id: 1 << 40,
-            body: ClientBody::Hello(hello),
-        };
-        let bytes = encode(&frame).unwrap();
-        assert_eq!(take_head(&bytes), Some((300, u64::MAX)));
-        let text = stranger(&bytes, &ProtocolError::Trailing(1));
-        assert!(text.contains("protocol 300") && text.contains("Update"), "{text}");
-        assert_eq!(take_head(&[0x80; 40]), None);
-        assert_eq!(take_head(&[]), None);
-        assert!(mismatch("browser", 1, 2).contains("Reload the page"));
-    }
 }

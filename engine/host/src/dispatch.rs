@@ -477,11 +477,7 @@ fn open_doc(hub: &Arc<Hub>, id: u64) -> Result<Shown, ErrorInfo> {
 /// Gives a text another title, whether it is open or not.
 fn rename(hub: &Arc<Hub>, id: u64, title: &str) -> Result<Reply, ErrorInfo> {
     let read = read_doc(hub, id)?;
-    let words: Vec<&str> = title
-        .split(|c: char| c.is_whitespace() || c.is_control())
-        .filter(|w| !w.is_empty())
-        .collect();
-    let title: String = words.join(" ").chars().take(200).collect();
+    let title = docs::one_line(title, 200);
     hub.with(|inner| {
         inner.docs.hold(id, read);
         inner.docs.change(id, |d| d.title = title).ok_or_else(gone)?;

@@ -30,8 +30,10 @@ const LIKED: [&str; 14] = [
     "Segoe UI",
 ];
 
-/// Scripts, the Unicode ranges that stand for them, and the Debian package that brings a font.
-const SCRIPTS: [(&str, &str, &[(u32, u32)]); 13] = [
+/// A script, the Debian package that brings a font, and the Unicode ranges that stand for it, ends included.
+type Script = (&'static str, &'static str, &'static [(u32, u32)]);
+
+const SCRIPTS: [Script; 13] = [
     (
         "Chinese, Japanese or Korean",
         "fonts-noto-cjk",

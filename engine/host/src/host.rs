@@ -33,6 +33,8 @@ pub struct HostOptions {
     pub context: u64,
     /// Address of the Hugging Face Hub or of a mirror.
     pub endpoint: String,
+    /// Address of the host of PyPI's files or of a mirror.
+    pub packages: String,
     /// How soon something that could not be saved is tried again.
     pub retry: Duration,
 }
@@ -50,6 +52,7 @@ impl Default for HostOptions {
                 .ok()
                 .filter(|e| !e.is_empty())
                 .unwrap_or_else(|| fetch::DEFAULT_ENDPOINT.to_string()),
+            packages: fetch::package_host(),
             retry: Duration::from_secs(5),
         }
     }
@@ -103,9 +106,11 @@ impl Host {
             bundled: options.bundled,
             cache: options.cache_dir,
             endpoint: options.endpoint,
+            packages: options.packages,
         };
         let (commands, received) = mpsc::channel();
         let inner = start_state(&paths, options.threads);
+        let kept = inner.settings.clone();
         let hub = Hub::new(run, inner, paths, Pool::start()?, commands);
         let mut threads = Vec::new();
         let worker = Worker::new(hub.clone(), received);
@@ -115,7 +120,7 @@ impl Host {
         threads.push(named("host-pacer").spawn(move || own.pacer())?);
         let (save, end) = mpsc::channel();
         let own = hub.clone();
-        threads.push(named("host-saver").spawn(move || saver::run(own, &end, options.retry))?);
+        threads.push(named("host-saver").spawn(move || saver::run(own, &end, options.retry, kept))?);
         let host = Self {
             hub,
             threads: Mutex::new(threads),
@@ -224,4 +229,84 @@ fn start_state(paths: &Paths, threads: Option<usize>) -> Inner {
     }
     notices.into_iter().for_each(|n| inner.notice(true, n));
     inner
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use protocol::{DocKind, FinishView, GenerateSpec, JobKind, JobState, Role, Sampling};
+
+    use super::*;
+    use crate::docs::Draft;
+    use crate::hub::Model;
+
+    #[test]
+    fn a_fault_in_the_engine_costs_the_model_and_no_text() {
+        let host = Host::start(HostOptions {
+            data_dir: None,
+            bundled: None,
+            cache_dir: None,
+            threads: Some(1),
+            ..HostOptions::default()
+        })
+        .unwrap();
+        let (id, node, job) = host.hub.with(|inner| {
+            let id = inner.docs.create(DocKind::Text, "m", 1000);
+            let draft = Draft {
+                parent: None,
+                role: Role::Assistant,
+                text: "so far".into(),
+                tokens: Vec::new(),
+                vocabulary: 0,
+                spec: Some(GenerateSpec {
+                    sampling: Sampling {
+                        temperature: 0.0,
+                        top_k: 0,
+                        top_p: 1.0,
+                        min_p: 0.0,
+                        repetition_penalty: 1.0,
+                        frequency_penalty: 0.0,
+                        presence_penalty: 0.0,
+                        seed: 0,
+                        logprobs: 0,
+                    },
+                    max_tokens: 0,
+                    stop: Vec::new(),
+                    ignore_eos: false,
+                    thinking: false,
+                }),
+            };
+            let node = inner.docs.change(id, |d| d.add(draft, 1)).unwrap();
+            inner.writing = Some((id, node));
+            let (job, _) = inner.jobs.add(JobKind::Compare, "comparing", "tokens");
+            inner.jobs.change(job, |j| j.state = JobState::Running);
+            (id, node, job)
+        });
+        host.hub.command(Command::Break);
+        let end = Instant::now() + Duration::from_secs(60);
+        while !host.hub.with(|inner| matches!(inner.model, Model::Failed { .. })) {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        host.hub.with(|inner| {
+            let view = &inner.docs.doc(id).unwrap().node(node).unwrap().view;
+            assert_eq!((view.text.as_str(), view.finish), ("so far", FinishView::Failed));
+            let e = view.error.as_ref().unwrap();
+            assert!(
+                e.remedy.contains("texts are safe") && e.details.contains("protocol"),
+                "{e}"
+            );
+            assert!(matches!(&inner.jobs.get(job).unwrap().state, JobState::Failed(e) if e.what.contains("broke")));
+            assert!(inner.writing.is_none());
+        });
+        // The thread goes on: the next model fails for its own reason.
+        let job = host.open(&ModelSource::Path("/nonexistent".into()), 0).unwrap();
+        let over = |inner: &mut Inner| inner.jobs.get(job).is_some_and(|j| crate::hub::is_over(&j.state));
+        while !host.hub.with(over) {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        host.stop();
+    }
 }

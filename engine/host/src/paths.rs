@@ -16,6 +16,8 @@ pub(crate) struct Paths {
     pub cache: Option<PathBuf>,
     /// Address of the Hugging Face Hub or of a mirror.
     pub endpoint: String,
+    /// Address of the host of PyPI's files or of a mirror.
+    pub packages: String,
 }
 
 impl Paths {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use protocol::Settings;
+
 use crate::docs::{self, DiskTask};
 use crate::hub::Hub;
 use crate::settings;
@@ -20,12 +22,12 @@ struct Saver {
     /// Whether the last write failed; said once.
     failing: bool,
     /// Settings as they are on the disk.
-    settings: protocol::Settings,
+    settings: Settings,
 }
 
-/// Runs until the other end of the channel is dropped; saves everything then.
-pub(crate) fn run(hub: Arc<Hub>, end: &Receiver<()>, retry: Duration) {
-    let settings = hub.with(|inner| inner.settings.clone());
+/// Runs until the other end of the channel is dropped; saves everything then. `settings` are those on the disk: they
+/// may change before this thread runs for the first time.
+pub(crate) fn run(hub: Arc<Hub>, end: &Receiver<()>, retry: Duration, settings: Settings) {
     let mut saver = Saver {
         hub,
         retry,

@@ -1,4 +1,5 @@
 //! The handshake, and frames that are none.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

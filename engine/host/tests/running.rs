@@ -1,4 +1,5 @@
 //! While a text is written: several clients, reconnecting, stopping, swapping.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
@@ -281,4 +282,33 @@ fn telemetry_has_every_step_and_ops_are_timed_on_request() {
         .count();
     assert!(timed * 2 > plan.ops.len(), "{timed} of {} ops", plan.ops.len());
     c.done(Request::SetOpTiming(false));
+}
+
+#[test]
+fn a_model_that_fails_half_way_keeps_what_it_wrote() {
+    let room = Room::new();
+    let mut c = room.with_toy(&Toy {
+        poison: Some(b'q'),
+        ..Toy::default()
+    });
+    // Drawn long enough, the letter comes.
+    let node = c.written(send("go", endless()));
+    assert_eq!(node.finish, FinishView::Failed);
+    assert!(
+        node.text.ends_with('q') && node.text.matches('q').count() == 1,
+        "{}",
+        node.text
+    );
+    let joined: String = node.tokens.iter().map(|t| t.text.as_str()).collect();
+    assert_eq!(joined, node.text);
+    let e = node.error.unwrap();
+    assert!(e.what.contains("NaN") && !e.details.is_empty(), "{e}");
+    // The model is still there, and what is written next is not touched by what went wrong.
+    assert!(c.state().loaded().is_some());
+    let next = c.written(Request::Generate {
+        node: Some(node.id),
+        spec: spec(1),
+    });
+    assert_eq!(next.finish, FinishView::MaxTokens);
+    assert!(next.tokens[0].logprob.is_finite());
 }

@@ -1,4 +1,5 @@
 //! Texts: writing, branching, saving, and what happens when saving fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
@@ -446,6 +447,20 @@ fn control_characters_and_marks_are_text() {
     assert_eq!(doc.nodes[0].text, text);
     // A NUL is in no command line: ids are.
     assert!(doc.command.contains("--ids"), "{}", doc.command);
+    let shown = |title: &str| !title.chars().any(|c| c.is_control() || c == '\u{202e}');
+    assert!(shown(&doc.info.title), "{:?}", doc.info.title);
+    c.done(Request::RenameDoc {
+        doc: doc.info.id,
+        title: "a\u{7}\nb\u{202e}c".into(),
+    });
+    let title = c.doc().info.title;
+    assert!(shown(&title) && title.starts_with("a b"), "{title:?}");
+    // What the model reads and what is saved is what was written.
+    let Reply::File { bytes, .. } = c.ask(Request::ExportDoc { format: "json".into() }).unwrap() else {
+        panic!()
+    };
+    let saved: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(saved["nodes"][0]["text"], text);
 }
 
 #[test]
@@ -464,4 +479,11 @@ fn a_huge_prompt_is_refused_at_once() {
     let e = c.ask(send(&"x".repeat(10 << 20), spec(1))).unwrap_err();
     assert!(e.what.contains("more than") && e.what.contains("4096"), "{e}");
     assert!(begin.elapsed().as_secs() < 5, "{:?}", begin.elapsed());
+    assert!(c.doc().nodes.is_empty(), "nothing was added");
+    // Nor can it come in as a system prompt, and it does no harm there.
+    c.done(Request::SetSystem("y".repeat(10 << 20)));
+    let e = c.ask(send("hi", spec(1))).unwrap_err();
+    assert!(e.what.contains("more than") && e.what.contains("4096"), "{e}");
+    c.done(Request::SetSystem(String::new()));
+    assert_eq!(c.written(send("hi", spec(2))).tokens.len(), 2);
 }

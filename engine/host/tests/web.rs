@@ -1,4 +1,5 @@
 //! The host over HTTP and WebSocket.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

@@ -27,9 +27,9 @@ pub struct Cursor {
 /// First frame of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`PROTOCOL_VERSION`] of the client.
+    /// [`PROTOCOL_VERSION`] of the client. Stays the first field, for hosts of other builds.
     pub version: u32,
-    /// [`SCHEMA_HASH`] of the client.
+    /// [`SCHEMA_HASH`] of the client. Stays the second field.
     pub schema: u64,
     /// What it is, for logs: `browser`, `window`, `tauri`, `test`.
     pub client: String,
@@ -55,6 +55,10 @@ impl Hello {
 /// About the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostInfo {
+    /// [`PROTOCOL_VERSION`] of the host. Stays the first field, for clients of other builds.
+    pub version: u32,
+    /// [`SCHEMA_HASH`] of the host. Stays the second field.
+    pub schema: u64,
     /// Version of the program.
     pub program: String,
     /// Random number of this run of the host; cursors of another run start over.
@@ -63,6 +67,20 @@ pub struct HostInfo {
     pub local: bool,
     /// Operating system and machine in words.
     pub machine: String,
+}
+
+impl HostInfo {
+    /// A host of this build.
+    pub fn new(program: &str, run: u64, local: bool, machine: &str) -> Self {
+        Self {
+            version: PROTOCOL_VERSION,
+            schema: SCHEMA_HASH,
+            program: program.to_string(),
+            run,
+            local,
+            machine: machine.to_string(),
+        }
+    }
 }
 
 /// First frame of the host.
@@ -382,7 +400,7 @@ pub struct StateView {
     pub writing: Option<u32>,
     /// Prompt tokens processed and to process, while the prompt is being read.
     pub prefill: Option<(u64, u64)>,
-    /// Tokens in the cache.
+    /// Tokens of the context that the shown branch takes up, as far as the model has read it.
     pub position: u64,
     /// Context length.
     pub context: u64,

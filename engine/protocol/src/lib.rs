@@ -15,6 +15,7 @@ mod compare;
 mod doc;
 mod error;
 mod frames;
+mod handshake;
 mod inspect;
 mod model;
 mod plan;
@@ -34,6 +35,7 @@ pub use frames::{
     ClientBody, ClientFrame, Cursor, Event, Hello, HostFrame, HostInfo, JobId, JobKind, JobState, JobView, Notice,
     ProtocolError, Reply, Request, StateView, Update, Welcome, decode, encode,
 };
+pub use handshake::{decode_first, decode_welcome, mismatch};
 pub use inspect::{
     AttentionMap, AttentionSpec, KeptRows, RouterMap, RowSpan, Segment, TensorStats, TokenLabel, TokenLayerMetric,
 };
@@ -65,6 +67,7 @@ pub const SCHEMA_HASH: u64 = {
     h = fnv(h, include_bytes!("doc.rs"));
     h = fnv(h, include_bytes!("error.rs"));
     h = fnv(h, include_bytes!("frames.rs"));
+    h = fnv(h, include_bytes!("handshake.rs"));
     h = fnv(h, include_bytes!("inspect.rs"));
     h = fnv(h, include_bytes!("model.rs"));
     h = fnv(h, include_bytes!("plan.rs"));

@@ -394,12 +394,7 @@ fn replies_round_trip() {
 
 #[test]
 fn welcomes_and_updates_round_trip() {
-    let host = HostInfo {
-        program: "0.1.0".into(),
-        run: 5,
-        local: true,
-        machine: "Linux".into(),
-    };
+    let host = HostInfo::new("0.1.0", 5, true, "Linux");
     round_trip(&HostFrame::Welcome(Box::new(Welcome::Accepted {
         host,
         driver: true,

@@ -51,6 +51,11 @@ impl Wire {
         }
     }
 
+    /// What this interface calls itself.
+    pub(super) fn client(&self) -> &str {
+        &self.client
+    }
+
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }

@@ -135,6 +135,12 @@ impl Store {
                     let cursor = self.wire.cursor;
                     self.wire.hello(cursor);
                 }
+                LinkEvent::Frame(bytes) if !self.wire.is_ready() => {
+                    match protocol::decode_welcome(self.wire.client(), &bytes) {
+                        Ok(welcome) => self.welcome(welcome),
+                        Err(sentence) => self.wire.refused(sentence),
+                    }
+                }
                 LinkEvent::Frame(bytes) => match decode::<HostFrame>(&bytes) {
                     Ok(frame) => self.frame(frame),
                     Err(e) => self.wire.break_off(&format!("the host sent {e}"), now),

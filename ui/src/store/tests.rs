@@ -118,3 +118,54 @@ fn answers_are_asked_for_once_and_again_after_a_swap() {
     run(&scene, &mut store, 0.2);
     assert!(matches!(store.lookup(&query), (Fetched::Stale(_), true)));
 }
+
+/// A link that has said all it will ever say.
+struct Said(Vec<crate::link::LinkEvent>);
+
+impl crate::link::Link for Said {
+    fn send(&mut self, _: Vec<u8>) {}
+
+    fn poll(&mut self) -> Vec<crate::link::LinkEvent> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+#[test]
+fn a_host_of_another_build_is_refused_at_this_end_too() {
+    let host = protocol::HostInfo {
+        schema: 1,
+        ..protocol::HostInfo::new("9.9.9", 1, true, "Linux")
+    };
+    let welcome = Welcome::Accepted {
+        host,
+        driver: true,
+        settings: protocol::Settings::default(),
+    };
+    let mut bytes = encode(&HostFrame::Welcome(Box::new(welcome))).unwrap();
+    // What a newer build added.
+    bytes.push(1);
+    let dials = std::rc::Rc::new(std::cell::Cell::new(0));
+    let count = dials.clone();
+    let dialer: crate::link::Dialer = Box::new(move |_| {
+        count.set(count.get() + 1);
+        let events = vec![
+            crate::link::LinkEvent::Open,
+            crate::link::LinkEvent::Frame(bytes.clone()),
+        ];
+        Box::new(Said(events))
+    });
+    let mut store = Store::new(dialer, "browser");
+    let ctx = egui::Context::default();
+    for second in 0..60 {
+        store.pump(&ctx, f64::from(second));
+    }
+    let Connection::Refused(sentence) = store.connection() else {
+        panic!("{:?}", store.connection());
+    };
+    assert!(
+        sentence.contains("different builds") && sentence.contains("Reload the page"),
+        "{sentence}"
+    );
+    assert_eq!(dials.get(), 1, "dialling again would not help");
+    assert!(store.host.is_none());
+}

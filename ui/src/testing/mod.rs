@@ -307,12 +307,7 @@ impl Scene {
             if let Some(sentence) = s.refusal.clone() {
                 (Welcome::Refused(sentence), None)
             } else {
-                let host = HostInfo {
-                    program: "0.1.0".into(),
-                    run: 4711,
-                    local: true,
-                    machine: "Linux x86_64".into(),
-                };
+                let host = HostInfo::new("0.1.0", 4711, true, "Linux x86_64");
                 let steps: Vec<StepRecord> = s.steps.iter().filter(|r| r.seq > cursor.step).cloned().collect();
                 let update = Update {
                     state: Some(Box::new(s.state.clone())),

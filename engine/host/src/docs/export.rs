@@ -42,7 +42,7 @@ fn plain(doc: &Doc) -> String {
         text.push('\n');
         return text;
     }
-    let system = (!doc.system.trim().is_empty()).then(|| ("System", doc.system.as_str()));
+    let system = (!doc.system.trim().is_empty()).then_some(("System", doc.system.as_str()));
     let messages = path.iter().map(|n| (speaker(n.view.role), n.view.text.as_str()));
     let parts: Vec<String> = system
         .into_iter()

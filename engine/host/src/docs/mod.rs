@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use protocol::{DocInfo, DocKind, ErrorInfo};
 
 pub(crate) use disk::{read, write};
-pub(crate) use tree::{Doc, Draft, Ended, Node};
+pub(crate) use tree::{Doc, Draft, Ended, Node, one_line};
 
 use crate::errors::input;
 

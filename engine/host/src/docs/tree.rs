@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use protocol::{DocInfo, DocKind, DocView, ErrorInfo, FinishView, GenerateSpec, NodeView, Role, RunSummary, TokenInfo};
+use protocol::{
+    DocInfo, DocKind, DocView, ErrorInfo, FinishView, GenerateSpec, MAX_FRAME, NodeView, Role, RunSummary, TokenInfo,
+};
 
 use crate::errors::input;
 
@@ -87,21 +89,37 @@ impl Doc {
         if !self.title.is_empty() {
             return self.title.clone();
         }
-        let first = self.nodes.iter().find(|n| !n.view.text.trim().is_empty());
-        match (first, self.kind) {
-            (Some(n), _) => first_words(&n.view.text),
+        let mut lines = self.nodes.iter().map(|n| one_line(&n.view.text, TITLE));
+        match (lines.find(|l| !l.is_empty()), self.kind) {
+            (Some(line), _) => line,
             (None, DocKind::Text) => "New text".into(),
             (None, DocKind::Chat) => "New chat".into(),
         }
     }
 
-    /// Everything a client sees.
+    /// Everything a client sees. Where that would not fit into a frame, the alternatives of tokens stay behind: first
+    /// those of branches that are not shown, then all.
     pub fn view(&self, token_seq: u64) -> DocView {
+        self.view_within(token_seq, MAX_FRAME / 4 * 3)
+    }
+
+    fn view_within(&self, token_seq: u64, most: usize) -> DocView {
         let leaf = self.leaf.and_then(|l| self.nodes.get(l as usize));
+        let mut nodes: Vec<NodeView> = self.nodes.iter().map(|n| n.view.clone()).collect();
+        let shown: Vec<u32> = self.path(self.leaf).iter().map(|n| n.view.id).collect();
+        for keep in [shown, Vec::new()] {
+            if nodes.iter().map(bytes_of).sum::<usize>() <= most {
+                break;
+            }
+            let thinned = nodes.iter_mut().filter(|n| !keep.contains(&n.id));
+            thinned
+                .flat_map(|n| n.tokens.iter_mut())
+                .for_each(|t| t.top = Vec::new());
+        }
         DocView {
             info: self.info(),
             system: self.system.clone(),
-            nodes: self.nodes.iter().map(|n| n.view.clone()).collect(),
+            nodes,
             leaf: self.leaf,
             token_seq,
             command: leaf.map(|n| n.command.clone()).unwrap_or_default(),
@@ -157,6 +175,13 @@ impl Doc {
         }
         path.reverse();
         path
+    }
+
+    /// Tokens of the context that the shown branch takes up, as far as the model has read it.
+    pub fn position(&self) -> u64 {
+        let path = self.path(self.leaf);
+        let last = path.iter().rev().find_map(|n| n.view.tokens.last());
+        last.map_or(0, |t| t.position + 1)
     }
 
     /// Adds a message and shows the branch that ends with it.
@@ -219,6 +244,17 @@ impl Doc {
     }
 }
 
+/// Most bytes of a message in a frame.
+fn bytes_of(node: &NodeView) -> usize {
+    let one = |text: &str| 16 + text.len();
+    let token = |t: &TokenInfo| 16 + one(&t.text) + t.top.iter().map(|a| one(&a.text)).sum::<usize>();
+    let error = node
+        .error
+        .as_ref()
+        .map_or(0, |e| e.what.len() + e.remedy.len() + e.details.len());
+    512 + error + node.text.len() + node.tokens.iter().map(token).sum::<usize>() + 32 * node.recipes.len()
+}
+
 /// How a message ended.
 pub(crate) struct Ended {
     pub finish: FinishView,
@@ -228,23 +264,33 @@ pub(crate) struct Ended {
     pub command: String,
 }
 
-/// The first words on one line.
-fn first_words(text: &str) -> String {
+/// Text as one line of plain words, cut to `most` characters: no control characters, and none that turn the direction
+/// of what stands around them.
+pub(crate) fn one_line(text: &str, most: usize) -> String {
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut out = String::new();
+    let mut length = 0;
     for word in text
         .split(|c: char| c.is_whitespace() || c.is_control())
         .filter(|w| !w.is_empty())
     {
+        if length > most {
+            break;
+        }
         if !out.is_empty() {
             out.push(' ');
+            length += 1;
         }
-        out.push_str(word);
-        if out.chars().count() > TITLE {
-            let cut: String = out.chars().take(TITLE).collect();
-            return format!("{}…", cut.trim_end());
+        for c in word.chars().filter(|&c| !turns(c)).take(most + 1) {
+            out.push(c);
+            length += 1;
         }
     }
-    out
+    if length <= most {
+        return out;
+    }
+    let cut: String = out.chars().take(most).collect();
+    format!("{}…", cut.trim_end())
 }
 
 #[cfg(test)]
@@ -289,8 +335,58 @@ mod tests {
         assert_eq!(doc.info().title, "Once upon a time");
         doc.title = "Mine".into();
         assert_eq!(doc.info().title, "Mine");
-        let long = first_words(&"多".repeat(500));
+        let long = one_line(&"多".repeat(500), TITLE);
         assert_eq!(long.chars().count(), TITLE + 1);
+        assert_eq!(one_line("\u{202e}a\u{2066}b \u{1b}[1m c", 50), "ab [1m c");
+        assert_eq!((one_line("abc", 3), one_line("abcd", 3)), ("abc".into(), "abc…".into()));
+        let many = "word ".repeat(100);
+        assert_eq!(one_line(&many, 9), "word word…");
+        // Nothing but control characters makes no title.
+        let mut doc = Doc::new(1, DocKind::Chat, "m", 0);
+        doc.add(draft(None, Role::User, "\u{0}\u{202e}"), 0);
+        assert_eq!(doc.info().title, "New chat");
+        doc.add(draft(Some(0), Role::Assistant, "hello"), 0);
+        assert_eq!(doc.info().title, "hello");
+    }
+
+    #[test]
+    fn a_text_too_large_for_a_frame_comes_without_alternatives() {
+        let token = |token| TokenInfo {
+            token,
+            text: "abc".into(),
+            logprob: -1.0,
+            top: vec![
+                protocol::Alternative {
+                    token,
+                    text: "abc".into(),
+                    logprob: -1.0,
+                };
+                8
+            ],
+            position: 3,
+            recipe: 0,
+        };
+        let mut doc = Doc::new(1, DocKind::Text, "m", 0);
+        let (hidden, shown) = (
+            doc.add(draft(None, Role::Assistant, ""), 0),
+            doc.add(draft(None, Role::Assistant, ""), 0),
+        );
+        for node in [hidden, shown] {
+            (0..100).for_each(|i| assert_eq!(doc.append(node, token(i)), Some(i)));
+        }
+        let one = bytes_of(&doc.nodes[0].view);
+        let frame = |view: &NodeView| protocol::encode(view).unwrap().len();
+        assert!(one >= frame(&doc.nodes[0].view), "{one}");
+        let tops = |most| {
+            let view = doc.view_within(0, most);
+            let count = |n: &NodeView| n.tokens.iter().map(|t| t.top.len()).sum::<usize>();
+            assert!(view.nodes.iter().all(|n| n.tokens.len() == 100 && n.text.len() == 300));
+            (count(&view.nodes[0]), count(&view.nodes[1]))
+        };
+        assert_eq!(tops(2 * one), (800, 800));
+        assert_eq!(tops(2 * one - 1), (0, 800));
+        assert_eq!(tops(one), (0, 0));
+        assert_eq!(doc.view(0).nodes[0].tokens[0].top.len(), 8);
     }
 
     #[test]

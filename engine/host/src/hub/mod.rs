@@ -203,6 +203,11 @@ impl Inner {
     /// The small state as one client sees it.
     pub fn state(&self, client: ClientId) -> StateView {
         let ready = self.loaded().is_some();
+        let current = self.docs.current();
+        let writing = self
+            .writing
+            .filter(|w| Some(w.0) == self.docs.current_id())
+            .map(|w| w.1);
         StateView {
             revision: self.revision,
             model: match &self.model {
@@ -218,14 +223,15 @@ impl Inner {
                 },
             },
             recipe: self.recipe.as_deref().cloned(),
-            doc: self.docs.current().filter(|_| ready).map(|d| d.info()),
+            doc: current.filter(|_| ready).map(|d| d.info()),
             doc_revision: self.doc_revision,
-            writing: self
-                .writing
-                .filter(|w| Some(w.0) == self.docs.current_id())
-                .map(|w| w.1),
+            writing,
             prefill: self.prefill,
-            position: self.position,
+            // Between messages another text than the one in the cache may be shown.
+            position: match writing {
+                Some(_) => self.position,
+                None => current.filter(|_| ready).map_or(0, |d| d.position()),
+            },
             context: self.context,
             driver: self.clients.driver == Some(client),
             clients: self.clients.count(),

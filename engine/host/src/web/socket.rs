@@ -17,10 +17,10 @@ use tokio::sync::Notify;
 use super::{Shared, plain};
 use crate::connection::{Connection, HANDSHAKE, LinkEvent};
 
-/// A ping goes out this often; browsers answer by themselves.
-const PING: Duration = Duration::from_secs(15);
-/// A connection that sent nothing for so long is dead.
-const SILENCE: Duration = Duration::from_secs(60);
+/// A ping goes out this often; browsers answer by themselves, also for pages in the background.
+const PING: Duration = Duration::from_secs(5);
+/// A connection that sent nothing for so long is dead: a driver that lost its network leaves the seat by then.
+const SILENCE: Duration = Duration::from_secs(20);
 /// A client that takes longer than this for one frame is dead, not slow.
 const SEND: Duration = Duration::from_secs(60);
 

@@ -59,6 +59,8 @@ impl Worker {
                 j.what = format!("loading {}", task.name);
                 (j.done, j.total, j.state) = (0, 0, JobState::Running);
             });
+            // Whoever cancels it need not wait for the step it is in.
+            inner.jobs.detach(task.job, true);
             inner.changed();
         });
         match self.open(&task) {
@@ -121,15 +123,16 @@ impl Worker {
     }
 
     fn ready(&mut self, task: &LoadTask, loaded: Loaded) {
-        if !matches!(task.source, ModelSource::Bundled | ModelSource::SmolLm2) {
-            models::note(&self.hub.paths, &task.path);
-        }
         let recipe = crate::views::recipe(&loaded.engine, loaded.session.recipe(), &[]);
         let model = loaded.model.clone();
         let engine = loaded.engine.clone();
         let device = engine.backend().describe();
         self.loaded = Some(loaded);
-        self.hub.with(|inner| {
+        let taken = self.hub.with(|inner| {
+            // Cancelling happens under the same lock: a model that was given up is never shown.
+            if task.cancel.is_cancelled() {
+                return false;
+            }
             inner.engine = Some(engine);
             inner.recipe = Some(Arc::new(recipe));
             inner.position = 0;
@@ -151,7 +154,16 @@ impl Worker {
             }
             inner.model = Model::Ready(model);
             inner.doc_changed();
+            true
         });
+        if !taken {
+            self.unload();
+            self.load_failed(task, cancelled());
+            return;
+        }
+        if !matches!(task.source, ModelSource::Bundled | ModelSource::SmolLm2) {
+            models::note(&self.hub.paths, &task.path);
+        }
         self.end_job(task.job, Ok(()));
     }
 

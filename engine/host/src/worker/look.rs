@@ -3,9 +3,9 @@
 use engine::compare::{CompareJob, Current, compare};
 use engine::inspect::Replay;
 use engine::{Cancel, EngineError, OpTimer, Watch};
-use protocol::{CompareSpec, ErrorInfo, JobId, JobState, Reply};
+use protocol::{CompareSpec, CompareText, ErrorInfo, JobId, JobState, Reply};
 
-use super::{Look, Worker};
+use super::{Loaded, Look, Worker};
 use crate::errors::{cancelled, input, of_engine};
 
 fn said<T>(result: Result<T, EngineError>) -> Result<T, ErrorInfo> {
@@ -34,7 +34,7 @@ impl Worker {
     /// Looks that process the text again, in a session of their own.
     fn look_again(&mut self, what: Look, gone: &Cancel) -> Result<Reply, ErrorInfo> {
         let loaded = self.loaded()?;
-        let ids = loaded.session.tokens().to_vec();
+        let (ids, stop) = self.shown(loaded)?;
         if ids.is_empty() {
             return Err(input("There is no text to look at yet.", "Write one first."));
         }
@@ -43,7 +43,7 @@ impl Worker {
             recipe: loaded.session.recipe(),
             ids: &ids,
         };
-        let (cancel, stop) = (Cancel::default(), self.hub.with(|inner| inner.look_stop.clone()));
+        let cancel = Cancel::default();
         let mut progress = |_, _| {
             if gone.is_cancelled() || stop.is_cancelled() {
                 cancel.cancel();
@@ -61,6 +61,15 @@ impl Worker {
             Look::Metric(name) => replay.metric(&name, watch).map(Reply::Metric),
             Look::Tree | Look::Plan { .. } | Look::Baselines | Look::Preview(_) => Ok(Reply::Done),
         })
+    }
+
+    /// Tokens of the shown branch, and what stops looking at them.
+    fn shown(&self, loaded: &Loaded) -> Result<(Vec<u32>, Cancel), ErrorInfo> {
+        let (doc, writing, stop) = self.hub.with(|inner| {
+            let doc = inner.docs.current().cloned();
+            (doc, inner.writing, inner.look_stop.clone())
+        });
+        Ok((loaded.shown(doc.as_ref(), writing, &stop)?, stop))
     }
 
     /// Switches the timing of ops.
@@ -91,9 +100,13 @@ impl Worker {
     fn compare_now(&mut self, job: JobId, cancel: &Cancel, spec: &CompareSpec) -> Result<(), ErrorInfo> {
         let loaded = self.loaded()?;
         let engine = loaded.engine.clone();
+        let ids = match spec.text {
+            CompareText::Current => self.shown(loaded)?.0,
+            CompareText::Given(_) | CompareText::Builtin => Vec::new(),
+        };
         let current = Current {
             recipe: loaded.session.recipe(),
-            ids: loaded.session.tokens(),
+            ids: &ids,
         };
         let mut resolved = said(CompareJob::resolve(&engine, spec, Some(current)))?;
         resolved.model = loaded.model.name.clone();

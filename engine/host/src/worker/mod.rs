@@ -52,6 +52,9 @@ pub(crate) enum Command {
     Timing { on: bool, to: Responder },
     /// End the thread.
     Quit,
+    /// Panic, as a fault in the engine would.
+    #[cfg(test)]
+    Break,
 }
 
 /// A model to load.
@@ -189,6 +192,8 @@ impl Worker {
                 self.quit = true;
                 self.unload();
             }
+            #[cfg(test)]
+            Command::Break => std::panic::panic_any("on purpose"),
             quick => self.quick(quick),
         }
     }

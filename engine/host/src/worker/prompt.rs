@@ -29,7 +29,7 @@ impl Loaded {
         thinking: bool,
         stop: &Cancel,
     ) -> Result<Prompt, ErrorInfo> {
-        self.refuse_endless(path)?;
+        self.refuse_endless(doc, path)?;
         let Ok(tokenizer) = self.engine.tokenizer() else {
             return self.id_prompt(path);
         };
@@ -46,8 +46,9 @@ impl Loaded {
     }
 
     /// Refuses a text that cannot fit before time is spent on it: a token stands for a bounded number of bytes.
-    fn refuse_endless(&self, path: &[Arc<Node>]) -> Result<(), ErrorInfo> {
-        let bytes: usize = path.iter().map(|n| n.view.text.len()).sum();
+    fn refuse_endless(&self, doc: &Doc, path: &[Arc<Node>]) -> Result<(), ErrorInfo> {
+        let system = if doc.kind == DocKind::Chat { doc.system.len() } else { 0 };
+        let bytes: usize = system + path.iter().map(|n| n.view.text.len()).sum::<usize>();
         let least = (bytes / self.longest_piece) as u64;
         // Twice, because normalisation may shorten a text.
         if least > 2 * self.session.capacity() {
@@ -68,6 +69,34 @@ impl Loaded {
             format!("The text has {tokens} tokens; the context holds {context} and leaves no room for an answer."),
             format!("Shorten it, branch from an earlier message, start a new text{larger}."),
         )
+    }
+
+    /// Tokens of the shown branch, whether or not the session has read them: a saved text that was just opened can
+    /// be looked into before anything is written. `writing` is the message being written, with its text.
+    pub(super) fn shown(
+        &self,
+        doc: Option<&Doc>,
+        writing: Option<(u64, u32)>,
+        stop: &Cancel,
+    ) -> Result<Vec<u32>, ErrorInfo> {
+        let Some((doc, leaf)) = doc.and_then(|d| Some((d, d.node(d.leaf?)?))) else {
+            return Ok(Vec::new());
+        };
+        if writing == Some((doc.id, leaf.view.id)) {
+            // The session is just reading and writing it.
+            return Ok(self.session.tokens().to_vec());
+        }
+        if leaf.view.role != Role::Assistant {
+            return Ok(self.prompt(doc, &doc.path(doc.leaf), false, stop)?.ids);
+        }
+        let thinking = leaf.view.spec.as_ref().is_some_and(|s| s.thinking);
+        let mut ids = self.prompt(doc, &doc.path(leaf.view.parent), thinking, stop)?.ids;
+        if leaf.vocabulary == self.vocabulary && !leaf.view.tokens.is_empty() {
+            ids.extend(leaf.view.tokens.iter().map(|t| t.token));
+        } else {
+            ids.extend(self.given(&leaf.view.text, stop)?);
+        }
+        Ok(ids)
     }
 
     /// Messages one after the other. Tokens the model wrote are taken as they are.

@@ -40,6 +40,7 @@ impl Room {
             threads: Some(1),
             retry: Duration::from_millis(200),
             endpoint: "http://127.0.0.1:1".into(),
+            packages: "http://127.0.0.1:1".into(),
             ..HostOptions::default()
         }
     }

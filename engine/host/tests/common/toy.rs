@@ -20,6 +20,8 @@ pub struct Toy {
     pub context: usize,
     pub chat: bool,
     pub tokenizer: bool,
+    /// A letter that breaks the model: whatever follows it has scores that are no numbers.
+    pub poison: Option<u8>,
 }
 
 impl Default for Toy {
@@ -29,6 +31,7 @@ impl Default for Toy {
             context: 1 << 20,
             chat: true,
             tokenizer: true,
+            poison: None,
         }
     }
 }
@@ -118,6 +121,10 @@ impl Toy {
                     let _ = i;
                     row.fill(0.0);
                 }
+            }
+            if let Some(letter) = self.poison.filter(|_| name == "model.embed_tokens.weight") {
+                let at = usize::from(letter) * HIDDEN;
+                values[at..at + HIDDEN].fill(f32::NAN);
             }
         }
         all
