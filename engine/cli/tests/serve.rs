@@ -1,4 +1,5 @@
 //! `serve` as a program: the address it prints, and how it ends.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
