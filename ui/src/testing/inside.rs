@@ -215,7 +215,7 @@ pub fn attention(spec: AttentionSpec) -> AttentionMap {
         "hca" => 128,
         _ => 0,
     };
-    let rows = if rate == 0 { 0 } else { (spec.to / rate) as u32 };
+    let rows = spec.to.checked_div(rate).map_or(0, |rows| rows as u32);
     if rows > 0 {
         segments.push(Segment::Rows {
             first: 0,

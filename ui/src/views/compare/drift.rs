@@ -18,26 +18,32 @@ const ABOUT: &str = "||a − b|| / ||a|| of the residual stream after each layer
 pub struct Drift {
     heat: HeatState,
     grid: Option<Dense>,
+    /// Smallest and largest value above 0.
+    range: Option<(f32, f32)>,
 }
 
 impl Drift {
     /// Takes another result.
     pub fn set(&mut self, r: &CompareResult, revision: u64) {
+        let positive = r
+            .drift
+            .relative_rms
+            .iter()
+            .copied()
+            .filter(|v| v.is_finite() && *v > 0.0);
+        self.range = positive.fold(None, |range, v| {
+            let (low, high) = range.unwrap_or((v, v));
+            Some((v.min(low), v.max(high)))
+        });
         self.grid = Some(Dense::new(r.drift.relative_rms.clone(), r.tokens.len(), revision));
         self.heat.zoom = None;
     }
 
     /// Colours, for the map and its colour bar.
     pub fn shades(&self) -> Shades {
-        let values = self.grid.iter().flat_map(|g| g.values().iter().copied());
-        let (mut low, mut high) = (f32::INFINITY, 0.0f32);
-        for v in values.filter(|v| v.is_finite() && *v > 0.0) {
-            (low, high) = (low.min(v), high.max(v));
-        }
-        if high == 0.0 {
-            Shades::sequential(0.0, 1.0)
-        } else {
-            Shades::log(low, high)
+        match self.range {
+            Some((low, high)) => Shades::log(low, high),
+            None => Shades::sequential(0.0, 1.0),
         }
     }
 

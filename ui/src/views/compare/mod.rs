@@ -54,12 +54,6 @@ impl View for Compare {
         "Compare"
     }
 
-    fn toolbar(&mut self, _cx: &mut Context<'_>, ui: &mut Ui) {
-        if setup::swap_button(ui) {
-            self.setup.swap();
-        }
-    }
-
     fn ui(&mut self, cx: &mut Context<'_>, ui: &mut Ui) {
         if cx.store.model().is_none() {
             empty(

@@ -103,7 +103,7 @@ impl Side {
         let p = Palette::of(ui);
         let presets: &[Preset] = cx.fetch(&Query::presets()).value().map_or(&[], Vec::as_slice);
         let text = self.describe(cx.store);
-        let shown = elide(&text, ((ui.available_width() - 40.0) / 7.0).max(12.0) as usize);
+        let shown = elide(&text, ((ui.available_width() - 76.0) / 7.0).max(12.0) as usize);
         let button = egui::Button::new(format!("{shown}  {}", icons::CARET_DOWN)).min_size(egui::vec2(0.0, 28.0));
         let menu = egui::containers::menu::MenuButton::from_button(button).ui(ui, |ui| {
             ui.set_min_width(280.0);

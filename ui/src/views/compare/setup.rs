@@ -126,14 +126,19 @@ impl Setup {
     pub fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, running: bool) -> Option<Ask> {
         let wide = ui.available_width() >= 620.0;
         let earlier = std::mem::take(&mut self.earlier);
-        if wide {
+        let swapped = if wide {
             ui.columns(2, |columns| {
-                side(cx, &mut columns[0], &mut self.a, "A", &earlier);
+                let swapped = side(cx, &mut columns[0], &mut self.a, "A", &earlier);
                 side(cx, &mut columns[1], &mut self.b, "B", &earlier);
-            });
+                swapped
+            })
         } else {
-            side(cx, ui, &mut self.a, "A", &earlier);
+            let swapped = side(cx, ui, &mut self.a, "A", &earlier);
             side(cx, ui, &mut self.b, "B", &earlier);
+            swapped
+        };
+        if swapped {
+            std::mem::swap(&mut self.a, &mut self.b);
         }
         self.earlier = earlier;
         ui.add_space(theme::GRID);
@@ -264,23 +269,24 @@ impl Setup {
         });
         asked
     }
-
-    /// A becomes B and B becomes A.
-    pub fn swap(&mut self) {
-        std::mem::swap(&mut self.a, &mut self.b);
-    }
 }
 
-/// A side: its letter in its colour, its menu, its form.
-fn side(cx: &mut Context<'_>, ui: &mut Ui, side: &mut Side, name: &str, earlier: &[(String, String)]) {
+/// A side: its letter in its colour, its menu, its form. A's row also has the button that swaps the sides; true if it
+/// was clicked.
+fn side(cx: &mut Context<'_>, ui: &mut Ui, side: &mut Side, name: &str, earlier: &[(String, String)]) -> bool {
+    let mut swapped = false;
     ui.vertical(|ui| {
         ui.horizontal(|ui| {
             ui.set_min_height(28.0);
             letter(ui, name);
             side.menu(cx, ui, name, earlier);
+            if name == "A" {
+                swapped = icon_button(ui, icons::SWAP, "Swap A and B").clicked();
+            }
         });
         side.form(cx, ui, name);
     });
+    swapped
 }
 
 /// A or B on its colour.
@@ -292,9 +298,4 @@ pub fn letter(ui: &mut Ui, name: &str) {
     let ink = theme::text_on(color);
     ui.painter()
         .text(rect.center(), egui::Align2::CENTER_CENTER, name, theme::strong(), ink);
-}
-
-/// The button that swaps the sides.
-pub fn swap_button(ui: &mut Ui) -> bool {
-    icon_button(ui, icons::SWAP, "Swap A and B").clicked()
 }
