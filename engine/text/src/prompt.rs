@@ -85,6 +85,19 @@ impl Prompt {
                  accepted is plain text to continue, or a checkpoint with a chat template"
                     .to_owned(),
             )),
+            // The format is implied by the family; a model without its markers was never shown a conversation.
+            Self::Model1
+                if [model1::USER, model1::ASSISTANT]
+                    .iter()
+                    .any(|m| tokenizer.id_of(m).is_none()) =>
+            {
+                Err(TextError::NoChat(format!(
+                    "a base model: its tokenizer has no {} and {}, the markers of MODEL1's prompt format, so it was \
+                     never shown a conversation; accepted is plain text to continue",
+                    model1::USER,
+                    model1::ASSISTANT
+                )))
+            }
             Self::Model1 => {
                 let options = RenderOptions {
                     effort: options.effort,
@@ -113,7 +126,7 @@ impl Prompt {
         }
     }
 
-    /// True if conversations can be rendered.
+    /// True if there is a format. Whether the tokenizer has its markers is seen when a conversation is rendered.
     pub fn can_chat(&self) -> bool {
         !matches!(self, Self::None)
     }

@@ -160,10 +160,13 @@ fn users_cannot_end_their_turn() {
         .unwrap_err()
         .to_string();
     assert!(none.contains("base model"), "{none}");
-    assert!(matches!(
-        Prompt::for_model("deepseek_v4", None).unwrap(),
-        Prompt::Model1
-    ));
+    let model1 = Prompt::for_model("deepseek_v4", None).unwrap();
+    assert!(matches!(model1, Prompt::Model1));
+    let unmarked = model1.render(&evil, true, t).unwrap_err().to_string();
+    assert!(
+        unmarked.contains("base model") && unmarked.contains("<｜User｜>"),
+        "{unmarked}"
+    );
 }
 
 #[test]

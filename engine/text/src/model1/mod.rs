@@ -17,6 +17,7 @@ mod parse;
 mod render;
 
 pub use parse::{Parsed, parse};
+pub(crate) use render::{ASSISTANT, USER};
 pub use render::{Effort, RenderOptions, render};
 
 pub(crate) const BOS: &str = "<｜begin▁of▁sentence｜>";

@@ -7,8 +7,8 @@ use crate::chat::pyjson::dumps;
 use crate::chat::{Message, ToolCall};
 use crate::error::TextError;
 
-const USER: &str = "<｜User｜>";
-const ASSISTANT: &str = "<｜Assistant｜>";
+pub(crate) const USER: &str = "<｜User｜>";
+pub(crate) const ASSISTANT: &str = "<｜Assistant｜>";
 const REMINDER: &str = "<｜latest_reminder｜>";
 const TASKS: [&str; 6] = ["action", "query", "authority", "domain", "title", "read_url"];
 const ROLES: &str = "the roles system, developer, user, assistant, tool and latest_reminder";
