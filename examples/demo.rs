@@ -11,11 +11,8 @@ fn run(model: &str, prompt: &str) -> Result<(), EngineError> {
     };
     let out = session.generate(prompt, &options, &mut |e: &TokenEvent<'_>| print!("{}", e.text))?;
     let kv: u64 = session.kv_bytes().iter().map(|(used, _)| used.total()).sum();
-    let speed = out.summary.decode_tokens_per_s;
-    println!(
-        "\n[{} tokens, {speed:.1} tokens/s, KV cache {kv} bytes]",
-        out.tokens.len()
-    );
+    let (tokens, speed) = (out.tokens.len(), out.summary.decode_tokens_per_s);
+    println!("\n[{tokens} tokens, {speed:.1} tokens/s, KV cache {kv} bytes]");
     Ok(())
 }
 

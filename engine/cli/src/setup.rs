@@ -110,16 +110,40 @@ pub fn cancel() -> Cancel {
         .clone()
 }
 
-/// Where the model is, and who says so; fetches the default one if asked for.
-fn model_path(args: &ModelArgs) -> Result<(PathBuf, &'static str)> {
+/// What a command runs when neither `--model` nor `$MODEL1_MODEL` names a model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fallback {
+    /// The model that comes with the program; where it is missing, SmolLM2.
+    Bundled,
+    /// SmolLM2: it can hold a conversation.
+    Chat,
+}
+
+/// The model that comes with the program.
+fn bundled(from: &str) -> Result<PathBuf> {
+    host::bundled_model().ok_or_else(|| {
+        user(format!(
+            "{from} bundled: found no model1-mini beside the program, accepted: its folder in $MODEL1_BUNDLED, or \
+             --model PATH"
+        ))
+    })
+}
+
+/// Where the model is, and who says so; fetches SmolLM2 if it is asked for.
+fn model_path(args: &ModelArgs, fallback: Fallback) -> Result<(PathBuf, &'static str)> {
     let from_env = || std::env::var("MODEL1_MODEL").ok().filter(|m| !m.is_empty());
     let (wanted, from) = match &args.model {
         Some(m) => (Some(m.clone()), "--model"),
         None => (from_env(), "$MODEL1_MODEL"),
     };
-    let path = match wanted.as_deref() {
-        Some("smollm2") | None => crate::pull::default_model(args.quiet)?,
-        Some(path) => PathBuf::from(path),
+    let path = match (wanted.as_deref(), fallback) {
+        (Some("bundled"), _) => bundled(from)?,
+        (Some("smollm2"), _) | (None, Fallback::Chat) => crate::pull::smollm2(args.quiet)?,
+        (Some(path), _) => PathBuf::from(path),
+        (None, Fallback::Bundled) => match host::bundled_model() {
+            Some(path) => return Ok((path, "the bundled model")),
+            None => crate::pull::smollm2(args.quiet)?,
+        },
     };
     Ok((path, from))
 }
@@ -132,13 +156,22 @@ pub struct Loaded {
 
 /// Loads the model and builds the recipe.
 pub fn load(args: &ModelArgs) -> Result<Loaded> {
+    load_or(args, Fallback::Bundled)
+}
+
+/// The same for conversations.
+pub fn load_chat(args: &ModelArgs) -> Result<Loaded> {
+    load_or(args, Fallback::Chat)
+}
+
+fn load_or(args: &ModelArgs, fallback: Fallback) -> Result<Loaded> {
     if args.threads == Some(0) {
         return Err(user("--threads: found 0, accepted: 1 or more"));
     }
-    let (path, from) = model_path(args)?;
+    let (path, from) = model_path(args, fallback)?;
     if !path.exists() {
-        let hint = "accepted: a folder with config.json and *.safetensors, a .gguf file, or smollm2; \
-                    `model1 pull OWNER/NAME` fetches a model";
+        let hint = "accepted: a folder with config.json and *.safetensors, a .gguf file, bundled, or \
+                    smollm2; `model1 pull OWNER/NAME` fetches a model";
         return Err(user(format!(
             "{from} {}: no such file or folder; {hint}",
             path.display()

@@ -39,6 +39,12 @@ fn the_example_streams_text() {
 }
 
 #[test]
+fn the_example_is_short() {
+    let lines = include_str!("../../../examples/demo.rs").lines().count();
+    assert!(lines <= 30, "{lines} lines");
+}
+
+#[test]
 fn the_example_says_what_is_wrong() {
     let mut command = demo();
     command.args(["/nowhere/at/all", "fox"]);

@@ -101,7 +101,7 @@ fn models_that_are_not_there() {
     let say = |path: &str| model1(&["generate", "--prompt", "x", "--model", path]).error(2);
     let wanted = format!(
         "--model {missing}: no such file or folder; accepted: a folder with config.json and *.safetensors, a .gguf file, \
-         or smollm2; `model1 pull OWNER/NAME` fetches a model"
+         bundled, or smollm2; `model1 pull OWNER/NAME` fetches a model"
     );
     assert_eq!(say(&missing), wanted);
     let mut from_env = command(&["show"]);
@@ -289,6 +289,7 @@ fn devices_threads_context_and_sampling() {
     }
     for (flag, value) in [
         ("--temperature", "nan"),
+        ("--temperature", "-3"),
         ("--top-p", "1.5"),
         ("--min-p", "2"),
         ("--repetition-penalty", "0"),

@@ -56,7 +56,9 @@ fn every_subcommand_explains_itself() {
         top.contains("Examples:\n  model1 demo\n") && top.contains("Exit codes: 0 done"),
         "{top}"
     );
-    for name in ["demo", "generate", "chat", "show", "logits", "devices", "pull"] {
+    for name in [
+        "demo", "generate", "chat", "show", "compare", "logits", "devices", "pull", "serve",
+    ] {
         assert!(top.contains(&format!("\n  {name} ")), "{name} is missing: {top}");
         let help = model1(&[name, "--help"]).ok();
         assert!(
@@ -209,5 +211,25 @@ fn the_demo_writes_a_text_and_its_figures() {
         ran.stderr.lines().last().unwrap().starts_with("Next: model1 chat | "),
         "{}",
         ran.stderr
+    );
+}
+
+#[test]
+fn without_a_model_the_bundled_one_runs() {
+    let show = |args: &[&str], bundled: &str, model: &str| {
+        let mut c = command(&[&["show", "--print-recipe"], args].concat());
+        c.env("MODEL1_BUNDLED", bundled).env("MODEL1_MODEL", model);
+        finish(c, "")
+    };
+    let (v4, llama) = (golden("tiny-v4"), golden("tiny-llama"));
+    let own = |path: &str| model1(&["show", "--print-recipe", "--model", path]).ok().stdout;
+    assert_eq!(show(&[], &v4, "").ok().stdout, own(&v4));
+    assert_eq!(show(&[], &v4, &llama).ok().stdout, own(&llama));
+    assert_eq!(show(&["--model", "bundled"], &v4, &llama).ok().stdout, own(&v4));
+    assert_eq!(show(&[], &v4, "bundled").ok().stdout, own(&v4));
+    let missing = show(&[], "/nonexistent/mini", "").error(2);
+    assert!(
+        missing.starts_with("the bundled model /nonexistent/mini: no such file or folder; accepted: "),
+        "{missing}"
     );
 }

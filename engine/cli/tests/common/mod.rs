@@ -55,6 +55,7 @@ pub fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
     c.args(args);
     for name in [
         "MODEL1_MODEL",
+        "MODEL1_BUNDLED",
         "HF_ENDPOINT",
         "HF_TOKEN",
         "http_proxy",
