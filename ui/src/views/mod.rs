@@ -4,7 +4,11 @@
 //! To add a view: implement [`View`], add its module below and one line to [`all`]. Where it stands is decided by
 //! [`crate::layout`]; a view that no layout names is found in the View menu.
 
+pub mod blocks;
+pub mod compare;
+pub mod explorer;
 pub mod generate;
+pub mod inspect;
 pub mod telemetry;
 pub mod token;
 
@@ -39,6 +43,10 @@ pub trait View {
 /// All views.
 pub fn all() -> Vec<Box<dyn View>> {
     let mut all: Vec<Box<dyn View>> = vec![Box::<generate::Generate>::default(), Box::<token::TokenView>::default()];
+    all.extend(blocks::views());
+    all.extend(compare::views());
+    all.extend(explorer::views());
+    all.extend(inspect::views());
     all.extend(telemetry::views());
     all
 }

@@ -256,7 +256,10 @@ pub fn chips(shared: &Shared, cx: &Context<'_>, ui: &mut egui::Ui) {
             "{} steps were overwritten at the host before they got here; they are missing in the charts.",
             crate::fmt::count(lost)
         );
-        chip(ui, icons::WARNING, p.warn).on_hover_text(text);
+        let name = format!("{} steps are missing", crate::fmt::count(lost));
+        chip(ui, icons::WARNING, p.warn)
+            .on_hover_text(text)
+            .accessible_name(name);
     }
 }
 

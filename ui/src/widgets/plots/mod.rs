@@ -2,6 +2,7 @@
 
 mod chart;
 mod data;
+mod elide;
 mod explain;
 mod legend;
 mod pointer;
@@ -9,6 +10,7 @@ mod quantity;
 
 pub use chart::{Chart, ChartResponse};
 pub use data::{Axis, Bars, Mark, Part, Trace, Zoom};
+pub use elide::elided;
 pub use explain::{Csv, Explain, definition, field, figure_menu, file_name, label_word};
 pub use legend::{LegendItem, choice, legend, remark};
 pub use pointer::{dot, readout_table};
