@@ -194,6 +194,7 @@ impl Side {
             Choice::Json(text) => {
                 let edit = egui::TextEdit::multiline(text)
                     .code_editor()
+                    .char_limit(super::setup::LONGEST)
                     .font(theme::mono())
                     .desired_rows(4)
                     .desired_width(f32::INFINITY)

@@ -27,6 +27,9 @@ pub enum Source {
 /// Positions compared when nothing else is said.
 const POSITIONS: u64 = 512;
 
+/// Characters of a pasted text that are kept: many times what is compared, and little enough to draw in every frame.
+pub const LONGEST: usize = 200_000;
+
 /// Title of the button.
 const RUN: &str = "Compare A and B";
 
@@ -148,6 +151,7 @@ impl Setup {
                 let edit = egui::TextEdit::multiline(&mut self.given)
                     .desired_rows(3)
                     .desired_width(f32::INFINITY)
+                    .char_limit(LONGEST)
                     .hint_text("Paste the text both sides read");
                 egui::ScrollArea::vertical()
                     .id_salt("given")

@@ -103,8 +103,10 @@ fn layer_menu(cx: &mut Context<'_>, ui: &mut Ui, current: u32, suits: impl Fn(&p
         .color(p.secondary);
     let button = egui::Button::new(text).frame(false).small();
     let menu = egui::containers::menu::MenuButton::from_button(button).ui(ui, |ui| {
-        egui::ScrollArea::vertical().max_height(320.0).show(ui, |ui| {
-            for (i, _) in layers.iter().enumerate().filter(|(_, l)| suits(l)) {
+        let fit: Vec<usize> = (0..layers.len()).filter(|i| suits(&layers[*i])).collect();
+        let scroll = egui::ScrollArea::vertical().max_height(320.0);
+        scroll.show_rows(ui, theme::ROW, fit.len(), |ui, rows| {
+            for &i in fit.get(rows).unwrap_or(&[]) {
                 if ui.selectable_label(i as u32 == current, name(i)).clicked() {
                     cx.selection.lock(crate::selection::Spot::layer(i as u32));
                 }

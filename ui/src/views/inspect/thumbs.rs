@@ -201,6 +201,9 @@ impl Thumbs {
     fn order(&self, cx: &Context<'_>) -> Vec<u32> {
         let n = cx.store.facts().map_or(0, |f| f.layers.len()) as u32;
         let mut all: Vec<u32> = (0..n).collect();
+        if self.sort == Sort::Layer {
+            return all;
+        }
         // What is not known yet stands last.
         let key = |l: &u32| match self.sort {
             Sort::Layer => Some(*l as f32),
