@@ -110,8 +110,10 @@ impl Worker {
         };
         let mut resolved = said(CompareJob::resolve(&engine, spec, Some(current)))?;
         resolved.model = loaded.model.name.clone();
-        self.hub
-            .with(|inner| inner.jobs.change(job, |j| j.state = JobState::Running));
+        self.hub.with(|inner| {
+            inner.jobs.change(job, |j| j.state = JobState::Running);
+            inner.jobs.detach(job, true);
+        });
         let hub = self.hub.clone();
         let mut progress = |done, total| {
             hub.with(|inner| inner.jobs.change(job, |j| (j.done, j.total) = (done, total)));
@@ -122,7 +124,12 @@ impl Worker {
             progress: &mut progress,
         };
         let result = said(compare(&engine, &resolved, &mut watch))?;
-        self.hub.with(|inner| inner.jobs.keep_result(job, result));
-        Ok(())
+        self.hub.with(|inner| {
+            if cancel.is_cancelled() {
+                return Err(cancelled());
+            }
+            inner.jobs.keep_result(job, result);
+            Ok(())
+        })
     }
 }

@@ -220,7 +220,8 @@ impl Worker {
     fn between(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Write { to, .. } if !self.busy.is_empty() => {
+                // What was cancelled ends at its next step; a message that comes until then waits for that.
+                Command::Write { to, .. } if !self.busy.is_empty() && self.runs() => {
                     to.send(Err(self.is_busy()));
                 }
                 c @ (Command::Recipe { .. } | Command::Timing { .. }) => self.quick(c),
@@ -230,6 +231,11 @@ impl Worker {
                 other => self.later.push_back(other),
             }
         }
+    }
+
+    /// Whether a job runs that nobody cancelled.
+    fn runs(&self) -> bool {
+        self.hub.with(|inner| inner.jobs.running().is_some())
     }
 
     fn is_busy(&self) -> ErrorInfo {

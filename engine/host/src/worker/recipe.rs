@@ -110,6 +110,7 @@ impl Worker {
             inner
                 .jobs
                 .change(job, |j| (j.state, j.total) = (JobState::Running, total));
+            inner.jobs.detach(job, true);
         });
         for chunk in ids.chunks(CHUNK) {
             let mut records = Vec::new();
