@@ -1,4 +1,5 @@
 //! Rules about the crate's own sources.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
 
