@@ -175,6 +175,30 @@ fn the_worst_token_is_one_click_away_from_its_layers() {
 }
 
 #[test]
+fn the_first_split_says_what_each_side_would_write_and_leads_there() {
+    let mut d = done(
+        Scene::finished(),
+        Look {
+            size: SIZE,
+            ..Look::default()
+        },
+    );
+    let said = d.said("margin 0.000600, near tie");
+    assert!(
+        said.iter()
+            .any(|s| s.starts_with("A \" deep\" B ") && !s.contains("B \" deep\"")),
+        "{said:?}"
+    );
+    let rect = d.harness.get_by_label_contains("first split: token 143").rect();
+    d.harness.hover_at(rect.center());
+    d.frames(2);
+    d.harness.drag_at(rect.center());
+    d.harness.drop_at(rect.center());
+    d.frames(4);
+    d.must_say("Layers, at token 143");
+}
+
+#[test]
 fn text_and_map_say_how_large_they_are() {
     let mut d = done(
         Scene::finished(),

@@ -5,6 +5,7 @@ use protocol::{CompareResult, CompareSide, KvBytes};
 
 use super::recipes::short_hash;
 use super::setup::letter;
+use super::words::Names;
 use crate::fmt::{self, Figure, THIN};
 use crate::theme::{self, Palette};
 use crate::widgets::controls;
@@ -179,9 +180,10 @@ fn difference(ui: &mut Ui, r: &CompareResult) {
     });
 }
 
-/// How far apart the sides are.
-pub fn distance(ui: &mut Ui, r: &CompareResult) {
+/// How far apart the sides are. Returns the position of a figure that was clicked.
+pub fn distance(ui: &mut Ui, r: &CompareResult, names: &Names) -> Option<usize> {
     let p = Palette::of(ui);
+    let mut clicked = None;
     ui.horizontal_wrapped(|ui| {
         ui.spacing_mut().item_spacing = vec2(24.0, 8.0);
         let k = &r.kl;
@@ -192,19 +194,29 @@ pub fn distance(ui: &mut Ui, r: &CompareResult) {
         tile(ui, "KL(A||B) mean", &nats(k.mean), &sub, p.secondary, about);
         let sub = format!("median {}  p90 {}", fmt::sig3(k.median), fmt::sig3(k.p90));
         tile(ui, "KL(A||B) p99", &nats(k.p99), &sub, p.secondary, about);
-        tile(ui, "KL(A||B) max", &nats(k.max), &worst_place(r), p.secondary, about);
+        let worst = r.tokens.iter().enumerate().max_by(|a, b| a.1.kl.total_cmp(&b.1.kl)).map(|w| w.0);
+        let sub = worst.map_or_else(String::new, |i| format!("after token {}", fmt::count(i as u64)));
+        let largest = tile(ui, "KL(A||B) max", &nats(k.max), &sub, p.secondary, about);
+        clicked = worst.filter(|_| chosen(largest)).or(clicked);
         let sub = format!("± {}", fmt::percent(r.same_top1[1]).plain());
         let about = "Share of positions at which A and B find the same next token likeliest.";
         tile(ui, "same top-1", &fmt::percent(r.same_top1[0]), &sub, p.secondary, about);
         let about = "The first position after which greedy texts would differ, and A's margin there: probability of its \
                      likeliest token minus that of the second. Under 0.001 rounding alone could have decided.";
         match &r.divergence {
-            None => tile(ui, "first split", &Figure::new("nowhere", ""), "the same greedy text", p.good, about),
+            None => {
+                tile(ui, "first split", &Figure::new("nowhere", ""), "the same greedy text", p.good, about);
+            }
             Some(d) => {
-                let margin = format!("margin {}", fmt::sig3(f64::from(d.margin)));
-                let (sub, ink) =
-                    if d.near_tie { (format!("{margin}, near tie"), p.warn) } else { (margin, p.secondary) };
-                tile(ui, "first split", &Figure::new(format!("token {}", fmt::count(d.position)), ""), &sub, ink, about);
+                let i = d.position as usize;
+                let said = r.tokens.get(i).map_or_else(String::new, |t| {
+                    format!("A {} B {}  ", names.get(t.top1[0]), names.get(t.top1[1]))
+                });
+                let sub = format!("{said}margin {}", fmt::sig3(f64::from(d.margin)));
+                let (sub, ink) = if d.near_tie { (format!("{sub}, near tie"), p.warn) } else { (sub, p.secondary) };
+                let place = Figure::new(format!("token {}", fmt::count(d.position)), "");
+                let split = tile(ui, "first split", &place, &sub, ink, about);
+                clicked = Some(i).filter(|_| chosen(split)).or(clicked);
             }
         }
         let [mean, max] = r.noise_floor;
@@ -212,14 +224,18 @@ pub fn distance(ui: &mut Ui, r: &CompareResult) {
         let about = "KL(A||A) of two readings of A: what is not larger than this is noise. 0 on one device.";
         tile(ui, "noise floor A||A", &nats(mean), &sub, p.secondary, about);
     });
+    clicked
 }
 
-fn worst_place(r: &CompareResult) -> String {
-    let worst = r.tokens.iter().enumerate().max_by(|a, b| a.1.kl.total_cmp(&b.1.kl));
-    worst.map_or_else(String::new, |(i, _)| format!("after token {}", fmt::count(i as u64)))
+/// Whether a tile that leads to a token was clicked.
+fn chosen(tile: egui::Response) -> bool {
+    let tile = tile
+        .interact(egui::Sense::click())
+        .on_hover_cursor(egui::CursorIcon::PointingHand);
+    tile.clicked()
 }
 
-fn tile(ui: &mut Ui, name: &str, figure: &Figure, sub: &str, ink: Color32, about: &str) {
+fn tile(ui: &mut Ui, name: &str, figure: &Figure, sub: &str, ink: Color32, about: &str) -> egui::Response {
     let p = Palette::of(ui);
     let response = ui
         .vertical(|ui| {
@@ -231,7 +247,7 @@ fn tile(ui: &mut Ui, name: &str, figure: &Figure, sub: &str, ink: Color32, about
             ui.label(RichText::new(sub).font(theme::mono_caption()).color(ink));
         })
         .response;
-    response.on_hover_text(about);
+    response.on_hover_text(about)
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ impl Report {
         let names = [self.side_name(r, 0, layers), self.side_name(r, 1, layers)];
         figures::sides(ui, r, &names);
         ui.add_space(8.0);
-        figures::distance(ui, r);
+        let chosen = figures::distance(ui, r, &self.names);
         ui.add_space(8.0);
         let mut asked = false;
         let can_edit = cx.can_edit();
@@ -60,7 +60,10 @@ impl Report {
             asked = isolate_button(ui, r, can_edit && !running);
         });
         ui.add_space(theme::GRID);
-        let mut hit = worst::Hit::default();
+        let mut hit = worst::Hit {
+            clicked: chosen,
+            ..worst::Hit::default()
+        };
         two(ui, 0.6, |ui, left| {
             let found = if left {
                 self.colored(cx, ui, r, at)
