@@ -8,6 +8,8 @@
     train.py finetune --text FILE --work DIR               go on from the bundled weights with your own text
     train.py export   --work DIR --out DIR                 write the released form (and --plain, f32)
     train.py evaluate --work DIR --packed PACKED           the figures of the model card
+    train.py samples  --out FILE                           ten samples, prompts and seeds fixed beforehand
+    train.py card     --figures FILE --log FILE ...        write MODEL_CARD.md
 
 Several GPUs: torchrun --nproc-per-node N train.py train ... Needs torch, numpy, tokenizers, safetensors. `train` on a GPU compiles its kernels first (about two minutes).
 """
@@ -78,8 +80,26 @@ def arguments():
     p.add_argument("--out", required=True, help="JSON file")
     p.add_argument("--documents", type=int, default=600, help="TinyStories documents (default 600)")
     p.add_argument("--teacher", help="folder of stories15M, to measure it on the same documents")
+    p.add_argument("--masters", help="weights of train --pieces (bf16): also say what FP8 weights and rows change")
     p.add_argument("--ngram", action="store_true", help="also measure a 5-gram model on the held-out books")
+    p.add_argument("--peer", help="also measure this model (a folder, or a GGUF file) on the same documents")
+    p.add_argument("--peer-prefix", default="<|endoftext|>", help="the token before its documents (default <|endoftext|>)")
+    p.add_argument("--only-peers", action="store_true", help="keep the other figures of --out as they are")
     p.add_argument("--device", default="auto")
+
+    p = sub.add_parser("card", help="write MODEL_CARD.md from what was measured")
+    p.add_argument("--figures", required=True, help="JSON file of `evaluate`")
+    p.add_argument("--log", required=True, help="log.jsonl of the run")
+    p.add_argument("--data", required=True, help="report.json of `data`")
+    p.add_argument("--samples", required=True, help="the ten samples: JSON list of {prompt, seed, text}, of `samples`")
+    p.add_argument("--shares", required=True, help="the run's --shares")
+    p.add_argument("--hardware", required=True, help="what it was trained on, in words")
+    p.add_argument("--model", default=str(HERE / "model1-mini"), help="folder of the checkpoint (default: the bundled one)")
+
+    p = sub.add_parser("samples", help="the card's ten samples, by the program itself")
+    p.add_argument("--program", default="model1", help="the command (default model1)")
+    p.add_argument("--model", default=str(HERE / "model1-mini"), help="folder of the checkpoint (default: the bundled one)")
+    p.add_argument("--out", required=True, help="JSON file")
     return top.parse_args()
 
 

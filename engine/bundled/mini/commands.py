@@ -276,14 +276,42 @@ def evaluate_command(a):
 
     from . import report
 
-    if a.work:
-        model, folder = load.state(Path(a.work) / "state.pt", a.device), Path(a.packed)
+    if a.only_peers:
+        figures = json.loads(Path(a.out).read_text())
     else:
-        model, folder = load.released(a.model, a.device), Path(a.model)
-    figures = report.all_figures(model, Tokenizer.from_file(str(folder / "tokenizer.json")), a.packed, a.documents)
+        if a.work:
+            model, folder = load.state(Path(a.work) / "state.pt", a.device), Path(a.packed)
+        else:
+            model, folder = load.released(a.model, a.device), Path(a.model)
+        figures = report.all_figures(model, Tokenizer.from_file(str(folder / "tokenizer.json")), a.packed, a.documents)
     if a.teacher:
         figures["stories15M on tinystories_a"] = report.teacher_figures(a.teacher, a.packed, a.documents)
     if a.ngram:
         figures["Kneser-Ney on books"] = report.kneser_ney(a.packed)
+    if a.masters:
+        small, large = load.released(a.model, a.device), load.released(a.model, a.device)
+        load.pieces_into(large, a.masters)
+        tokenizer = Tokenizer.from_file(str(Path(a.model) / "tokenizer.json"))
+        figures["FP8 against BF16"] = report.against_bf16(small, large, tokenizer, a.packed, min(a.documents, 60))
+        evaluate.write_json(a.out, figures)
+    if a.peer:
+        from . import peer
+
+        texts = json.loads((Path(a.packed) / "tinystories.held.json").read_text())[: a.documents]
+        figures["peer on tinystories_a"] = {"name": Path(a.peer).name, **peer.bits_per_byte(a.peer, texts, a.peer_prefix)}
     evaluate.write_json(a.out, figures)
     print(json.dumps(figures, indent=1))
+
+
+def samples(a):
+    """Continues the ten prompts with the program itself and writes what it said."""
+    from . import card
+
+    card.samples(a.program, a.model, a.out)
+
+
+def card(a):
+    """Writes MODEL_CARD.md and curve.svg beside train.py."""
+    from . import card as page
+
+    page.write(a)

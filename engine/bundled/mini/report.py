@@ -44,6 +44,33 @@ def all_figures(model, tokenizer, packed, documents, log=print):
     return out
 
 
+@torch.no_grad()
+def against_bf16(small, large, tokenizer, packed, documents):
+    """What the stored form changes. `large`: the training's weights in bf16 with exact cache rows; `small`: the released
+    FP8 weights, with rows in their FP8 and FP4 records. KL(large || small) per token in nats, over held-out texts."""
+    out = {}
+    for name, cut, count in (("tinystories", None, documents), ("books", 4_000, 12)):
+        texts = [t[:cut] for t in json.loads((Path(packed) / f"{name}.held.json").read_text())[:count]]
+        kls, same, lost = [], 0, 0.0
+        for ids, first, _ in evaluate.rows_of_documents(tokenizer, texts, 1024):
+            x = torch.tensor(ids)[None].to(large.device)
+            a, b = (m.logits(x, False, r)[0][0, :-1].float().log_softmax(-1)[first - 1 :] for m, r in ((large, 0.0), (small, 1.0)))
+            target = x[0, first:, None]
+            kls.append((a.exp() * (a - b)).sum(-1).cpu())
+            same += (a.argmax(-1) == b.argmax(-1)).sum().item()
+            lost += (a.gather(-1, target) - b.gather(-1, target)).sum().item()
+        kl = torch.cat(kls)
+        out[name] = {
+            "tokens": kl.numel(),
+            "kl_mean": round(kl.mean().item(), 5),
+            "kl_p99": round(kl.quantile(0.99).item(), 4),
+            "kl_max": round(kl.max().item(), 3),
+            "same_top_1": round(same / kl.numel(), 4),
+            "nats_per_token_lost": round(lost / kl.numel(), 5),
+        }
+    return out
+
+
 def kneser_ney(packed, order=5):
     """Bits per byte of an n-gram model over the same tokens, trained on the training books, on the held-out books."""
     packed = Path(packed)
