@@ -51,6 +51,7 @@ fn names(d: &Desk, part: &str) -> Vec<String> {
 fn an_empty_panel_names_what_fills_it_and_the_built_in_story_needs_no_text() {
     let mut d = solo(Scene::empty(), "compare", SIZE, true);
     assert!(has(&d, "Press Compare A and B"));
+    assert!(has(&d, "A and B are the same recipe"));
     d.shot("compare-empty-dark");
     click(&mut d, RUN);
     match d.scene.last(|r| matches!(r, Request::Compare(_))) {

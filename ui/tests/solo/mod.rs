@@ -26,7 +26,10 @@ pub fn solo_as(scene: Scene, view: &str, look: Look) -> Desk {
 
 /// Leaves one view in the window.
 pub fn alone(d: &mut Desk, view: &str) {
+    // A small window shows one panel: the enlarged one, else the main one of its workspace.
+    let narrow = d.harness.ctx.content_rect().width() < 760.0;
     let app = d.harness.state_mut().as_mut().expect("made in the first frame");
+    app.layout.full = narrow.then(|| view.to_string());
     app.layout.left = false;
     app.layout.right = false;
     app.layout.bottom = false;

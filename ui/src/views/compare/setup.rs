@@ -1,7 +1,7 @@
 //! What is compared: two recipes, a text, a number of positions.
 
 use egui::{RichText, Ui, vec2};
-use protocol::{CompareSpec, CompareText, Preset};
+use protocol::{CompareSpec, CompareText, Preset, RecipeRef};
 
 use super::recipes::{Choice, Side};
 use crate::fmt;
@@ -238,40 +238,45 @@ impl Setup {
                         .on_hover_text("Also compares A with A plus one change at a time: which change does what.");
                 });
             });
-            if running {
-                if controls::danger(ui, icons::STOP, "Stop").clicked() {
-                    asked = Some(Ask::Cancel);
-                }
-                return;
-            }
-            let presets = cx.fetch(&Query::presets()).value().map_or(&[][..], Vec::as_slice);
-            let problem = match self.spec(store, presets) {
-                Ok(_) if !cx.can_edit() => Some("another window is in control".to_string()),
-                Ok(_) => None,
-                Err(e) => Some(e),
-            };
-            // A group does not wrap by itself.
-            let room = ui
-                .painter()
-                .layout_no_wrap(RUN.into(), theme::strong(), p.text)
-                .size()
-                .x
-                + 48.0;
-            if ui.available_size_before_wrap().x < room {
-                ui.end_row();
-            }
-            let run = ui
-                .add_enabled_ui(problem.is_none(), |ui| controls::primary(ui, icons::SCALES, RUN))
-                .inner;
-            if run.clicked() {
-                asked = Some(Ask::Run);
-            }
-            if let Some(problem) = problem {
-                run.on_disabled_hover_text(&problem);
-                ui.label(RichText::new(problem).font(theme::caption()).color(p.warn));
+            if !running {
+                asked = self.run_button(cx, ui);
+            } else if controls::danger(ui, icons::STOP, "Stop").clicked() {
+                asked = Some(Ask::Cancel);
             }
         });
         asked
+    }
+
+    /// The button that compares, and why it cannot.
+    fn run_button(&self, cx: &mut Context<'_>, ui: &mut Ui) -> Option<Ask> {
+        let p = Palette::of(ui);
+        let presets = cx.fetch(&Query::presets()).value().map_or(&[][..], Vec::as_slice);
+        let spec = self.spec(cx.store, presets);
+        let unchanged = cx.store.recipe().is_some_and(|r| r.changes.is_empty());
+        let plain = |side: &RecipeRef| *side == RecipeRef::Own || (unchanged && *side == RecipeRef::Current);
+        let same = spec.as_ref().is_ok_and(|s| s.a == s.b || (plain(&s.a) && plain(&s.b)));
+        let problem = match spec {
+            Ok(_) if !cx.can_edit() => Some("another window is in control".to_string()),
+            Ok(_) => None,
+            Err(e) => Some(e),
+        };
+        // A group does not wrap by itself.
+        let words = ui.painter().layout_no_wrap(RUN.into(), theme::strong(), p.text);
+        if ui.available_size_before_wrap().x < words.size().x + 48.0 {
+            ui.end_row();
+        }
+        let run = ui
+            .add_enabled_ui(problem.is_none(), |ui| controls::primary(ui, icons::SCALES, RUN))
+            .inner;
+        let clicked = run.clicked();
+        if let Some(problem) = problem {
+            run.on_disabled_hover_text(&problem);
+            ui.label(RichText::new(problem).font(theme::caption()).color(p.warn));
+        } else if same {
+            let words = "A and B are the same recipe: choose another one, or change a block";
+            ui.label(RichText::new(words).font(theme::caption()).color(p.secondary));
+        }
+        clicked.then_some(Ask::Run)
     }
 }
 
