@@ -273,7 +273,7 @@ impl Setup {
             run.on_disabled_hover_text(&problem);
             ui.label(RichText::new(problem).font(theme::caption()).color(p.warn));
         } else if same {
-            let words = "A and B are the same recipe: choose another one, or change a block";
+            let words = "A and B are the same recipe";
             ui.label(RichText::new(words).font(theme::caption()).color(p.secondary));
         }
         clicked.then_some(Ask::Run)

@@ -95,8 +95,9 @@ impl View for Rows {
             _ => &[],
         };
         let top = layers.get(layer as usize).map_or(0, |l| l.index_topk);
+        let width = ui.available_width();
         figures(ui, kept, top);
-        let room = ui.available_size();
+        let room = vec2(width, ui.available_height());
         let query = super::chosen_token(cx).filter(|t| (*t as usize) < kept.kept.len());
         let wide = room.x >= WIDE;
         let list = if wide {
@@ -131,15 +132,23 @@ fn figures(ui: &mut Ui, kept: &KeptRows, top: u32) {
     egui::Frame::new().inner_margin(egui::Margin::symmetric(12, 4)).show(ui, |ui| {
         ui.horizontal_wrapped(|ui| {
             ui.spacing_mut().item_spacing.x = 20.0;
+            // One label each: groups would not wrap.
             let mut one = |name: &str, figure: Figure, about: &str| {
-                let row = ui.horizontal(|ui| {
-                    ui.spacing_mut().item_spacing.x = 6.0;
-                    ui.label(RichText::new(name).color(p.secondary));
-                    let value = ui.label(figure.job(p, theme::mono(), p.text));
-                    let label = format!("{name}: {}", figure.plain());
-                    value.widget_info(|| WidgetInfo::labeled(egui::Role::Label, true, &label));
-                });
-                row.response.on_hover_text(about);
+                let mut job = egui::text::LayoutJob::default();
+                let format = egui::TextFormat {
+                    font_id: theme::body(),
+                    color: p.secondary,
+                    ..Default::default()
+                };
+                job.append(&format!("{name}  "), 0.0, format);
+                let value = figure.job(p, theme::mono(), p.text);
+                for section in value.sections {
+                    job.append(&value.text[section.byte_range.start.0..section.byte_range.end.0], section.leading_space, section.format);
+                }
+                let label = format!("{name}: {}", figure.plain());
+                let shown = ui.label(job);
+                shown.widget_info(|| WidgetInfo::labeled(egui::Role::Label, true, &label));
+                shown.on_hover_text(about);
             };
             let n = u64::from(kept.judged);
             let value = |x: f32| Figure::new(fmt::sig3(f64::from(x)), "").sampled(n);
