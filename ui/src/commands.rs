@@ -388,18 +388,36 @@ pub fn available(command: Command, store: &Store) -> Result<(), &'static str> {
 /// Shortcuts pressed in this frame, most modifiers first so that Ctrl+Shift+Z is not taken for Ctrl+Z.
 pub fn pressed(ctx: &egui::Context) -> Vec<Command> {
     let typing = ctx.text_edit_focused();
+    let keeper: Option<egui::Id> = ctx.data(|d| d.get_temp(arrows_id()));
+    let kept = keeper.is_some() && ctx.memory(|m| m.focused()) == keeper;
+    let arrow = |k: &KeyboardShortcut| matches!(k.logical_key, Key::ArrowLeft | Key::ArrowRight);
     let mut entries: Vec<(&Entry, KeyboardShortcut)> = COMMANDS.iter().filter_map(|e| e.keys.map(|k| (e, k))).collect();
     entries.sort_by_key(|(_, k)| std::cmp::Reverse(u8::from(k.modifiers.shift) + u8::from(k.modifiers.command)));
     let mut out = Vec::new();
     ctx.input_mut(|i| {
         for (e, keys) in entries {
             // Esc is seen by popups and fields first; the caller decides what it means.
-            if e.command != Command::Stop && (e.always || !typing) && i.consume_shortcut(&keys) {
+            let wanted = e.command != Command::Stop && (e.always || !typing) && !(kept && arrow(&keys));
+            if wanted && i.consume_shortcut(&keys) {
                 out.push(e.command);
             }
         }
     });
     out
+}
+
+fn arrows_id() -> egui::Id {
+    egui::Id::unique("keeper of the arrow keys")
+}
+
+/// For a slider that has the focus: left and right move it, not the scrubber nor the focus.
+pub fn keep_arrows(ctx: &egui::Context, widget: egui::Id) {
+    let filter = egui::EventFilter {
+        horizontal_arrows: true,
+        ..Default::default()
+    };
+    ctx.memory_mut(|m| m.set_focus_lock_filter(widget, filter));
+    ctx.data_mut(|d| d.insert_temp(arrows_id(), widget));
 }
 
 /// How well `entry` fits what was typed; `None` = not at all. Letters must appear in order; starts of words count more.

@@ -33,6 +33,16 @@ impl Workspace {
         }
     }
 
+    /// The view that stands for the workspace where there is room for one.
+    pub fn main(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Inspect => "inspect.attention",
+            Self::Compare => "compare",
+            Self::Bench => "telemetry.speed",
+        }
+    }
+
     /// What stands where at first: views that do not exist are left out.
     fn places(self) -> Place {
         use Place::{Across, Down, Tabbed};

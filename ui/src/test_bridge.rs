@@ -238,12 +238,13 @@ mod tests {
         let mut text = "Once upon a time".to_string();
         let mut ticked = true;
         for _ in 0..2 {
-            let _ = ctx.run_ui(egui::RawInput::default(), |ui| {
+            let mut shown = ctx.run_ui(egui::RawInput::default(), |ui| {
                 let _ = ui.button("Generate");
                 ui.checkbox(&mut ticked, "Keep");
                 ui.text_edit_singleline(&mut text);
                 ui.add_enabled(false, egui::Button::new("Stop"));
             });
+            shown.textures_delta.clear();
         }
         let snapshot = bridge.snapshot();
         assert_eq!(snapshot.frame, 2);

@@ -36,6 +36,11 @@ impl App {
             Action::Show(view) => {
                 self.start.open = false;
                 self.layout.show(view);
+                // Small windows show one panel at a time.
+                if self.narrow && view != crate::layout::RIGHT && self.layout.has(view) {
+                    self.layout.full = Some(view.to_string());
+                    self.region = super::Region::Centre;
+                }
             }
             Action::Copy(text) => {
                 ctx.copy_text(text);

@@ -15,22 +15,29 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
         .frame(egui::Frame::new().fill(p.line))
         .show(ui, |ui| {
             let mut tiles = Vec::new();
+            let narrow = app.narrow;
             let (views, layout, cx) = app.parts();
+            // A small window has room for one panel: the enlarged one, or the main one of the workspace.
+            let main = layout.workspace.main().to_string();
+            let alone = narrow && layout.full.is_none() && views.contains_key(main.as_str());
             let mut behavior = Behavior {
                 views,
                 cx,
                 tiles: &mut tiles,
-                full: layout.full.clone(),
+                full: if alone { Some(main) } else { layout.full.clone() },
                 close: None,
+                alone,
             };
-            if let Some(mut full) = layout.full.clone() {
+            if let Some(mut full) = behavior.full.clone() {
                 // Nothing is dragged out of an enlarged panel.
                 let _ = behavior.pane(ui, &mut full, false);
             } else {
                 layout.tree_mut().ui(&mut behavior, ui);
             }
             let (now_full, close) = (behavior.full.take(), behavior.close.take());
-            layout.full = now_full;
+            if !alone {
+                layout.full = now_full;
+            }
             if let Some(id) = close {
                 layout.tree_mut().set_visible(id, false);
             }
@@ -40,12 +47,17 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
         });
 }
 
+/// Width of a panel below which its title row has no title.
+const SHORT: f32 = 240.0;
+
 struct Behavior<'a, 'b> {
     views: &'a mut Views,
     cx: Context<'b>,
     tiles: &'a mut Vec<(&'static str, egui::Rect)>,
     full: Option<String>,
     close: Option<TileId>,
+    /// The panel is alone because the window is small.
+    alone: bool,
 }
 
 impl Behavior<'_, '_> {
@@ -66,20 +78,26 @@ impl Behavior<'_, '_> {
             ui.allocate_ui_with_layout(vec2(ui.available_width(), side::TITLE), row, |ui| {
                 ui.set_min_height(side::TITLE);
                 ui.add_space(theme::PAD);
-                let title = egui::Label::new(RichText::new(slot.view.title()).font(theme::strong()));
-                let handle = ui.add(title.sense(Sense::click_and_drag()));
-                let handle = handle.on_hover_cursor(egui::CursorIcon::Grab);
-                if handle.drag_started() && !full {
-                    response = UiResponse::DragStarted;
-                }
-                if handle.double_clicked() {
-                    self.full = if full { None } else { Some(pane.clone()) };
+                // Tools need the whole row where it is short.
+                if whole.width() >= SHORT {
+                    let title = egui::Label::new(RichText::new(slot.view.title()).font(theme::strong()));
+                    let handle = ui.add(title.sense(Sense::click_and_drag()));
+                    let handle = handle.on_hover_cursor(egui::CursorIcon::Grab);
+                    if handle.drag_started() && !full {
+                        response = UiResponse::DragStarted;
+                    }
+                    if handle.double_clicked() && !self.alone {
+                        self.full = if full { None } else { Some(pane.clone()) };
+                    }
                 }
                 ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
                     ui.spacing_mut().item_spacing.x = 2.0;
                     ui.add_space(4.0);
                     let hot = ui.rect_contains_pointer(whole) || full;
                     ui.scope(|ui| {
+                        if self.alone {
+                            return;
+                        }
                         if !hot {
                             ui.multiply_opacity(0.0);
                         }

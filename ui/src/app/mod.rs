@@ -76,6 +76,7 @@ pub struct App {
     history: history::History,
     seen: Seen,
     region: Region,
+    narrow: bool,
     scrubber: scrubber::Scrubber,
     palette: palette::PaletteWindow,
     start: start::Start,
@@ -99,6 +100,8 @@ struct Seen {
     layout_changed: Option<f64>,
     settings: Option<(ThemeChoice, u32, bool)>,
     welcomed: bool,
+    /// A text field had the focus.
+    in_field: bool,
 }
 
 impl App {
@@ -123,6 +126,7 @@ impl App {
             history: history::History::default(),
             seen: Seen::default(),
             region: Region::default(),
+            narrow: false,
             scrubber: scrubber::Scrubber::default(),
             palette: palette::PaletteWindow::default(),
             start: start::Start::default(),
@@ -179,6 +183,7 @@ impl App {
     fn regions(&mut self, ui: &mut egui::Ui) {
         let size = ui.available_size();
         let narrow = size.x < NARROW;
+        self.narrow = narrow;
         top::show(self, ui, narrow);
         top::strips(self, ui);
         if self.layout.bottom && size.y >= LOW {
@@ -319,15 +324,18 @@ impl App {
             self.start.open = false;
         } else if self.store.writing().is_some() {
             self.actions.push(Action::Run(Command::Stop));
+        } else if self.seen.in_field {
+            // The field gave up the focus: that is what the key did.
         } else if self.layout.full.is_some() {
             self.layout.full = None;
-        } else if !ctx.text_edit_focused() {
+        } else {
             self.selection.unlock();
         }
     }
 
     /// Remembers what changed in this frame: for undo, and to keep the layout.
     fn track(&mut self, ctx: &egui::Context, now: f64) {
+        self.seen.in_field = ctx.text_edit_focused();
         let dragging = ctx.input(|i| i.pointer.any_down());
         let locked = self.selection.locked();
         if locked != self.seen.locked && !dragging {
@@ -448,7 +456,8 @@ mod tests {
                 screen_rect: Some(egui::Rect::from_min_size(egui::Pos2::ZERO, egui::vec2(1280.0, 800.0))),
                 ..Default::default()
             };
-            let output = ctx.run_ui(input, |ui| app.frame(ui));
+            let mut output = ctx.run_ui(input, |ui| app.frame(ui));
+            output.textures_delta.clear();
             said = format!("{:?}", output.platform_output.accesskit_update);
         }
         assert_eq!(app.views["generate"].broken.as_deref(), Some("index 7 is out of range"));

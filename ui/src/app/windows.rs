@@ -62,6 +62,7 @@ pub(super) fn show(app: &mut App, ctx: &egui::Context) {
         .frame(frame)
         .backdrop_color(p.canvas.gamma_multiply(0.6));
     let mut close = false;
+    let room = (screen.height() - 110.0).max(40.0);
     let response = modal.show(ctx, |ui| {
         ui.set_width(width - 32.0);
         ui.horizontal(|ui| {
@@ -72,7 +73,8 @@ pub(super) fn show(app: &mut App, ctx: &egui::Context) {
         });
         ui.add_space(8.0);
         egui::ScrollArea::vertical()
-            .max_height(screen.height() - 110.0)
+            .max_height(room)
+            .min_scrolled_height(room)
             .show(ui, |ui| match window {
                 Window::Settings => settings(app, ui),
                 Window::Keyboard => keyboard(ui),

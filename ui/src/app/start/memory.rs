@@ -90,12 +90,7 @@ impl Memory {
                 to = (f64::from(t) * stops).round();
             }
             if response.has_focus() {
-                // The arrows move the slider, not the focus.
-                let filter = egui::EventFilter {
-                    horizontal_arrows: true,
-                    ..Default::default()
-                };
-                ui.memory_mut(|m| m.set_focus_lock_filter(response.id, filter));
+                crate::commands::keep_arrows(ui.ctx(), response.id);
                 to += ui.input(|i| f64::from(u8::from(i.key_pressed(egui::Key::ArrowRight))))
                     - ui.input(|i| f64::from(u8::from(i.key_pressed(egui::Key::ArrowLeft))));
             }

@@ -137,7 +137,8 @@ fn content(app: &mut App, ui: &mut Ui, models: &ModelsView, height: f32) {
             let tall = 340.0;
             ui.horizontal_top(|ui| {
                 for i in 0..3 {
-                    ui.allocate_ui(vec2(width, tall), |ui| {
+                    let down = egui::Layout::top_down(egui::Align::Min);
+                    ui.allocate_ui_with_layout(vec2(width, tall), down, |ui| {
                         ui.set_width(width);
                         cards::show(app, ui, models, i, tall);
                     });
@@ -202,17 +203,15 @@ fn failed_load(app: &mut App, ui: &mut Ui, name: &str, error: &ErrorInfo) {
 
 /// Units done and to do, in words.
 fn progress_of(job: &protocol::JobView) -> String {
-    let unit = |n: u64| {
-        if job.unit == "bytes" {
-            fmt::bytes(n).plain()
-        } else {
-            format!("{} {}", fmt::count(n), job.unit)
-        }
-    };
-    if job.total == 0 {
-        unit(job.done)
+    let (done, total) = if job.unit == "bytes" {
+        (fmt::bytes(job.done).plain(), fmt::bytes(job.total).plain())
     } else {
-        format!("{} of {}", unit(job.done), unit(job.total))
+        (fmt::count(job.done), format!("{} {}", fmt::count(job.total), job.unit))
+    };
+    match (job.total, job.unit.as_str()) {
+        (0, "bytes") => done,
+        (0, unit) => format!("{done} {unit}"),
+        _ => format!("{done} of {total}"),
     }
 }
 

@@ -138,7 +138,15 @@ impl Group {
             match &mut self.thoughts {
                 Some(t) if self.written_bytes < thoughts => {
                     // A tag may share its token with other text; what is left of the tag is not shown.
-                    t.push(strip_tags(&token.text), kind);
+                    let shown = strip_tags(&token.text);
+                    t.push(
+                        if t.is_empty() {
+                            shown.trim_start_matches('\n')
+                        } else {
+                            shown
+                        },
+                        kind,
+                    );
                 }
                 Some(_) if self.prose.is_empty() => self.prose.push(token.text.trim_start_matches('\n'), kind),
                 _ => self.prose.push(&token.text, kind),
@@ -209,7 +217,7 @@ mod tests {
             }
         }
         let g = &groups.list[1];
-        assert_eq!(g.thoughts.as_ref().unwrap().text().trim(), "The sky is");
+        assert_eq!(g.thoughts.as_ref().unwrap().text(), "The sky is");
         assert_eq!(g.prose.text(), "Blue.");
         // A text is never folded, whatever it contains.
         let mut groups = Groups::default();

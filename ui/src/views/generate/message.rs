@@ -36,7 +36,7 @@ impl Transcript {
         self.rewriting = Some(Rewriting {
             node: node.id,
             text: node.text.clone(),
-            fresh: true,
+            fresh: 2,
             answer: node.role == Role::User,
         });
     }
@@ -216,12 +216,14 @@ impl Transcript {
         let rect = Rect::from_min_size(pos2(left, ui.cursor().top()), vec2(width, 10.0));
         ui.scope_builder(egui::UiBuilder::new().max_rect(rect).id_salt("rewriting"), |ui| {
             let field = egui::TextEdit::multiline(&mut edit.text)
+                .id(egui::Id::unique("rewriting"))
                 .font(theme::reading())
                 .desired_width(width)
                 .desired_rows(2)
                 .margin(egui::Margin::symmetric(10, 8));
             let response = ui.add(field).accessible_name("Message");
-            if std::mem::take(&mut edit.fresh) {
+            if edit.fresh > 0 {
+                edit.fresh -= 1;
                 response.request_focus();
             }
             ui.add_space(6.0);

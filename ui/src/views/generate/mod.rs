@@ -245,7 +245,11 @@ impl Generate {
                 let p = Palette::of(ui);
                 ui.separator();
                 ui.set_max_width(360.0);
-                ui.add(egui::Label::new(RichText::new(line).font(theme::mono()).color(p.secondary)).wrap());
+                // Menus justify their rows; a command line must keep its spaces.
+                let plain = egui::Layout::top_down(egui::Align::Min);
+                ui.with_layout(plain, |ui| {
+                    ui.add(egui::Label::new(RichText::new(line).font(theme::mono()).color(p.secondary)).wrap());
+                });
             }
         });
     }

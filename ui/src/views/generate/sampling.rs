@@ -353,7 +353,7 @@ fn slider(
     mut set: impl FnMut(f64),
 ) {
     let p = Palette::of(ui);
-    let width = (ui.available_width() - 88.0).clamp(24.0, 120.0);
+    let width = (ui.available_width() - 12.0).clamp(24.0, 120.0);
     let (rect, response) = ui.allocate_exact_size(egui::vec2(width, theme::ROW), egui::Sense::click_and_drag());
     let (low, high) = (*range.start(), *range.end());
     response.widget_info(|| egui::WidgetInfo::slider(true, value, format!("{name} slider")));

@@ -30,7 +30,8 @@ type Place = (usize, usize);
 pub(super) struct Rewriting {
     pub(super) node: u32,
     pub(super) text: String,
-    pub(super) fresh: bool,
+    /// Frames in which it still asks for the focus: the click that opened it takes it away in the first.
+    pub(super) fresh: u8,
     /// Sending it makes the model answer.
     pub(super) answer: bool,
 }
