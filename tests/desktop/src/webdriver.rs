@@ -139,23 +139,12 @@ impl Browser for WebDriver {
         )
     }
 
-    fn drag(&mut self, places: &[(f64, f64)]) -> Result<()> {
-        let moves: Vec<Value> = places
-            .iter()
-            .map(|(x, y)| {
-                json!({ "type": "pointerMove", "duration": 60, "x": x.round(), "y": y.round(), "origin": "viewport" })
-            })
-            .collect();
-        let Some((first, others)) = moves.split_first() else {
-            return Ok(());
-        };
-        let mut actions = vec![first.clone(), json!({ "type": "pointerDown", "button": 0 })];
-        actions.extend_from_slice(others);
-        actions.push(json!({ "type": "pointerUp", "button": 0 }));
-        self.actions(
-            json!({ "type": "pointer", "id": "mouse", "parameters": { "pointerType": "mouse" },
-                             "actions": actions }),
-        )
+    fn shift_click(&mut self, x: f64, y: f64) -> Result<()> {
+        let shift =
+            |kind: &str| json!({ "type": "key", "id": "keyboard", "actions": [{ "type": kind, "value": "\u{e008}" }] });
+        self.actions(shift("keyDown"))?;
+        self.click(x, y)?;
+        self.actions(shift("keyUp"))
     }
 
     fn type_text(&mut self, text: &str) -> Result<()> {

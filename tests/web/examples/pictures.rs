@@ -164,13 +164,16 @@ fn recording(program: &Path, folder: &Path) -> Result<()> {
     film.click("Tell a story")?;
     film.roll_until(10.0, |s| s.state["model"] == "ready")?;
     film.roll(0.8)?;
-    film.click("Once upon a time")?;
+    film.click("Once upon a time, there")?;
     film.roll_until(9.0, |s| number(s, "tokens") > 60 && !writing(s))?;
     film.roll(0.6)?;
     film.click("recipe #")?;
     film.roll(0.6)?;
+    film.go("Enlarge Blocks")?;
+    flow::enlarge(&mut film.page, "Blocks")?;
+    film.roll(0.4)?;
     film.go("layer 3 kv_cache")?;
-    film.page.drag("layer 3 kv_cache", "layer 6 kv_cache")?;
+    film.page.range("layer 3 kv_cache", "layer 6 kv_cache")?;
     film.go("layer 6 kv_cache")?;
     film.roll(0.5)?;
     film.click("kv_cache bf16")?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
 use serde_json::{Value, json};
+use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
 use crate::page::{Browser, Key};
@@ -97,7 +98,8 @@ impl Chromium {
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let session = browser.call("Target.attachToTarget", attach)?;
         browser.session = session["sessionId"].as_str().map(str::to_string);
-        for domain in ["Page", "Runtime", "Log", "Network"] {
+        // Not "Network": it would repeat every frame of the page's WebSocket here, fonts included.
+        for domain in ["Page", "Runtime", "Log"] {
             browser.call(&format!("{domain}.enable"), json!({}))?;
         }
         browser.resize(width, height, 1.0)?;
@@ -115,6 +117,19 @@ impl Chromium {
         let value = if dark { "dark" } else { "light" };
         let media = json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
         self.call("Emulation.setEmulatedMedia", media).map(drop)
+    }
+
+    /// Clicks with these modifiers: 2 = Ctrl, 8 = Shift.
+    fn click_with(&mut self, x: f64, y: f64, modifiers: u32) -> Result<()> {
+        for (kind, buttons, count) in [("mouseMoved", 0, 0), ("mousePressed", 1, 1), ("mouseReleased", 0, 1)] {
+            let button = if count > 0 { "left" } else { "none" };
+            self.call(
+                "Input.dispatchMouseEvent",
+                json!({ "type": kind, "x": x, "y": y, "button": button, "buttons": buttons, "clickCount": count,
+                        "modifiers": modifiers }),
+            )?;
+        }
+        Ok(())
     }
 
     /// One call of the DevTools protocol; its result.
@@ -227,40 +242,11 @@ impl Browser for Chromium {
     }
 
     fn click(&mut self, x: f64, y: f64) -> Result<()> {
-        let event = |kind: &str, buttons: u32, count: u32| {
-            json!({ "type": kind, "x": x, "y": y, "button": if count > 0 { "left" } else { "none" },
-                    "buttons": buttons, "clickCount": count })
-        };
-        self.call("Input.dispatchMouseEvent", event("mouseMoved", 0, 0))?;
-        self.call("Input.dispatchMouseEvent", event("mousePressed", 1, 1))?;
-        self.call("Input.dispatchMouseEvent", event("mouseReleased", 0, 1))
-            .map(drop)
+        self.click_with(x, y, 0)
     }
 
-    fn drag(&mut self, places: &[(f64, f64)]) -> Result<()> {
-        let (Some(first), Some(last)) = (places.first(), places.last()) else {
-            return Ok(());
-        };
-        let mut event = |kind: &str, (x, y): (f64, f64), buttons: u32| {
-            let button = if kind == "mouseMoved" && buttons == 0 {
-                "none"
-            } else {
-                "left"
-            };
-            let count = u32::from(kind != "mouseMoved");
-            self.call(
-                "Input.dispatchMouseEvent",
-                json!({ "type": kind, "x": x, "y": y, "button": button, "buttons": buttons, "clickCount": count }),
-            )
-        };
-        event("mouseMoved", *first, 0)?;
-        event("mousePressed", *first, 1)?;
-        for place in &places[1..] {
-            event("mouseMoved", *place, 1)?;
-            // The interface looks at the pointer once a frame.
-            std::thread::sleep(Duration::from_millis(60));
-        }
-        event("mouseReleased", *last, 0).map(drop)
+    fn shift_click(&mut self, x: f64, y: f64) -> Result<()> {
+        self.click_with(x, y, 8)
     }
 
     fn type_text(&mut self, text: &str) -> Result<()> {
@@ -326,7 +312,12 @@ fn connect(profile: &Path, child: &mut Child) -> Result<WebSocket<TcpStream>> {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_nodelay(true)?;
             let url = format!("ws://127.0.0.1:{}{}", port.trim(), path.trim());
-            let (socket, _) = tungstenite::client(url, stream).map_err(|e| anyhow!("DevTools: {e}"))?;
+            // Screenshots come in one message.
+            let limits = WebSocketConfig::default()
+                .max_message_size(Some(256 << 20))
+                .max_frame_size(Some(256 << 20));
+            let (socket, _) = tungstenite::client::client_with_config(url, stream, Some(limits))
+                .map_err(|e| anyhow!("DevTools: {e}"))?;
             return Ok(socket);
         }
         if Instant::now() > until {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::page::{Browser, Key, Page, Snapshot};
 
@@ -23,9 +23,12 @@ pub fn writing(snapshot: &Snapshot) -> bool {
 
 /// Waits until the page reached the host and the model is loaded.
 pub fn wait_ready<B: Browser>(page: &mut Page<B>) -> Result<Snapshot> {
-    page.wait("a loaded model", |s| {
-        s.state["connection"] == "ready" && s.state["model"] == "ready"
-    })
+    let ready = |s: &Snapshot| s.state["connection"] == "ready" && s.state["model"] == "ready";
+    // A refusal never becomes anything else: no use in waiting.
+    let refused = |s: &Snapshot| s.state["connection"] == "refused";
+    let snapshot = page.wait("a loaded model", |s| ready(s) || refused(s))?;
+    ensure!(ready(&snapshot), "refused: {}", text(&snapshot, "reason"));
+    Ok(snapshot)
 }
 
 /// Waits until so many tokens are there.
@@ -40,12 +43,21 @@ pub fn wait_written<B: Browser>(page: &mut Page<B>) -> Result<Snapshot> {
 
 /// Types a prompt as a person would and lets the model go on.
 pub fn write<B: Browser>(page: &mut Page<B>, prompt: &str) -> Result<()> {
-    page.click("Prompt")?;
-    page.browser.type_text(prompt)?;
-    page.wait("the prompt in its field", |s| {
-        s.widget("Prompt").is_some_and(|w| w.value.contains(prompt))
-    })?;
-    page.browser.press(Key::Enter, true)
+    // What is typed before the frame that gives the field the focus goes nowhere: then it is typed again.
+    for _ in 0..8 {
+        page.click("Prompt")?;
+        std::thread::sleep(Duration::from_millis(300));
+        page.browser.type_text(prompt)?;
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            let there = |s: &Snapshot| s.widget("Prompt").is_some_and(|w| w.value.contains(prompt));
+            if there(&page.snapshot()?) {
+                return page.browser.press(Key::Enter, true);
+            }
+            std::thread::sleep(Duration::from_millis(40));
+        }
+    }
+    bail!("the prompt does not take what is typed: {}", page.snapshot()?.words())
 }
 
 /// Stops the model; how long it took until the page showed that.
@@ -70,12 +82,21 @@ pub fn ensure_quiet<B: Browser>(page: &Page<B>) -> Result<()> {
     Ok(())
 }
 
-/// Changes the KV cache of layers 3 to 6 to bf16 in the blocks panel, as a person would: opens it by the recipe's chip,
-/// drags over four cells, clicks the variant.
+/// Makes a panel as large as the window, and waits until its widgets stand where they stay.
+pub fn enlarge<B: Browser>(page: &mut Page<B>, panel: &str) -> Result<()> {
+    page.click(&format!("Enlarge {panel}"))?;
+    let large = format!("Restore {panel}");
+    let frame = page.wait(&large, |s| s.widget(&large).is_some())?.frame;
+    page.wait("another frame", |s| s.frame > frame).map(drop)
+}
+
+/// Changes the KV cache of layers 3 to 6 to bf16 in the blocks panel, as a person would: opens it by the recipe's chip, makes
+/// it large, chooses four cells, clicks the variant.
 pub fn swap<B: Browser>(page: &mut Page<B>) -> Result<Snapshot> {
     let before = page.snapshot()?;
     page.click("recipe #")?;
-    page.drag("layer 3 kv_cache", "layer 6 kv_cache")?;
+    enlarge(page, "Blocks")?;
+    page.range("layer 3 kv_cache", "layer 6 kv_cache")?;
     page.click("kv_cache bf16")?;
     page.wait("a changed recipe", |s| {
         number(s, "changes") > 0 && s.state["recipe"] != before.state["recipe"]
@@ -92,6 +113,9 @@ pub fn compared(snapshot: &Snapshot) -> bool {
 
 /// Goes to the workspace where recipes are compared; A is the checkpoint's own, B the recipe in force.
 pub fn open_compare<B: Browser>(page: &mut Page<B>) -> Result<()> {
+    if page.snapshot()?.widget("Button: Restore").is_some() {
+        page.click("Button: Restore")?;
+    }
     page.click("Tab: Compare")?;
     page.wait("the form of a comparison", |s| {
         s.widget(COMPARE).is_some_and(|w| w.enabled)

@@ -45,8 +45,8 @@ pub trait Browser {
     fn eval(&mut self, script: &str) -> Result<Value>;
     /// Clicks at a place, in CSS pixels.
     fn click(&mut self, x: f64, y: f64) -> Result<()>;
-    /// Presses at the first place, moves over the others and lets go at the last.
-    fn drag(&mut self, places: &[(f64, f64)]) -> Result<()>;
+    /// Clicks with Shift held.
+    fn shift_click(&mut self, x: f64, y: f64) -> Result<()>;
     /// Types into whatever has the focus.
     fn type_text(&mut self, text: &str) -> Result<()>;
     /// Presses a key, with Ctrl if wanted.
@@ -211,24 +211,16 @@ impl<B: Browser> Page<B> {
         self.browser.click(rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0)
     }
 
-    /// Drags from one widget to another.
-    pub fn drag(&mut self, from: &str, to: &str) -> Result<()> {
-        let there = |s: &Snapshot| {
-            [from, to]
-                .iter()
-                .all(|n| s.widget(n).is_some_and(|w| w.enabled && w.rect[2] > 0.0))
-        };
-        let snapshot = self.wait(&format!("the widgets {from:?} and {to:?}"), there)?;
-        let middle = |name: &str| {
-            let rect = snapshot.widget(name).map(|w| w.rect).unwrap_or_default();
-            (rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0)
-        };
-        let ((x0, y0), (x1, y1)) = (middle(from), middle(to));
-        let places: Vec<(f64, f64)> = (0..=6)
-            .map(|i| f64::from(i) / 6.0)
-            .map(|part| (x0 + part * (x1 - x0), y0 + part * (y1 - y0)))
-            .collect();
-        self.browser.drag(&places)
+    /// Clicks on one widget, and on another with Shift: chooses all from the one to the other.
+    pub fn range(&mut self, from: &str, to: &str) -> Result<()> {
+        self.click(from)?;
+        let there = |s: &Snapshot| s.widget(to).is_some_and(|w| w.enabled && w.rect[2] > 0.0);
+        self.wait(&format!("{from:?} chosen"), |s| {
+            there(s) && s.widget(from).is_some_and(|w| w.on == Some(true))
+        })?;
+        let rect = self.snapshot()?.widget(to).map(|w| w.rect).unwrap_or_default();
+        self.browser
+            .shift_click(rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0)
     }
 
     /// Runs a command of the interface's registry.
