@@ -28,9 +28,9 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
                 close: None,
                 alone,
             };
-            if let Some(mut full) = behavior.full.clone() {
+            if let Some(full) = behavior.full.clone() {
                 // Nothing is dragged out of an enlarged panel.
-                let _ = behavior.pane(ui, &mut full, false);
+                let _ = behavior.pane(ui, &full, false);
             } else {
                 layout.tree_mut().ui(&mut behavior, ui);
             }
@@ -62,13 +62,13 @@ struct Behavior<'a, 'b> {
 
 impl Behavior<'_, '_> {
     /// Title row and content of a pane. `tabbed`: its title stands in a tab above already.
-    fn pane(&mut self, ui: &mut Ui, pane: &mut String, tabbed: bool) -> UiResponse {
+    fn pane(&mut self, ui: &mut Ui, pane: &str, tabbed: bool) -> UiResponse {
         let p = Palette::of(ui);
         let whole = ui.max_rect();
         ui.painter().rect_filled(whole, 0, p.panel);
         let mut response = UiResponse::None;
-        let full = self.full.as_deref() == Some(pane.as_str());
-        let Some(slot) = self.views.get_mut(pane.as_str()) else {
+        let full = self.full.as_deref() == Some(pane);
+        let Some(slot) = self.views.get_mut(pane) else {
             return response;
         };
         self.tiles.push((slot.view.id(), whole));
@@ -87,7 +87,7 @@ impl Behavior<'_, '_> {
                         response = UiResponse::DragStarted;
                     }
                     if handle.double_clicked() && !self.alone {
-                        self.full = if full { None } else { Some(pane.clone()) };
+                        self.full = if full { None } else { Some(pane.to_string()) };
                     }
                 }
                 ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
@@ -107,7 +107,7 @@ impl Behavior<'_, '_> {
                             (icons::ARROWS_OUT, "Enlarge")
                         };
                         if icon_button(ui, icon, &format!("{verb} {}", slot.view.title())).clicked() {
-                            self.full = if full { None } else { Some(pane.clone()) };
+                            self.full = if full { None } else { Some(pane.to_string()) };
                         }
                     });
                     slot.view.toolbar(&mut self.cx, ui);

@@ -33,13 +33,13 @@ impl Fonts {
         {
             self.asked = None;
             match outcome {
-                Ok(Reply::Font(font)) if !font.bytes.is_empty() => {
-                    if !self.loaded.iter().any(|(f, ..)| *f == font.family) {
-                        self.loaded.push((font.family, font.bytes, font.index));
-                        ctx.set_fonts(theme::fonts(&self.loaded));
-                        // The new font may have the others that wait: they are looked up again once it is in force.
-                        ctx.request_repaint();
-                    }
+                Ok(Reply::Font(font))
+                    if !font.bytes.is_empty() && !self.loaded.iter().any(|(f, ..)| *f == font.family) =>
+                {
+                    self.loaded.push((font.family, font.bytes, font.index));
+                    ctx.set_fonts(theme::fonts(&self.loaded));
+                    // The new font may have the others that wait: they are looked up again once it is in force.
+                    ctx.request_repaint();
                 }
                 Ok(Reply::Font(font)) if !font.missing.is_empty() => {
                     self.vain.push(c);

@@ -375,7 +375,12 @@ pub fn baselines() -> KvBaselines {
 pub(super) fn preview(edits: &[Edit]) -> KvBaselines {
     let mut fits = baselines().fits;
     fits.truncate(2);
-    let share = edits.iter().filter_map(|e| selected(&e.selector)).map(|(l, _)| l.len()).sum::<usize>() as f64 / 7.0;
+    let share = edits
+        .iter()
+        .filter_map(|e| selected(&e.selector))
+        .map(|(l, _)| l.len())
+        .sum::<usize>() as f64
+        / 7.0;
     let wide = edits.iter().any(|e| e.choice.variant == "bf16");
     let factor = if wide { share } else { 0.0 };
     if let [now, then] = fits.as_mut_slice() {

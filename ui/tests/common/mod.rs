@@ -1,5 +1,6 @@
 //! Drives the interface against the scripted host.
 #![allow(dead_code, reason = "each test file uses its share")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use egui::accesskit::Role;
 use egui_kittest::kittest::{By, NodeT, Queryable};

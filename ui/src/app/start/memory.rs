@@ -91,8 +91,15 @@ impl Memory {
             }
             if response.has_focus() {
                 crate::commands::keep_arrows(ui.ctx(), response.id);
-                to += ui.input(|i| f64::from(u8::from(i.key_pressed(egui::Key::ArrowRight))))
-                    - ui.input(|i| f64::from(u8::from(i.key_pressed(egui::Key::ArrowLeft))));
+                let (right, left) = ui.input(|i| {
+                    (
+                        i.key_pressed(egui::Key::ArrowRight),
+                        i.key_pressed(egui::Key::ArrowLeft),
+                    )
+                });
+                if right != left {
+                    to = at.round() + if right { 1.0 } else { -1.0 };
+                }
             }
             if to != at {
                 let tokens = LEAST as f64 * 2f64.powf(to.clamp(0.0, stops) / STOPS);
