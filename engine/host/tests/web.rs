@@ -390,7 +390,13 @@ async fn a_page_that_is_loaded_anew_in_the_middle_of_a_run_loses_nothing() {
             .enumerate()
             .all(|(i, t)| t.seq == i as u64 + 1 && t.index as usize == i)
     );
-    assert_eq!(all.into_iter().map(|t| t.info).collect::<Vec<_>>(), doc.nodes[1].tokens);
+    // Half a character at the very end becomes text only with the end.
+    let shown = |t: &TokenInfo| (t.token, t.position, t.logprob.to_bits());
+    assert!(
+        all.iter()
+            .map(|t| shown(&t.info))
+            .eq(doc.nodes[1].tokens.iter().map(shown))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
