@@ -183,6 +183,14 @@ impl<B: Browser> Page<B> {
         let until = Instant::now() + self.patience;
         loop {
             let last = self.snapshot();
+            // The page about a fault stays until it is told to start anew: no use in waiting.
+            let fault = self.browser.eval(
+                "document.getElementById('cover')?.className.includes('failed') ? \
+                 document.getElementById('cover').innerText : null",
+            );
+            if let Ok(Value::String(fault)) = fault {
+                bail!("{what}: the page says:\n{fault}");
+            }
             match last {
                 Ok(snapshot) if wanted(&snapshot) => return Ok(snapshot),
                 last if Instant::now() > until => {

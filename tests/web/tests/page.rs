@@ -236,6 +236,10 @@ fn a_fault_shows_a_report_and_a_way_on() -> Result<()> {
     page.picture("web-fault")?;
     page.browser
         .eval("document.getElementById('cover-restart').click(), true")?;
+    while page.browser.eval("!!window.model1_panic")? == true {
+        ensure!(std::time::Instant::now() < until, "the page did not start anew");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     flow::wait_ready(&mut page)?;
     Ok(())
 }

@@ -100,10 +100,12 @@ impl View for Blocks {
             ui.horizontal_top(|ui| {
                 ui.spacing_mut().item_spacing.x = 0.0;
                 let left = (room.x * 0.55).max(room.x - 420.0);
-                ui.allocate_ui(egui::vec2(left, room.y), |ui| grid(self, cx, ui));
+                // Columns: what stands in them must not inherit the row's direction (indents panic in a row).
+                let column = egui::Layout::top_down(egui::Align::Min);
+                ui.allocate_ui_with_layout(egui::vec2(left, room.y), column, |ui| grid(self, cx, ui));
                 divide(ui, true);
                 if let Some(slot) = slot {
-                    ui.allocate_ui(ui.available_size(), |ui| self.edit(cx, ui, slot));
+                    ui.allocate_ui_with_layout(ui.available_size(), column, |ui| self.edit(cx, ui, slot));
                 }
             });
         } else {
