@@ -202,7 +202,8 @@ fn short(path: &str) -> String {
 fn field(ui: &mut Ui, text: &mut String, hint: &str, name: &str, icon: &str, action: &str) -> Option<String> {
     let mut entered = None;
     ui.horizontal(|ui| {
-        let width = ui.available_width() - 32.0;
+        // The field adds its margins to this.
+        let width = ui.available_width() - theme::ROW - ui.spacing().item_spacing.x - 8.0;
         let response = ui
             .add(egui::TextEdit::singleline(text).hint_text(hint).desired_width(width))
             .accessible_name(name);

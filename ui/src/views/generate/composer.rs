@@ -130,6 +130,7 @@ impl Composer {
             (false, true) => "Write what comes next, or leave this empty and go on",
             (false, false) => "Write how the text begins",
         };
+        let hint = if ui.available_width() < 280.0 { "Write" } else { hint };
         let rows = self.text.lines().count().clamp(1, 6);
         let field = egui::TextEdit::multiline(&mut self.text)
             .id(egui::Id::unique("composer"))
