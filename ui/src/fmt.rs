@@ -363,7 +363,10 @@ mod tests {
 
     #[test]
     fn special_tokens_are_written_in_plain_signs() {
-        assert_eq!(visible("<\u{ff5c}begin\u{2581}of\u{2581}sentence\u{ff5c}>"), "<|begin_of_sentence|>");
+        assert_eq!(
+            visible("<\u{ff5c}begin\u{2581}of\u{2581}sentence\u{ff5c}>"),
+            "<|begin_of_sentence|>"
+        );
         assert_eq!(visible("a\u{ff5c}b"), "a\u{ff5c}b");
     }
 
