@@ -119,10 +119,7 @@ impl Recorder {
 
     /// Moves the pointer to a widget, visibly; where it is.
     fn go(&mut self, name: &str) -> Result<()> {
-        let usable = |s: &tests_web::page::Snapshot| s.widget(name).is_some_and(|w| w.enabled && w.rect[2] > 0.0);
-        let snapshot = self.page.wait(&format!("the widget {name:?}"), usable)?;
-        let rect = snapshot.widget(name).map(|w| w.rect).unwrap_or_default();
-        let (x, y) = (rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0);
+        let (x, y) = self.page.place(name)?;
         let (x0, y0) = self.at;
         for i in 1..=4 {
             let part = f64::from(i) / 4.0;

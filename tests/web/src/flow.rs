@@ -103,8 +103,8 @@ pub fn swap<B: Browser>(page: &mut Page<B>) -> Result<Snapshot> {
     })
 }
 
-/// The button that starts a comparison; the workspace's tab has the same name.
-pub const COMPARE: &str = "Button: Compare";
+/// The button that starts a comparison.
+pub const COMPARE: &str = "Button: Compare A and B";
 
 /// Whether a comparison's figures are there.
 pub fn compared(snapshot: &Snapshot) -> bool {

@@ -196,6 +196,8 @@ impl<B: Browser> Page<B> {
                 last if Instant::now() > until => {
                     let seen = last.map_or_else(|e| format!("{e:#}"), |s| format!("{}\n{}", s.state, s.words()));
                     let log = self.browser.log().join("\n");
+                    // Kept if pictures are kept at all; the message says what is wrong without it.
+                    let _ = self.picture("failed");
                     bail!(
                         "{what}: not within {:?}. Last seen:\n{seen}\nconsole:\n{log}",
                         self.patience
@@ -211,24 +213,39 @@ impl<B: Browser> Page<B> {
         self.wait(&format!("the words {words:?}"), |s| s.reads(words))
     }
 
-    /// Clicks on the widget of this name, once it is there and can be used.
-    pub fn click(&mut self, name: &str) -> Result<()> {
+    /// The middle of the widget of this name, once it is there, can be used and stands still: what was clicked before
+    /// may move it in the next frame.
+    pub fn place(&mut self, name: &str) -> Result<(f64, f64)> {
         let usable = |s: &Snapshot| s.widget(name).is_some_and(|w| w.enabled && w.rect[2] > 0.0);
-        let snapshot = self.wait(&format!("the widget {name:?}"), usable)?;
-        let rect = snapshot.widget(name).map(|w| w.rect).unwrap_or_default();
-        self.browser.click(rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0)
+        let until = Instant::now() + self.patience;
+        let what = format!("the widget {name:?}");
+        let mut before = self.wait(&what, usable)?;
+        loop {
+            // An idle interface paints nothing: it is asked for a frame.
+            self.invoke("")?;
+            let after = self.wait(&what, |s| usable(s) && s.frame > before.frame)?;
+            let [a, b] = [&before, &after].map(|s| s.widget(name).map(|w| w.rect).unwrap_or_default());
+            if a == b || Instant::now() > until {
+                return Ok((b[0] + b[2] / 2.0, b[1] + b[3] / 2.0));
+            }
+            before = after;
+        }
+    }
+
+    /// Clicks on the widget of this name.
+    pub fn click(&mut self, name: &str) -> Result<()> {
+        let (x, y) = self.place(name)?;
+        self.browser.click(x, y)
     }
 
     /// Clicks on one widget, and on another with Shift: chooses all from the one to the other.
     pub fn range(&mut self, from: &str, to: &str) -> Result<()> {
         self.click(from)?;
-        let there = |s: &Snapshot| s.widget(to).is_some_and(|w| w.enabled && w.rect[2] > 0.0);
         self.wait(&format!("{from:?} chosen"), |s| {
-            there(s) && s.widget(from).is_some_and(|w| w.on == Some(true))
+            s.widget(from).is_some_and(|w| w.on == Some(true))
         })?;
-        let rect = self.snapshot()?.widget(to).map(|w| w.rect).unwrap_or_default();
-        self.browser
-            .shift_click(rect[0] + rect[2] / 2.0, rect[1] + rect[3] / 2.0)
+        let (x, y) = self.place(to)?;
+        self.browser.shift_click(x, y)
     }
 
     /// Runs a command of the interface's registry.
