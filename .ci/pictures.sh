@@ -23,6 +23,6 @@ mkdir -p docs
 for picture in "$raw"/*.png; do
   convert "$picture" -strip -define webp:lossless=true -define webp:method=6 "docs/$(basename "$picture" .png).webp"
 done
-ffmpeg -v error -y -safe 0 -i "$raw/frames/list.txt" -vf 'fps=6,mpdecimate,scale=960:-1:flags=lanczos' -fps_mode vfr \
-  -c:v libwebp_anim -quality 62 -compression_level 6 -loop 0 docs/flow.webp
+ffmpeg -v error -y -safe 0 -i "$raw/frames/list.txt" -vf 'fps=8,mpdecimate,scale=1056:-1:flags=lanczos' -fps_mode vfr \
+  -c:v libwebp_anim -quality 75 -compression_level 6 -loop 0 docs/flow.webp
 ls -l docs

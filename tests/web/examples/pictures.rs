@@ -16,7 +16,7 @@ use tests_web::page::{Browser, Page};
 /// Size of the window in the pictures.
 const STILL: (u32, u32) = (1440, 900);
 /// The same for the recording: smaller, because a README shows it scaled down.
-const MOVING: (u32, u32) = (1200, 750);
+const MOVING: (u32, u32) = (1320, 825);
 
 fn main() -> Result<()> {
     let folder = PathBuf::from(std::env::args().nth(1).context("usage: pictures FOLDER")?);
@@ -33,6 +33,8 @@ fn page(program: &Path, size: (u32, u32), dark: bool) -> Result<(Page<Chromium>,
     page.browser.open(&host.address)?;
     page.browser.open(&format!("{}/?test", host.base()))?;
     flow::wait_ready(&mut page)?;
+    // The tour is offered once.
+    page.click("Not now")?;
     Ok((page, host))
 }
 
@@ -54,10 +56,10 @@ fn stills(program: &Path, folder: &Path) -> Result<()> {
     flow::wait_ready(&mut page)?;
 
     flow::write(&mut page, "Once upon a time")?;
-    flow::wait_tokens(&mut page, 160)?;
+    // A short story is over in less than a second; the picture takes half of one.
+    flow::wait_tokens(&mut page, 30)?;
     fs::write(folder.join("generate.png"), page.browser.screenshot()?)?;
     flow::wait_written(&mut page)?;
-    still(&mut page, folder, "written")?;
 
     flow::swap(&mut page)?;
     still(&mut page, folder, "blocks")?;
@@ -71,9 +73,8 @@ fn stills(program: &Path, folder: &Path) -> Result<()> {
     still(&mut page, folder, "inspect")?;
     page.invoke("Bench workspace")?;
     std::thread::sleep(Duration::from_secs(3));
-    still(&mut page, folder, "explorer")?;
-    page.invoke("Generate workspace")?;
-    still(&mut page, folder, "generate-light")
+    page.click("layer 4")?;
+    still(&mut page, folder, "explorer")
 }
 
 /// The flow, frame by frame, with a pointer drawn where the mouse is.
@@ -179,7 +180,9 @@ fn recording(program: &Path, folder: &Path) -> Result<()> {
     film.roll(0.8)?;
     film.click(flow::COMPARE)?;
     film.roll_until(20.0, flow::compared)?;
-    film.roll(2.5)?;
+    film.roll(2.0)?;
+    film.click("Export evidence")?;
+    film.roll(2.0)?;
 
     // What ffmpeg's concat demuxer reads: each frame with its time on screen.
     let mut list = String::from("ffconcat version 1.0\n");

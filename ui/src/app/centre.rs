@@ -1,7 +1,7 @@
 //! The centre: tiles.
 
 use egui::{Color32, RichText, Sense, Stroke, Ui, Visuals, vec2};
-use egui_tiles::{ResizeState, SimplificationOptions, TabState, TileId, Tiles, UiResponse};
+use egui_tiles::{Container, ResizeState, SimplificationOptions, TabState, Tile, TileId, Tiles, UiResponse};
 
 use super::{App, Views, side};
 use crate::icons;
@@ -20,7 +20,9 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
             // A small window has room for one panel: the enlarged one, or the main one of the workspace.
             let main = layout.workspace.main().to_string();
             let alone = narrow && layout.full.is_none() && views.contains_key(main.as_str());
+            let tabbed = in_tab_bars(&layout.tree_mut().tiles);
             let mut behavior = Behavior {
+                tabbed,
                 views,
                 cx,
                 tiles: &mut tiles,
@@ -47,10 +49,24 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
         });
 }
 
+/// The panes that stand in tab bars.
+fn in_tab_bars(tiles: &Tiles<String>) -> Vec<TileId> {
+    let bars = tiles.iter().filter_map(|(_, tile)| match tile {
+        Tile::Container(Container::Tabs(tabs)) => Some(tabs.children.clone()),
+        _ => None,
+    });
+    bars.flatten().collect()
+}
+
 /// Width of a panel below which its title row has no title.
 const SHORT: f32 = 240.0;
 
+/// Space at both sides of a tab's title.
+const TAB_SPACE: f32 = 8.0;
+
 struct Behavior<'a, 'b> {
+    /// Panes in tab bars: they leave their title to it.
+    tabbed: Vec<TileId>,
     views: &'a mut Views,
     cx: Context<'b>,
     tiles: &'a mut Vec<(&'static str, egui::Rect)>,
@@ -125,9 +141,7 @@ impl Behavior<'_, '_> {
 
 impl egui_tiles::Behavior<String> for Behavior<'_, '_> {
     fn pane_ui(&mut self, ui: &mut Ui, tile: TileId, pane: &mut String) -> UiResponse {
-        let tabbed = ui
-            .data(|d| d.get_temp::<Vec<TileId>>(tabbed_id()))
-            .is_some_and(|t| t.contains(&tile));
+        let tabbed = self.tabbed.contains(&tile);
         self.pane(ui, pane, tabbed)
     }
 
@@ -147,27 +161,38 @@ impl egui_tiles::Behavior<String> for Behavior<'_, '_> {
         tabs: &egui_tiles::Tabs,
         _scroll: &mut f32,
     ) {
-        // Panes of a tab bar leave their title to it: their tools stand here.
-        ui.data_mut(|d| {
-            let known = d.get_temp_mut_or_default::<Vec<TileId>>(tabbed_id());
-            known.retain(|t| tiles.get(*t).is_some());
-            for child in &tabs.children {
-                if !known.contains(child) {
-                    known.push(*child);
-                }
-            }
+        // The tools of the pane that is shown, in the room that the tabs leave.
+        let titles = tabs.children.iter().filter_map(|id| match tiles.get(*id) {
+            Some(Tile::Pane(pane)) => self.views.get(pane.as_str()).map(|s| s.view.title()),
+            _ => None,
         });
-        ui.spacing_mut().item_spacing.x = 2.0;
-        ui.add_space(4.0);
-        if let Some(egui_tiles::Tile::Pane(pane)) = tabs.active.and_then(|t| tiles.get(t))
-            && let Some(slot) = self.views.get_mut(pane.as_str())
-        {
+        let wide = |title: &str| {
+            let galley = ui
+                .painter()
+                .layout_no_wrap(title.into(), theme::strong(), Color32::PLACEHOLDER);
+            galley.size().x + 2.0 * TAB_SPACE
+        };
+        let room = ui.available_width() - titles.map(wide).sum::<f32>() - theme::PAD;
+        let Some(Tile::Pane(pane)) = tabs.active.and_then(|t| tiles.get(t)) else {
+            return;
+        };
+        let Some(slot) = self.views.get_mut(pane.as_str()) else {
+            return;
+        };
+        let row = egui::Layout::right_to_left(egui::Align::Center);
+        ui.allocate_ui_with_layout(vec2(room.max(side::TITLE), ui.available_height()), row, |ui| {
+            ui.spacing_mut().item_spacing.x = 2.0;
+            ui.add_space(4.0);
             let name = format!("Enlarge {}", slot.view.title());
             if icon_button(ui, icons::ARROWS_OUT, &name).clicked() {
                 self.full = Some(pane.clone());
             }
             slot.view.toolbar(&mut self.cx, ui);
-        }
+        });
+    }
+
+    fn tab_title_spacing(&self, _visuals: &Visuals) -> f32 {
+        TAB_SPACE
     }
 
     fn tab_bar_height(&self, _style: &egui::Style) -> f32 {
@@ -226,8 +251,4 @@ impl egui_tiles::Behavior<String> for Behavior<'_, '_> {
     fn drag_preview_stroke(&self, visuals: &Visuals) -> Stroke {
         Stroke::new(1.5, Palette::for_dark(visuals.dark_mode).accent)
     }
-}
-
-fn tabbed_id() -> egui::Id {
-    egui::Id::unique("panes in tab bars")
 }
