@@ -237,11 +237,23 @@ fn chosen(tile: egui::Response) -> bool {
 
 fn tile(ui: &mut Ui, name: &str, figure: &Figure, sub: &str, ink: Color32, about: &str) -> egui::Response {
     let p = Palette::of(ui);
+    let job = figure.job(p, egui::FontId::monospace(theme::TITLE), p.text);
+    let plain = |text: &str, font| ui.painter().layout_no_wrap(text.to_string(), font, ink).size();
+    let lines = [
+        plain(name, theme::caption()),
+        ui.painter().layout_job(job.clone()).size(),
+        plain(sub, theme::mono_caption()),
+    ];
+    // As wide as its widest line: what does not fit goes into the next row, and is never broken to fit.
+    let width = lines.iter().map(|l| l.x.ceil() + 1.0).fold(0.0, f32::max);
+    let size = vec2(width.min(ui.max_rect().width()), lines.iter().map(|l| l.y + 1.0).sum());
     let response = ui
-        .vertical(|ui| {
+        .allocate_ui_with_layout(size, egui::Layout::top_down(egui::Align::Min), |ui| {
+            ui.set_width(size.x);
             ui.spacing_mut().item_spacing.y = 1.0;
+            ui.style_mut().wrap_mode = Some(egui::TextWrapMode::Truncate);
             ui.label(RichText::new(name).font(theme::caption()).color(p.secondary));
-            let value = ui.label(figure.job(p, egui::FontId::monospace(theme::TITLE), p.text));
+            let value = ui.label(job);
             let label = format!("{name}: {}", figure.plain());
             value.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Label, true, &label));
             ui.label(RichText::new(sub).font(theme::mono_caption()).color(ink));
