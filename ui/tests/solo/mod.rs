@@ -28,7 +28,7 @@ pub fn solo_as(scene: Scene, view: &str, look: Look) -> Desk {
 pub fn alone(d: &mut Desk, view: &str) {
     // A small window shows one panel: the enlarged one, else the main one of its workspace.
     let narrow = d.harness.ctx.content_rect().width() < 760.0;
-    let app = d.harness.state_mut().as_mut().expect("made in the first frame");
+    let Some(app) = d.harness.state_mut() else { return };
     app.layout.full = narrow.then(|| view.to_string());
     app.layout.left = false;
     app.layout.right = false;

@@ -269,6 +269,7 @@ fn title(ui: &mut egui::Ui, slot: &SlotView, pick: &Pick, facts: &[LayerFactsVie
     let p = Palette::of(ui);
     let mut close = false;
     ui.horizontal(|ui| {
+        ui.spacing_mut().item_spacing.x = 2.0 * theme::GRID;
         ui.label(egui::RichText::new(&slot.name).font(theme::strong()));
         let place = match (slot.per_layer, pick.layers.len()) {
             (false, _) => "whole model".to_string(),

@@ -83,8 +83,8 @@ pub(super) fn spoken(costs: &Costs) -> String {
     text
 }
 
-/// Figures and bar of a row; parts are measured against the largest of them, all else against the whole step.
-pub(super) fn paint_costs(ui: &egui::Ui, columns: &Columns, y: f32, costs: &Costs, digest: &Digest, of_largest: bool) {
+/// Figures and bar of a row. A full bar is `whole`: the largest part, so that bars of one plan can be compared.
+pub(super) fn paint_costs(ui: &egui::Ui, columns: &Columns, y: f32, costs: &Costs, digest: &Digest, whole: f64) {
     let p = Palette::of(ui);
     let timed = digest.timed;
     let figures = [flops(costs.flops), fmt::bytes(costs.bytes()), time(costs)];
@@ -102,11 +102,6 @@ pub(super) fn paint_costs(ui: &egui::Ui, columns: &Columns, y: f32, costs: &Cost
     }
     let Some((left, right)) = columns.bar else { return };
     let track = Rect::from_x_y_ranges(left..=right, y - 3.0..=y + 3.0);
-    let whole = if of_largest {
-        digest.largest
-    } else {
-        digest.total.weight(timed)
-    };
     if whole <= 0.0 {
         return;
     }

@@ -96,6 +96,7 @@ pub(super) fn show(cx: &mut Context<'_>, ui: &mut egui::Ui, open: &mut bool) {
         .inner_margin(egui::Margin::symmetric(12, 6))
         .show(ui, |ui| {
             ui.spacing_mut().item_spacing.y = 2.0;
+            ui.spacing_mut().interact_size.y = 16.0;
             let title = head(ui, *open, total, used.free);
             if title.clicked() {
                 *open = !*open;

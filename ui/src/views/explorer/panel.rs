@@ -395,7 +395,7 @@ impl View for Explorer {
         } else {
             0.0
         };
-        let bar = if self.memory { 44.0 + 10.0 * 16.0 } else { 44.0 };
+        let bar = if self.memory { 48.0 + 9.0 * 18.0 } else { 44.0 };
         let height = (whole.height() - card - bar).max(3.0 * ROW);
         let top = Rect::from_min_size(whole.min, vec2(whole.width(), height));
         ui.scope_builder(egui::UiBuilder::new().max_rect(top), |ui| {

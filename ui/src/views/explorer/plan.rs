@@ -224,7 +224,7 @@ impl Plan {
             let galley = elided(ui, &second, theme::caption(), p.faint, columns.names - x);
             ui.painter().galley(pos2(x, y - galley.size().y * 0.5), galley, p.faint);
         }
-        paint_costs(ui, &columns, y, &costs, digest, matches!(node, Node::Part(_)));
+        paint_costs(ui, &columns, y, &costs, digest, digest.largest);
         if shown.response.hovered()
             && let Some(l) = layer
         {
@@ -256,11 +256,7 @@ impl Plan {
             }
         }
         if let Some((x, _)) = columns.bar {
-            let what = if digest.timed {
-                "share of time"
-            } else {
-                "share of bytes"
-            };
+            let what = if digest.timed { "time" } else { "bytes" };
             ui.painter()
                 .text(pos2(x, top), Align2::LEFT_CENTER, what, theme::caption(), p.faint);
         }
@@ -275,7 +271,8 @@ impl Plan {
         );
         ui.painter()
             .text(pos2(left, bottom), Align2::LEFT_CENTER, text, theme::body(), p.text);
-        paint_costs(ui, &columns, bottom, &digest.total, digest, false);
+        let whole = digest.total.weight(digest.timed);
+        paint_costs(ui, &columns, bottom, &digest.total, digest, whole);
         ui.painter()
             .hline(rect.x_range(), rect.bottom(), Stroke::new(theme::LINE, p.line));
         let explain = Explain::estimated(ABOUT);
@@ -323,6 +320,7 @@ fn kind_of(op: &OpView) -> String {
     let kind = if op.kind == op.name { "" } else { &op.kind };
     match op.fused_with {
         0 | 1 => kind.to_string(),
+        2 => format!("{kind}  fused with 1 other").trim_start().to_string(),
         n => format!("{kind}  fused with {} others", n - 1).trim_start().to_string(),
     }
 }

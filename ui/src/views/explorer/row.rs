@@ -1,6 +1,6 @@
 //! A row of a tree: indented, with a caret where it can be opened.
 
-use egui::{Align2, EventFilter, Id, Key, Rect, Response, Role, Sense, Ui, WidgetInfo, pos2, vec2};
+use egui::{Align2, Id, Rect, Response, Role, Sense, Ui, WidgetInfo, pos2, vec2};
 
 use crate::icons;
 use crate::theme::{self, Palette};
@@ -36,7 +36,7 @@ pub(super) struct Shown {
     pub response: Response,
     /// Room for its content.
     pub content: Rect,
-    /// It was opened or closed by its caret or a key: what it is to be now.
+    /// It was opened or closed by its caret: what it is to be now.
     pub turned: Option<bool>,
 }
 
@@ -69,7 +69,6 @@ impl Row<'_> {
             if response.clicked() && on_caret {
                 turned = Some(!open);
             }
-            turned = turned.or_else(|| self.keys(ui, &response, open));
         }
         let content = Rect::from_min_max(pos2(caret.right() + 2.0, rect.top()), rect.max - vec2(theme::PAD, 0.0));
         Shown {
@@ -77,22 +76,5 @@ impl Row<'_> {
             content,
             turned,
         }
-    }
-
-    /// Right opens, left closes.
-    fn keys(&self, ui: &Ui, response: &Response, open: bool) -> Option<bool> {
-        if !response.has_focus() {
-            return None;
-        }
-        let filter = EventFilter {
-            horizontal_arrows: true,
-            ..EventFilter::default()
-        };
-        ui.memory_mut(|m| m.set_focus_lock_filter(self.id, filter));
-        ui.input(|i| match open {
-            false if i.key_pressed(Key::ArrowRight) => Some(true),
-            true if i.key_pressed(Key::ArrowLeft) => Some(false),
-            _ => None,
-        })
     }
 }

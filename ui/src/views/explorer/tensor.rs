@@ -65,12 +65,14 @@ impl View for Tensor {
                 Fetched::Ready(stats) | Fetched::Stale(stats) => {
                     if room.x >= 480.0 {
                         ui.horizontal_top(|ui| {
-                            ui.allocate_ui(vec2(200.0, ui.available_height()), |ui| {
+                            let column = egui::Layout::top_down(egui::Align::Min);
+                            let size = vec2(200.0, ui.available_height());
+                            ui.allocate_ui_with_layout(size, column, |ui| {
                                 ui.set_width(200.0);
                                 figures(ui, stats);
                             });
                             ui.add_space(theme::PAD);
-                            ui.allocate_ui(ui.available_size(), |ui| histogram(cx, ui, stats));
+                            ui.allocate_ui_with_layout(ui.available_size(), column, |ui| histogram(cx, ui, stats));
                         });
                     } else {
                         let high = (ui.available_height() * 0.5).clamp(90.0, 220.0);

@@ -34,7 +34,7 @@ const COUNTED: &str = "Bytes of the cache in use after the step, per layer and c
 rows, indexer keys, scales, pooling state, checkpoints for rewinding. Counted by the engine (DESIGN, telemetry L0).";
 const FITTED: &str = "Each layout as fixed part + slope per token, from its record sizes, for as many layers as this model \
 has; never bytes per token alone, because MODEL1's windows cost the same at any length. The solid line is what this \
-session uses. A mark stands where this recipe becomes the smaller one.";
+session uses, its checkpoints for rewinding left out. A mark stands where this recipe becomes the smaller one.";
 
 impl Kv {
     /// A view of the shared history.
@@ -122,12 +122,17 @@ impl Kv {
                 .to_vec();
             chart = chart.trace(estimated(Trace::new(&fit.name, fit_color(p, i), points)));
         }
+        // Checkpoints for rewinding are the session's, not the layout's: without them the lines can be compared.
+        let own = &state.history.parts()[..5];
         let series = state.history.all_layers(LayerMetric::KvBytes);
         let measured = series
             .buckets(state.history.first()..state.history.end(), super::shared::MOST_POINTS)
-            .map(|b| [state.history.x(b.end - 1) + 1.0, f64::from(b.max)])
+            .map(|b| {
+                let sum: f64 = own.iter().map(|part| f64::from(part.get(b.end - 1))).sum();
+                [state.history.x(b.end - 1) + 1.0, sum]
+            })
             .collect();
-        let mut line = Trace::new("measured", p.text, measured);
+        let mut line = Trace::new("measured, without checkpoints", p.text, measured);
         line.end_label = false;
         chart = chart.trace(line).marks(crossovers(&fits.fits, (0.0, right), p));
         chart.show(cx, ui, &|| csv_baselines(fits, right));

@@ -38,6 +38,7 @@ pub fn color_bar(ui: &mut Ui, shades: &Shades, quantity: Quantity) -> Response {
     let high = ui.painter().layout_no_wrap(text(shades.high), font, p.secondary);
     const BAR: f32 = 64.0;
     let width = low.size().x + high.size().x + BAR + 12.0;
+    ui.add_space(theme::GRID);
     let (rect, response) = ui.allocate_exact_size(vec2(width, 16.0), Sense::hover());
     let bar = Rect::from_min_size(
         pos2(rect.left() + low.size().x + 6.0, rect.center().y - 4.0),

@@ -160,8 +160,9 @@ impl<'a> Chart<'a> {
         let place = |x: f64, y: f64| shown.transform.position_from_point(&PlotPoint::new(x, y));
         let painter = ui.painter_at(frame.expand2(vec2(END_ROOM, theme::GRID)));
         let data_right = place(x1, y0).x;
+        let mut captions = Vec::new();
         for mark in &self.marks {
-            paint_mark(&painter, frame, place(mark.x, y0).x, mark);
+            paint_mark(&painter, frame, place(mark.x, y0).x, mark, &mut captions);
         }
         self.paint_cursor(&painter, frame, p, &place, (x0, x1));
         self.paint_ends(&painter, frame, data_right, &place, &end_text);
@@ -472,7 +473,8 @@ fn plain_plot<'p>(ui: &egui::Ui, name: &str, size: egui::Vec2, ticks: [&'p Ticks
         .sense(Sense::click_and_drag())
 }
 
-fn paint_mark(painter: &egui::Painter, frame: Rect, x: f32, mark: &Mark) {
+/// A mark with its caption, which moves down where it would stand on an earlier one.
+fn paint_mark(painter: &egui::Painter, frame: Rect, x: f32, mark: &Mark, captions: &mut Vec<Rect>) {
     if !frame.x_range().contains(x) {
         return;
     }
@@ -486,5 +488,12 @@ fn paint_mark(painter: &egui::Painter, frame: Rect, x: f32, mark: &Mark) {
     let galley = painter.layout_no_wrap(mark.text.clone(), theme::caption(), mark.color);
     let left = x + 4.0 + galley.size().x > frame.right();
     let at = if left { x - 4.0 - galley.size().x } else { x + 4.0 };
-    painter.galley(pos2(at, frame.top() + 1.0), galley, mark.color);
+    let mut room = Rect::from_min_size(pos2(at, frame.top() + 1.0), galley.size());
+    while captions.iter().any(|c| c.intersects(room)) && room.bottom() < frame.bottom() {
+        room = room.translate(vec2(0.0, room.height()));
+    }
+    painter.galley(room.min, galley, mark.color);
+    if !mark.text.is_empty() {
+        captions.push(room);
+    }
 }

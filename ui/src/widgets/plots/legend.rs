@@ -53,10 +53,14 @@ pub fn legend(ui: &mut Ui, items: &[LegendItem]) {
         None if width(Form::Dots) <= room => (Form::Dots, items),
         None => return,
     };
+    ui.add_space(theme::GRID);
     ui.spacing_mut().item_spacing.x = 0.0;
     for item in items.iter().rev() {
         let figure = item.value.as_ref().filter(|_| form != Form::Dots);
-        let response = ui.horizontal(|ui| {
+        // Title rows run from right to left; an item reads from left to right.
+        let size = vec2(item_width(ui, item, form) - GAP, ui.available_height());
+        let row = egui::Layout::left_to_right(egui::Align::Center);
+        let response = ui.allocate_ui_with_layout(size, row, |ui| {
             ui.spacing_mut().item_spacing.x = 4.0;
             let mut response = dot(ui, item.color);
             if form == Form::Full {
@@ -117,7 +121,8 @@ pub fn choice<T: Copy + PartialEq>(ui: &mut Ui, name: &str, current: &mut T, all
 pub fn remark(ui: &mut Ui, text: &str) {
     let p = Palette::of(ui);
     let galley = ui.painter().layout_no_wrap(text.to_string(), theme::caption(), p.faint);
-    if galley.size().x + theme::PAD < ui.available_width() {
+    if galley.size().x + 2.0 * theme::PAD < ui.available_width() {
+        ui.add_space(theme::GRID);
         ui.label(galley);
     }
 }

@@ -17,11 +17,7 @@ pub(super) fn drag_zoom(
         return Some(Zoom::Reset);
     }
     let p = Palette::of(ui);
-    let start = response
-        .total_drag_delta()
-        .zip(response.interact_pointer_pos())
-        .map(|(d, at)| (at - d, at));
-    if let Some((from, to)) = start
+    if let Some((from, to)) = dragged(ui, response)
         && (to.x - from.x).abs() >= 6.0
     {
         let band = Rect::from_x_y_ranges(from.x.min(to.x)..=from.x.max(to.x), frame.y_range()).intersect(frame);
@@ -49,6 +45,19 @@ pub(super) fn drag_zoom(
         return Some(Zoom::To(x0 + by, x1 + by));
     }
     None
+}
+
+/// Where a drag began and where it is. In the frame that ends it egui no longer knows its beginning: it is kept here.
+fn dragged(ui: &egui::Ui, response: &Response) -> Option<(Pos2, Pos2)> {
+    let at = response
+        .interact_pointer_pos()
+        .or_else(|| ui.input(|i| i.pointer.latest_pos()))?;
+    if response.drag_stopped() {
+        return Some((ui.data_mut(|d| d.remove_temp::<Pos2>(response.id))?, at));
+    }
+    let from = at - response.total_drag_delta()?;
+    ui.data_mut(|d| d.insert_temp(response.id, from));
+    Some((from, at))
 }
 
 /// Rows of a tooltip: a dot, a name, a value.
