@@ -1,6 +1,6 @@
 //! Pieces that several views share.
 
+pub mod controls;
 pub mod heatmap;
 pub mod plots;
 pub mod token_text;
-pub mod controls;
