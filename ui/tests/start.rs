@@ -170,6 +170,32 @@ fn a_failed_model_speaks_in_the_words_of_the_engine() {
 }
 
 #[test]
+fn a_model_that_is_not_here_yet_can_be_fetched_though_its_memory_is_unknown() {
+    let scene = Scene::start();
+    scene.answer(|r| match r {
+        Request::PredictMemory {
+            source: ModelSource::SmolLm2,
+            ..
+        } => Some(Err(ErrorInfo::new(
+            ErrorKind::Refused,
+            "SmolLM2-135M-Instruct is not on this machine yet.",
+        ))),
+        _ => None,
+    });
+    let mut d = desk(scene, Look::default());
+    d.must_say("its cache is known once it is fetched");
+    assert!(!d.says("is not on this machine yet"));
+    d.click("Fetch and chat");
+    assert_eq!(
+        opened(&d),
+        Some(Request::OpenModel {
+            source: ModelSource::SmolLm2,
+            context: 0
+        })
+    );
+}
+
+#[test]
 fn a_list_that_fails_and_a_card_that_cannot_be_fetched_say_so() {
     let scene = Scene::start();
     scene.answer(|r| match r {

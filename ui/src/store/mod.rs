@@ -87,6 +87,8 @@ pub struct Store {
     pub toasts: Toasts,
     /// When the first token of the running message was asked for and came, in seconds of [`Store::pump`]'s clock.
     pub first_token: Option<(f64, Option<f64>)>,
+    /// When this window last asked for a message.
+    asked: Option<f64>,
     /// Seconds of the last pump.
     pub now: f64,
 }
@@ -111,6 +113,7 @@ impl Store {
             jobs: Jobs::default(),
             toasts: Toasts::default(),
             first_token: None,
+            asked: None,
             now: 0.0,
         }
     }
@@ -316,7 +319,8 @@ impl Store {
         }
         let writing = state.writing;
         if writing.is_some() && self.state.as_ref().and_then(|s| s.writing) != writing {
-            self.first_token = Some((self.now, None));
+            // What another window asked for is timed by the host, once it is written.
+            self.first_token = self.asked.take().map(|asked| (asked, None));
         }
         let revision = state.doc_revision;
         self.state = Some(state);
@@ -342,6 +346,13 @@ impl Store {
     }
 
     fn dispatch(&mut self, request: Request, waiting: Waiting) {
+        if let Request::Send { .. }
+        | Request::Generate { .. }
+        | Request::EditMessage { .. }
+        | Request::BranchAt { .. } = &request
+        {
+            self.asked = Some(self.now);
+        }
         let id = self.wire.next_id();
         let frame = ClientFrame {
             id,

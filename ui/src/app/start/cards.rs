@@ -28,6 +28,7 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, models: &ModelsView, which: usize
                     &mut cx,
                     ui,
                     &models.bundled,
+                    models.device.free_bytes,
                     "bundled",
                     "Tell a story",
                     icons::BOOK_OPEN,
@@ -38,6 +39,7 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, models: &ModelsView, which: usize
                     &mut cx,
                     ui,
                     &models.chat,
+                    models.device.free_bytes,
                     "chat",
                     "Chat",
                     icons::CHAT_CIRCLE,
@@ -66,6 +68,7 @@ fn model(
     cx: &mut Context<'_>,
     ui: &mut Ui,
     model: &CardModel,
+    free: u64,
     tag: &str,
     verb: &str,
     icon: &str,
@@ -85,7 +88,8 @@ fn model(
     let memory = start.memory.entry(model.name.clone()).or_default();
     let mut fits = true;
     if model.missing.is_empty() {
-        fits = memory.show(cx, ui, &model.source);
+        let fetch = (!model.present).then_some((model.bytes, free));
+        fits = memory.show(cx, ui, &model.source, fetch);
     } else {
         ui.add(egui::Label::new(RichText::new(&model.missing).color(p.warn)).wrap());
     }
@@ -230,7 +234,7 @@ fn chosen(start: &mut Start, cx: &mut Context<'_>, ui: &mut Ui, name: &str, sour
     ui.add(egui::Label::new(RichText::new(from).font(theme::mono_caption()).color(p.secondary)).wrap());
     ui.add_space(4.0);
     let memory = start.memory.entry(format!("{source:?}")).or_default();
-    let fits = memory.show(cx, ui, source);
+    let fits = memory.show(cx, ui, source, None);
     let context = memory.context;
     ui.add_space(8.0);
     ui.horizontal(|ui| {

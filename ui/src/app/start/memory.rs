@@ -1,7 +1,7 @@
 //! Whether a model fits: a bar that moves with a context slider.
 
 use egui::{Color32, RichText, Sense, Ui, WidgetInfo, pos2, vec2};
-use protocol::{MemoryPlan, ModelSource};
+use protocol::{ErrorInfo, ErrorKind, MemoryPlan, ModelSource};
 
 use crate::fmt;
 use crate::store::{Fetched, Query};
@@ -19,24 +19,46 @@ pub(super) struct Memory {
     /// Chosen context; 0 = the checkpoint's own.
     pub(super) context: u64,
     last: Option<MemoryPlan>,
-    failed: Option<String>,
+    failed: Option<ErrorInfo>,
 }
 
 impl Memory {
-    /// The bar with its slider. Returns whether the model can be opened like this.
-    pub(super) fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, source: &ModelSource) -> bool {
+    /// The bar with its slider. Returns whether the model can be opened like this. `fetch`: bytes of a model that is not
+    /// on this machine yet, and free ones; its cache can be told once its headers are here.
+    pub(super) fn show(
+        &mut self,
+        cx: &mut Context<'_>,
+        ui: &mut Ui,
+        source: &ModelSource,
+        fetch: Option<(u64, u64)>,
+    ) -> bool {
         match cx.fetch(&Query::memory(source.clone(), self.context)) {
             Fetched::Ready(plan) | Fetched::Stale(plan) => {
                 self.last = Some(plan.clone());
                 self.failed = None;
             }
-            Fetched::Failed(e) => self.failed = Some(e.to_string()),
+            Fetched::Failed(e) => self.failed = Some(e.clone()),
             Fetched::Loading => {}
         }
         let p = Palette::of(ui);
         if let Some(why) = &self.failed {
-            ui.add(egui::Label::new(RichText::new(why).color(p.bad)).wrap());
-            return false;
+            // A model that is still to be fetched has no headers to read: nothing is wrong with it.
+            let absent = why.kind == ErrorKind::Refused;
+            let words = match fetch {
+                Some((bytes, free)) if absent && free > 0 => format!(
+                    "est. {} of {} free; its cache is known once it is fetched",
+                    fmt::bytes(bytes).plain(),
+                    fmt::bytes(free).plain()
+                ),
+                _ => why.to_string(),
+            };
+            let words = if absent {
+                RichText::new(words).font(theme::caption()).color(p.secondary).italics()
+            } else {
+                RichText::new(words).color(p.bad)
+            };
+            ui.add(egui::Label::new(words).wrap());
+            return absent && fetch.is_none_or(|(bytes, free)| free == 0 || bytes <= free);
         }
         // The former plan stands while the next one is on its way, so that the bar glides.
         let Some(plan) = self.last.clone() else {

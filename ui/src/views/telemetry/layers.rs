@@ -57,7 +57,9 @@ impl Layers {
         );
         let about = self.about();
         let reach = if self.metric.quantity() == Quantity::Share {
-            Some((0.0, 1.0))
+            // Below 0 where window and rows are more than there are tokens.
+            let least = values.iter().copied().filter(|v| v.is_finite()).fold(0.0, f64::min);
+            Some((least, 1.0))
         } else {
             None
         };
