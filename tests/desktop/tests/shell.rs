@@ -172,10 +172,13 @@ fn the_window_comes_back_as_large_as_it_was() -> Result<()> {
             break;
         }
         ensure!(Instant::now() < until, "{}: {kept}", file.display());
-        // The window is resized once more, because writes rest for a second.
-        std::thread::sleep(Duration::from_millis(1100));
-        ask(&["windowsize", &window, "901", "640"])?;
-        ask(&["windowsize", &window, "900", "640"])?;
+        // Writes rest for a second, and what changes meanwhile is written when the window closes. A driver's window is
+        // not closed but ended: so it is resized once more after the rest.
+        for width in ["901", "900"] {
+            std::thread::sleep(Duration::from_millis(1200));
+            ask(&["windowsize", &window, width, "640"])?;
+        }
+        std::thread::sleep(Duration::from_millis(300));
     }
     drop(page);
     let mut page = Page::new(WebDriver::start(&desktop, &program("model1-explorer")?, &[])?);
