@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -74,7 +75,8 @@ impl Desktop {
         self.home.path().join(name)
     }
 
-    /// Makes a program run on this desktop, in a session bus of its own, its output in the file `log`.
+    /// Makes a program run on this desktop, in a session bus and a process group of its own ([`end`] ends both), its
+    /// output in the file `log`.
     pub fn command(&self, program: &Path, log: &str) -> Result<Command> {
         let out = File::create(self.file(log))?;
         let mut command = match find("dbus-run-session") {
@@ -87,6 +89,7 @@ impl Desktop {
         };
         let home = self.home.path();
         command
+            .process_group(0)
             .env("DISPLAY", &self.display)
             .env_remove("WAYLAND_DISPLAY")
             .env("XDG_CONFIG_HOME", home.join("config"))
@@ -116,6 +119,16 @@ impl Desktop {
             .ok()?;
         out.status.success().then_some(out.stdout)
     }
+}
+
+/// Ends a program of [`Desktop::command`] with everything that it started: the bus around it does not do so.
+pub fn end(child: &mut Child) {
+    let _ = Command::new("kill")
+        .args(["-KILL", "--", &format!("-{}", child.id())])
+        .stderr(Stdio::null())
+        .status();
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 impl Drop for Desktop {

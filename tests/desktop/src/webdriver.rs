@@ -9,7 +9,7 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use tests_web::page::{Browser, Key};
 
-use crate::desktop::{Desktop, find};
+use crate::desktop::{Desktop, end, find};
 
 /// Longest any single call may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -198,9 +198,13 @@ impl Drop for WebDriver {
                 .arg(process.to_string())
                 .stderr(Stdio::null())
                 .status();
+            // It writes down what it has to before it goes.
+            let until = Instant::now() + Duration::from_secs(3);
+            while Path::new(&format!("/proc/{process}")).exists() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
-        let _ = self.driver.kill();
-        let _ = self.driver.wait();
+        end(&mut self.driver);
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tests_desktop::desktop::{Desktop, find};
+use tests_desktop::desktop::{Desktop, end, find};
 use tests_web::host::{bundled_model, program};
 use tests_web::skip;
 
@@ -13,8 +13,7 @@ struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        end(&mut self.0);
     }
 }
 
