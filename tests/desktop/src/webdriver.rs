@@ -59,7 +59,7 @@ impl WebDriver {
             .as_str()
             .ok_or_else(|| anyhow!("no session in {answer}"))?
             .to_string();
-        session.program = child_named(program);
+        session.program = child_of(session.driver.id(), program);
         Ok(session)
     }
 
@@ -213,13 +213,20 @@ fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// The youngest process of this program: the one the driver has just started.
-fn child_named(program: &Path) -> Option<u32> {
+/// The process of this program that a driver has started: other tests run theirs at the same time, but each driver and
+/// what it starts are a process group of their own.
+fn child_of(group: u32, program: &Path) -> Option<u32> {
     let program = program.canonicalize().ok()?;
+    // "pid (name) state parent group ...", and the name may hold anything.
+    let in_group = |process: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        let fields = &stat[stat.rfind(')')? + 1..];
+        Some(fields.split_whitespace().nth(2)? == group.to_string())
+    };
     let entries = std::fs::read_dir("/proc").ok()?;
     entries
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|process| std::fs::read_link(format!("/proc/{process}/exe")).is_ok_and(|exe| exe == program))
-        .max()
+        .filter(|process| in_group(*process) == Some(true))
+        .find(|process| std::fs::read_link(format!("/proc/{process}/exe")).is_ok_and(|exe| exe == program))
 }
