@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer as Hf;
+use serde_json::{Value, json};
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::{AddedToken, Tokenizer as Hf};
 
 use crate::error::TextError;
 use crate::pieces::fallback_byte;
@@ -56,11 +57,25 @@ pub(crate) struct Built {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Builds the tokenizer, in the terms of a `tokenizer.json`.
+/// What the two kinds of tokenizer differ in.
+struct Rules {
+    /// Normalizer, pre-tokenizer and decoder, in the terms of a `tokenizer.json`.
+    json: Value,
+    merges: Merges,
+    unk: Option<String>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    /// Whether texts begin with `bos` where the file does not say.
+    add_bos: bool,
+}
+
+/// Builds the tokenizer. Vocabulary and merges do not go through JSON: that would take twenty times their memory.
 pub(crate) fn build(vocab: &GgufVocab) -> Result<Built, TextError> {
+    let fail = |e: tokenizers::Error| TextError::tokenizer(PLACE, e.to_string(), "tokens and merges that fit together");
     let ids = index(vocab)?;
     let mut warnings = Vec::new();
-    let (mut json, add_bos) = match vocab.model.as_str() {
+    let rules = match vocab.model.as_str() {
         "gpt2" => byte_level(vocab, &ids, &mut warnings),
         "llama" => sentencepiece(vocab, &ids)?,
         other => {
@@ -68,23 +83,32 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<Built, TextError> {
             return Err(TextError::tokenizer(PLACE, found, "\"gpt2\" or \"llama\""));
         }
     };
+    drop(ids);
+    let mut json = rules.json;
     json["version"] = json!("1.0");
-    json["truncation"] = Value::Null;
-    json["padding"] = Value::Null;
-    json["post_processor"] = Value::Null;
-    json["added_tokens"] = added_tokens(vocab);
-    let mut table = Map::with_capacity(vocab.tokens.len());
-    for (id, token) in vocab.tokens.iter().enumerate() {
-        table.insert(token.clone(), json!(id));
+    for none in ["truncation", "padding", "post_processor"] {
+        json[none] = Value::Null;
     }
-    json["model"]["vocab"] = Value::Object(table);
-    let hf = Hf::from_bytes(json.to_string())
-        .map_err(|e| TextError::tokenizer(PLACE, e.to_string(), "tokens and merges that fit together"))?;
-    let (add_bos, add_eos) = (vocab.add_bos.unwrap_or(add_bos), vocab.add_eos.unwrap_or(false));
+    json["added_tokens"] = json!([]);
+    json["model"] = json!({ "type": "BPE", "vocab": {}, "merges": [] });
+    let mut hf = Hf::from_bytes(json.to_string()).map_err(fail)?;
+    let table: Vocab = vocab.tokens.iter().cloned().zip(0u32..).collect();
+    let mut model = BPE::builder()
+        .vocab_and_merges(table, rules.merges)
+        .fuse_unk(rules.fuse_unk)
+        .byte_fallback(rules.byte_fallback)
+        .ignore_merges(rules.ignore_merges);
+    if let Some(unk) = rules.unk {
+        model = model.unk_token(unk);
+    }
+    hf.with_model(model.build().map_err(fail)?);
+    let (special, others): (Vec<_>, Vec<_>) = added_tokens(vocab).partition(|t| t.special);
+    hf.add_special_tokens(special).map_err(fail)?;
+    hf.add_tokens(others).map_err(fail)?;
     Ok(Built {
         hf,
-        add_bos,
-        add_eos,
+        add_bos: vocab.add_bos.unwrap_or(rules.add_bos),
+        add_eos: vocab.add_eos.unwrap_or(false),
         warnings,
     })
 }
@@ -121,21 +145,16 @@ fn token_type(vocab: &GgufVocab, id: usize) -> i32 {
     }
 }
 
-fn added_tokens(vocab: &GgufVocab) -> Value {
-    let mut added = Vec::new();
-    for (id, token) in vocab.tokens.iter().enumerate() {
+/// Tokens that are found in a text before it is split.
+fn added_tokens(vocab: &GgufVocab) -> impl Iterator<Item = AddedToken> {
+    vocab.tokens.iter().enumerate().filter_map(|(id, token)| {
         let kind = token_type(vocab, id);
-        if matches!(kind, UNKNOWN | CONTROL | USER_DEFINED) && !token.is_empty() {
-            added.push(json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind != USER_DEFINED,
-            }));
-        }
-    }
-    Value::Array(added)
+        let added = matches!(kind, UNKNOWN | CONTROL | USER_DEFINED) && !token.is_empty();
+        added.then(|| AddedToken::from(token.as_str(), kind != USER_DEFINED).normalized(false))
+    })
 }
 
-fn byte_level(vocab: &GgufVocab, ids: &HashMap<&str, u32>, warnings: &mut Vec<String>) -> (Value, bool) {
+fn byte_level(vocab: &GgufVocab, ids: &HashMap<&str, u32>, warnings: &mut Vec<String>) -> Rules {
     let split = match vocab.pre.as_deref() {
         None => {
             warnings.push("the GGUF file names no pre-tokenizer (tokenizer.ggml.pre); using gpt-2's".into());
@@ -154,7 +173,7 @@ fn byte_level(vocab: &GgufVocab, ids: &HashMap<&str, u32>, warnings: &mut Vec<St
         .map(|p| json!({"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": false}))
         .collect();
     steps.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}));
-    let merges: Vec<[&str; 2]> = vocab.merges.iter().filter_map(|m| merge(m, ids)).collect();
+    let merges: Merges = vocab.merges.iter().filter_map(|m| merge(m, ids)).collect();
     if merges.len() < vocab.merges.len() {
         let n = vocab.merges.len() - merges.len();
         warnings.push(format!(
@@ -165,26 +184,29 @@ fn byte_level(vocab: &GgufVocab, ids: &HashMap<&str, u32>, warnings: &mut Vec<St
         "normalizer": if split.nfc { json!({"type": "NFC"}) } else { Value::Null },
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": split.ignore_merges, "merges": merges,
-        },
     });
-    (json, split.add_bos)
+    Rules {
+        json,
+        merges,
+        unk: None,
+        fuse_unk: false,
+        byte_fallback: false,
+        ignore_merges: split.ignore_merges,
+        add_bos: split.add_bos,
+    }
 }
 
 /// The two halves of a merge, if they and their union are tokens.
-fn merge<'a>(text: &'a str, ids: &HashMap<&str, u32>) -> Option<[&'a str; 2]> {
+fn merge(text: &str, ids: &HashMap<&str, u32>) -> Option<(String, String)> {
     // A token may itself begin with a space, hence the search from the second character.
     let from = text.chars().next()?.len_utf8();
     let at = from + text[from..].find(' ')?;
     let (left, right) = (&text[..at], &text[at + 1..]);
     let known = |t: &str| ids.contains_key(t);
-    (known(left) && known(right) && known(&[left, right].concat())).then_some([left, right])
+    (known(left) && known(right) && known(&[left, right].concat())).then(|| (left.to_string(), right.to_string()))
 }
 
-fn sentencepiece(vocab: &GgufVocab, ids: &HashMap<&str, u32>) -> Result<(Value, bool), TextError> {
+fn sentencepiece(vocab: &GgufVocab, ids: &HashMap<&str, u32>) -> Result<Rules, TextError> {
     let Some(scores) = &vocab.scores else {
         return Err(TextError::tokenizer(
             PLACE,
@@ -193,7 +215,7 @@ fn sentencepiece(vocab: &GgufVocab, ids: &HashMap<&str, u32>) -> Result<(Value, 
         ));
     };
     let prefix = vocab.add_space_prefix.unwrap_or(true);
-    let unk = vocab.unk.and_then(|id| vocab.tokens.get(id as usize));
+    let unk = vocab.unk.and_then(|id| vocab.tokens.get(id as usize)).cloned();
     let bytes = vocab.tokens.iter().any(|t| fallback_byte(t).is_some());
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"})];
     let mut decoders = vec![
@@ -209,20 +231,23 @@ fn sentencepiece(vocab: &GgufVocab, ids: &HashMap<&str, u32>) -> Result<(Value, 
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": null,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": unk, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": bytes, "ignore_merges": false,
-            "merges": merges_from_scores(vocab, scores, ids),
-        },
     });
-    Ok((json, true))
+    Ok(Rules {
+        json,
+        merges: merges_from_scores(vocab, scores, ids),
+        unk,
+        fuse_unk: true,
+        byte_fallback: bytes,
+        ignore_merges: false,
+        add_bos: true,
+    })
 }
 
 /// The merges that a vocabulary with scores implies, in the order of the Hugging Face converter: every way to cut
 /// a token into two tokens, by score, then by the lengths of the halves, the larger first; ties keep the order of
 /// the ids. Tokens that are not text (control, byte, unknown) are never built by merging.
-fn merges_from_scores<'a>(vocab: &'a GgufVocab, scores: &[f32], ids: &HashMap<&str, u32>) -> Vec<[&'a str; 2]> {
-    let mut found: Vec<(f32, usize, usize, [&str; 2])> = Vec::new();
+fn merges_from_scores(vocab: &GgufVocab, scores: &[f32], ids: &HashMap<&str, u32>) -> Merges {
+    let mut found: Vec<(f32, usize, usize, (&str, &str))> = Vec::new();
     for (id, (token, &score)) in vocab.tokens.iter().zip(scores).enumerate() {
         if matches!(token_type(vocab, id), UNKNOWN | CONTROL | BYTE) {
             continue;
@@ -232,12 +257,13 @@ fn merges_from_scores<'a>(vocab: &'a GgufVocab, scores: &[f32], ids: &HashMap<&s
         for (n, (at, _)) in token.char_indices().enumerate().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
-                cuts.push(((l, r), (score, n, total - n, [left, right])));
+                cuts.push(((l, r), (score, n, total - n, (left, right))));
             }
         }
         cuts.sort_by_key(|(ids, _)| *ids);
         found.extend(cuts.into_iter().map(|(_, merge)| merge));
     }
     found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(b.2.cmp(&a.2)));
-    found.into_iter().map(|(.., merge)| merge).collect()
+    let owned = |(left, right): (&str, &str)| (left.to_string(), right.to_string());
+    found.into_iter().map(|(.., merge)| owned(merge)).collect()
 }
