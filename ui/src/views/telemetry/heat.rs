@@ -190,6 +190,8 @@ fn shades(state: &State, metric: LayerMetric) -> Shades {
     match metric.quantity() {
         // In steps of a tenth: the colours hold still while the text grows.
         Quantity::Share if high > 0.1 => Shades::sequential(0.0, (high * 10.0).ceil() / 10.0),
+        // Where nothing is above 0 there is still a range to name.
+        Quantity::Share if high <= 0.0 => Shades::sequential(0.0, 0.1),
         Quantity::Share | Quantity::Bytes => Shades::sequential(0.0, high.max(f32::MIN_POSITIVE)),
         _ => Shades::sequential(low.min(high * 0.999), high.max(f32::MIN_POSITIVE)),
     }

@@ -36,19 +36,26 @@ pub fn color_bar(ui: &mut Ui, shades: &Shades, quantity: Quantity) -> Response {
     let text = |v: f32| quantity.figure(f64::from(v)).plain();
     let low = ui.painter().layout_no_wrap(text(shades.low), font.clone(), p.secondary);
     let high = ui.painter().layout_no_wrap(text(shades.high), font, p.secondary);
-    const BAR: f32 = 64.0;
-    let width = low.size().x + high.size().x + BAR + 12.0;
+    const BAR: std::ops::RangeInclusive<f32> = 12.0..=64.0;
+    let texts = low.size().x + high.size().x + 12.0;
+    let room = ui.available_width() - texts - 2.0 * theme::GRID;
+    if room < *BAR.start() {
+        // The title needs the room; what the cells are is said where they are pointed at.
+        return ui.allocate_response(egui::Vec2::ZERO, Sense::hover());
+    }
+    let long = room.min(*BAR.end());
+    let width = texts + long;
     ui.add_space(theme::GRID);
     let (rect, response) = ui.allocate_exact_size(vec2(width, 16.0), Sense::hover());
     let bar = Rect::from_min_size(
         pos2(rect.left() + low.size().x + 6.0, rect.center().y - 4.0),
-        vec2(BAR, 8.0),
+        vec2(long, 8.0),
     );
     const STEPS: usize = 32;
     for i in 0..STEPS {
         let t = (i as f32 + 0.5) / STEPS as f32;
-        let x = bar.left() + i as f32 * BAR / STEPS as f32;
-        let part = Rect::from_min_size(pos2(x, bar.top()), vec2(BAR / STEPS as f32 + 0.5, bar.height()));
+        let x = bar.left() + i as f32 * long / STEPS as f32;
+        let part = Rect::from_min_size(pos2(x, bar.top()), vec2(long / STEPS as f32 + 0.5, bar.height()));
         ui.painter().rect_filled(part, 0.0, shades.color(p, shades.value_at(t)));
     }
     let y = rect.center().y;
