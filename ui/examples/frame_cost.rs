@@ -148,6 +148,7 @@ fn measure(what: &str, scene: &Scene, workspace: Workspace, mut before: impl FnM
     let mut app = App::new(&ctx, scene.dialer(), Box::new(NoPlatform::default()), "bench");
     let rect = egui::Rect::from_min_size(egui::Pos2::ZERO, egui::vec2(1280.0, 800.0));
     let mut costs = Vec::new();
+    let mut triangles = 0;
     for frame in 0..FRAMES + WARM {
         before(frame);
         app.layout.workspace = workspace;
@@ -162,18 +163,26 @@ fn measure(what: &str, scene: &Scene, workspace: Workspace, mut before: impl FnM
         let ms = begin.elapsed().as_secs_f64() * 1e3;
         // Nobody uploads textures here.
         output.textures_delta.clear();
-        if frame >= WARM && !drawn.is_empty() {
+        if frame >= WARM {
             costs.push(ms);
         }
+        triangles = drawn.iter().map(|d| triangles_of(&d.primitive)).sum();
     }
     costs.sort_by(f64::total_cmp);
     let place = |share: f64| costs[((costs.len() - 1) as f64 * share) as usize];
     println!(
-        "{what}: {} frames, p50 {:.2} ms, p95 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
+        "{what}: {} frames of {triangles} triangles, p50 {:.2} ms, p95 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
         costs.len(),
         place(0.5),
         place(0.95),
         place(0.99),
         place(1.0)
     );
+}
+
+fn triangles_of(primitive: &egui::epaint::Primitive) -> usize {
+    match primitive {
+        egui::epaint::Primitive::Mesh(mesh) => mesh.indices.len() / 3,
+        egui::epaint::Primitive::Callback(_) => 0,
+    }
 }
