@@ -15,6 +15,8 @@ mod engine;
 mod error;
 pub mod families;
 mod generate;
+#[cfg(test)]
+mod goldens;
 pub mod inspect;
 mod labels;
 pub mod lower;

@@ -4,7 +4,8 @@
 mod common;
 
 use checkpoint::write::{Value as Meta, gguf_spec, write_gguf};
-use common::{LAYERS, Toy, alphabet, finish, golden, golden_json, model1, telemetry, weights};
+use common::bytes::alphabet;
+use common::{LAYERS, Toy, finish, golden, golden_json, model1, telemetry, weights};
 use kernels::ir::Format;
 
 #[test]

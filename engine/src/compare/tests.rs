@@ -1,32 +1,12 @@
 //! Comparisons on tiny models against slow computations in double precision.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use protocol::{CompareResult, CompareSpec, CompareText, RecipeRef};
 
 use super::*;
+use crate::goldens::{engine, ids};
 use crate::session::{Cancel, SessionOptions};
-use crate::{EngineOptions, Silent};
-
-fn engine(name: &str) -> Arc<Engine> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/goldens")
-        .join(name);
-    let options = EngineOptions {
-        threads: Some(2),
-        ..EngineOptions::default()
-    };
-    Engine::open(&path, &options, &Silent).unwrap()
-}
-
-/// Tokens that look like nothing in particular.
-fn ids(engine: &Engine, n: usize) -> Vec<u32> {
-    let vocab = engine.facts().vocab as u64;
-    (0..n as u64)
-        .map(|i| ((i * i * 7919 + 13 * i + 5) % vocab) as u32)
-        .collect()
-}
 
 fn job(engine: &Engine, edits: &[&str], n: usize, isolate: bool) -> CompareJob {
     let spec = CompareSpec {

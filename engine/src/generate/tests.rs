@@ -1,17 +1,10 @@
 //! Generations driven call by call.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::{Engine, EngineOptions, SessionOptions, Silent};
-
-fn engine(name: &str) -> Arc<Engine> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/goldens")
-        .join(name);
-    Engine::open(&path, &EngineOptions::default(), &Silent).unwrap()
-}
+use crate::goldens::engine;
+use crate::{Engine, SessionOptions};
 
 fn session(engine: &Arc<Engine>) -> Session {
     engine.session(engine.recipe(), SessionOptions::default()).unwrap()

@@ -1,33 +1,15 @@
 //! Replays of tiny models against the ops' own outputs and counters.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use kernels::ir::{CacheId, CacheRows, Component, StepOutput};
 use protocol::{AttentionMap, AttentionSpec, Segment, StepRecord};
 
 use super::*;
+use crate::Watch;
+use crate::goldens::{engine, ids};
 use crate::lower::{Layers, Look};
 use crate::session::{Cancel, Session, SessionOptions};
-use crate::{EngineOptions, Silent, Watch};
-
-fn engine(name: &str) -> Arc<Engine> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/goldens")
-        .join(name);
-    let options = EngineOptions {
-        threads: Some(2),
-        ..EngineOptions::default()
-    };
-    Engine::open(&path, &options, &Silent).unwrap()
-}
-
-fn ids(engine: &Engine, n: usize) -> Vec<u32> {
-    let vocab = engine.facts().vocab as u64;
-    (0..n as u64)
-        .map(|i| ((i * i * 7919 + 13 * i + 5) % vocab) as u32)
-        .collect()
-}
 
 fn recipe(engine: &Engine, edits: &[&str]) -> Recipe {
     let mut r = engine.recipe();

@@ -1,6 +1,9 @@
 //! Runs the command and makes small models with a tokenizer.
 #![allow(dead_code)] // every test file uses another part
 
+pub mod bytes;
+
+use bytes::tokenizer_json;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Write;
@@ -137,7 +140,6 @@ const HIDDEN: usize = 32;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const INNER: usize = 48;
-const MARKS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
@@ -211,35 +213,6 @@ fn config_json() -> Value {
         "num_key_value_heads": KV_HEADS, "intermediate_size": INNER, "vocab_size": VOCAB, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "max_position_embeddings": 1 << 20, "tie_word_embeddings": false,
         "hidden_act": "silu", "eos_token_id": 258,
-    })
-}
-
-/// A spelling for each byte, as GPT-2 has them.
-pub fn alphabet() -> Vec<String> {
-    let printable = |b: u32| (0x21..=0x7E).contains(&b) || (0xA1..=0xAC).contains(&b) || (0xAE..=0xFF).contains(&b);
-    let mut extra = 0x100;
-    let spell = |b: u32| {
-        let code = if printable(b) { b } else { extra };
-        extra += u32::from(!printable(b));
-        char::from_u32(code).unwrap().to_string()
-    };
-    (0..256).map(spell).collect()
-}
-
-/// Token id = byte; the marks follow.
-fn tokenizer_json() -> Value {
-    let vocab: serde_json::Map<String, Value> = alphabet().into_iter().zip(0..).map(|(t, i)| (t, json!(i))).collect();
-    let mark = |(i, name): (usize, &&str)| {
-        json!({ "id": 256 + i, "content": name, "special": true, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false })
-    };
-    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-        "added_tokens": MARKS.iter().enumerate().map(mark).collect::<Vec<_>>(),
-        "pre_tokenizer": bytes, "decoder": bytes,
-        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [] },
     })
 }
 

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use checkpoint::write::{Spec, write_safetensors};
 use serde_json::{Value, json};
 
+#[path = "../../../cli/tests/common/bytes.rs"]
+mod bytes;
+use bytes::tokenizer_json;
+
 pub const VOCAB: usize = 260;
 const HIDDEN: usize = 16;
 const HEADS: usize = 2;
 const INNER: usize = 16;
-const MARKS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
@@ -43,7 +46,7 @@ impl Toy {
         let put = |name: &str, value: Value| std::fs::write(dir.join(name), value.to_string()).unwrap();
         put("config.json", self.config());
         if self.tokenizer {
-            put("tokenizer.json", tokenizer());
+            put("tokenizer.json", tokenizer_json());
             let mut named = json!({ "eos_token": "<|im_end|>" });
             if self.chat {
                 named["chat_template"] = TEMPLATE.into();
@@ -117,8 +120,7 @@ impl Toy {
         for (name, _, values) in &mut all {
             if name == "lm_head.weight" {
                 let letter = |i: usize| (usize::from(b'a')..=usize::from(b'z')).contains(&i);
-                for (i, row) in values.chunks_exact_mut(HIDDEN).enumerate().filter(|(i, _)| !letter(*i)) {
-                    let _ = i;
+                for (_, row) in values.chunks_exact_mut(HIDDEN).enumerate().filter(|(i, _)| !letter(*i)) {
                     row.fill(0.0);
                 }
             }
@@ -129,33 +131,4 @@ impl Toy {
         }
         all
     }
-}
-
-/// A spelling for each byte, as GPT-2 has them.
-fn alphabet() -> Vec<String> {
-    let printable = |b: u32| (0x21..=0x7E).contains(&b) || (0xA1..=0xAC).contains(&b) || (0xAE..=0xFF).contains(&b);
-    let mut extra = 0x100;
-    let spell = |b: u32| {
-        let code = if printable(b) { b } else { extra };
-        extra += u32::from(!printable(b));
-        char::from_u32(code).unwrap().to_string()
-    };
-    (0..256).map(spell).collect()
-}
-
-/// Token id = byte; the marks follow.
-fn tokenizer() -> Value {
-    let vocab: serde_json::Map<String, Value> = alphabet().into_iter().zip(0..).map(|(t, i)| (t, json!(i))).collect();
-    let mark = |(i, name): (usize, &&str)| {
-        json!({ "id": 256 + i, "content": name, "special": true, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false })
-    };
-    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-        "added_tokens": MARKS.iter().enumerate().map(mark).collect::<Vec<_>>(),
-        "pre_tokenizer": bytes, "decoder": bytes,
-        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [] },
-    })
 }

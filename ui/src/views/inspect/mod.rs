@@ -10,7 +10,7 @@ mod text;
 mod thumbs;
 mod words;
 
-use egui::{RichText, Ui};
+use egui::{Layout, RichText, Ui, Vec2, vec2};
 use protocol::TokenLabel;
 
 use super::{Action, Context, View, empty};
@@ -25,6 +25,22 @@ pub fn views() -> Vec<Box<dyn View>> {
         Box::<rows::Rows>::default(),
         Box::<router::Router>::default(),
     ]
+}
+
+/// Width from which a list stands beside a map instead of below it.
+const WIDE: f32 = 560.0;
+
+/// Where a map and a list go: the layout, the map's room, the list's.
+fn beside(room: Vec2) -> (Layout, Vec2, Vec2) {
+    if room.x >= WIDE {
+        let list = (room.x * 0.34).clamp(190.0, 300.0);
+        let layout = Layout::left_to_right(egui::Align::Min);
+        (layout, vec2(room.x - list, room.y), vec2(list, room.y))
+    } else {
+        let list = room.y * 0.4;
+        let layout = Layout::top_down(egui::Align::Min);
+        (layout, vec2(room.x, room.y - list), vec2(room.x, list))
+    }
 }
 
 /// Tokens that can be looked at; `None` after saying that there are none.

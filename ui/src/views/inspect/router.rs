@@ -18,8 +18,6 @@ use crate::widgets::token_text::{TokenMark, TokenText, tint};
 
 const ABOUT: &str = "Weights of the experts the router chose for each token of the layer. Hatched: not chosen. By replay \
                      (instrumented).";
-/// Width from which the list stands beside the map.
-const WIDE: f32 = 560.0;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -108,22 +106,7 @@ impl View for Router {
         };
         let token = super::chosen_token(cx).filter(|t| (*t as usize) < map.tokens.len());
         let room = ui.available_size();
-        let wide = room.x >= WIDE;
-        let list = if wide {
-            vec2((room.x * 0.34).clamp(190.0, 300.0), room.y)
-        } else {
-            vec2(room.x, room.y * 0.4)
-        };
-        let rest = if wide {
-            vec2(room.x - list.x, room.y)
-        } else {
-            vec2(room.x, room.y - list.y)
-        };
-        let layout = if wide {
-            egui::Layout::left_to_right(egui::Align::Min)
-        } else {
-            egui::Layout::top_down(egui::Align::Min)
-        };
+        let (layout, rest, list) = super::beside(room);
         let key = (revision, layer);
         if self.grid.as_ref().is_none_or(|(k, _)| *k != key) {
             // Layers that look alike still differ: the revision names both.

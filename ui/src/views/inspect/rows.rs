@@ -21,9 +21,6 @@ const ABOUT: &str = "Compressed rows that the indexer kept for each query, best 
 const RECALL: &str = "attn_recall: dense softmax mass over compressed rows, renormalised over them, that falls on the kept rows; mean \
                       over heads, for queries with at least 2 × top-k visible rows. At most 1024 queries are judged.";
 
-/// Width from which the list stands beside the map.
-const WIDE: f32 = 560.0;
-
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Rows {
@@ -99,22 +96,7 @@ impl View for Rows {
         figures(ui, kept, top);
         let room = vec2(width, ui.available_height());
         let query = super::chosen_token(cx).filter(|t| (*t as usize) < kept.kept.len());
-        let wide = room.x >= WIDE;
-        let list = if wide {
-            vec2((room.x * 0.34).clamp(190.0, 300.0), room.y)
-        } else {
-            vec2(room.x, room.y * 0.4)
-        };
-        let map = if wide {
-            vec2(room.x - list.x, room.y)
-        } else {
-            vec2(room.x, room.y - list.y)
-        };
-        let layout = if wide {
-            egui::Layout::left_to_right(egui::Align::Min)
-        } else {
-            egui::Layout::top_down(egui::Align::Min)
-        };
+        let (layout, map, list) = super::beside(room);
         let (grid, heat, row) = (&mut self.grid, &mut self.heat, &mut self.row);
         ui.with_layout(layout, |ui| {
             ui.spacing_mut().item_spacing = vec2(0.0, 0.0);
