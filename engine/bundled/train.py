@@ -49,7 +49,8 @@ def arguments():
     p.add_argument("--tokens", type=float, default=4e8, help="tokens of the whole run (default 4e8); sets the schedule")
     p.add_argument("--fresh", action="store_true", help="take in stories of `teacher` (fresh*.npz in --packed) as they arrive")
     p.add_argument("--pieces", help="also write the weights here, in bf16 files of under 15 MiB that are easy to carry")
-    p.add_argument("--start-from", help="start a new optimiser from weights written by --pieces")
+    p.add_argument("--fit", action="store_true", help="let --tokens follow the measured speed, so that the schedule ends with --seconds")
+    p.add_argument("--start-from", help="start a new optimiser from weights written by --pieces, or from a released folder")
     p.add_argument("--start-tokens", type=float, default=0, help="with --start-from: tokens already seen (place in the schedule)")
 
     p = sub.add_parser("measure", help="tokens/s of training steps, before a budget is set")

@@ -112,11 +112,12 @@ def train(a):
         trainer.restore(state)
         print(f"going on at step {trainer.step}, {trainer.tokens:,} tokens", flush=True)
     elif a.start_from:
-        load.pieces_into(trainer.model, a.start_from)
+        pieces = any(Path(a.start_from).glob("pieces-*.safetensors"))
+        (load.pieces_into if pieces else load.released_into)(trainer.model, a.start_from)
         trainer.tokens = int(a.start_tokens)
 
     def take_fresh(trainer, note):
-        """Fresh stories (with soft targets) take the place of the stories as soon as any have arrived."""
+        """Fresh stories (with soft targets) take the place of most other stories as soon as any have arrived."""
         files = [f for f in sorted(Path(a.packed).glob("fresh*.npz")) if f.stem not in streams] if a.fresh else []
         if not files:
             return
@@ -125,14 +126,15 @@ def train(a):
             streams[file.stem] = batches.Stream(f["tokens"], f["starts"], a.device, f["soft_ids"], f["soft_p"])
         fresh = {n: len(x.tokens) for n, x in streams.items() if n.startswith("fresh")}
         total = sum(fresh.values())
-        part = {n: shares["stories"] * v / total for n, v in fresh.items()}
-        trainer.mixture = batches.Mixture(streams, {**shares, "stories": 0.0, **part}, a.seed)
+        part = {n: 0.85 * shares["stories"] * v / total for n, v in fresh.items()}
+        trainer.mixture = batches.Mixture(streams, {**shares, "stories": 0.15 * shares["stories"], **part}, a.seed)
         note({"fresh_tokens": total, "step": trainer.step})
 
     take_fresh(trainer, print)
     first = trainer.rank == 0
     validation = _validation(a.packed, Tokenizer.from_file(str(tokenizer_file))) if first else {"-": []}
-    done = run_training(trainer, a.seconds, run / "log.jsonl", state, validation, on_tick=take_fresh)
+    keep = (lambda t: load.save_pieces(t.model, a.pieces)) if a.pieces else None
+    done = run_training(trainer, a.seconds, run / "log.jsonl", state, validation, on_tick=take_fresh, fit=a.fit, on_save=keep)
     if not first:
         return
     export.released(trainer.model, run / "model", tokenizer_file)

@@ -36,8 +36,10 @@ class Plan:
     #: From here on weights and cache rows are rounded as stored.
     rounding_from: float = 0.7
     index_weight: float = 1.0
-    #: Weight of -log(share of the attention's mass over compressed rows that the kept rows hold).
-    concentration: float = 0.02
+    #: Weight of `blocks._concentration`.
+    concentration: float = 0.1
+    #: Steps over which the learning rate rises after the optimiser began anew.
+    ramp: float = 100
     balance: float = 0.001
     muon: float = 0.02
     adam: float = 0.005
@@ -69,7 +71,7 @@ class Trainer:
         dtype = torch.bfloat16 if device != "cpu" else torch.float32
         self.model = Model(shape, device, dtype, token_counts, plan.seed)
         self.optimiser = Optimiser(self.model.master, shape.o_groups, plan.muon, plan.adam, plan.decay)
-        self.tokens = self.step = 0
+        self.tokens = self.step = self.begun = 0
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._layers, self._compiled = {}, compiled
         self._loss = torch.compile(blocks.head_loss, dynamic=False) if compiled else blocks.head_loss
@@ -140,7 +142,7 @@ class Trainer:
         size = max(1, self.plan.batch_tokens // length // self.world)
         batch = self.mixture.batch(self.step * self.world + self.rank, size, length)
         main, index, stats, loads = self.losses(*batch, dense_share, rounding, self.plan.index_weight)
-        rate = self.plan.rate(u)
+        rate = self.plan.rate(u) * min(1.0, (self.step - self.begun + 1) / max(1.0, self.plan.ramp))
         norm = self.optimiser.step(self.gradients(), rate)
         self.balance(loads)
         self.model.refresh(rounding)
@@ -174,6 +176,7 @@ class Trainer:
         if not weights_only:
             self.optimiser.restore(state["optimiser"])
             self.tokens, self.step = state["tokens"], state["step"]
+            self.begun = -int(self.plan.ramp)
         self.model.refresh(self.plan.at(self.tokens / self.plan.tokens)[2])
 
 
@@ -198,9 +201,10 @@ def line_of(trainer, out, tokens_per_s):
     }
 
 
-def train(trainer, seconds, log_file, save_to, validation=None, log_every=50, validate_every=400, on_tick=None):
+def train(trainer, seconds, log_file, save_to, validation=None, log_every=50, validate_every=1000, on_tick=None, fit=False, on_save=None):
     """Runs until the plan's tokens are done or `seconds` are over; saves at the end. Returns True when done.
 
+    With `fit` the plan's tokens follow the measured speed, so that its end and that of `seconds` meet.
     Only rank 0 logs, validates and saves. The clock that ends a call is rank 0's, so that all ranks end at one step.
     """
     begin = mark = saved = time.time()
@@ -229,6 +233,9 @@ def train(trainer, seconds, log_file, save_to, validation=None, log_every=50, va
                 record = line_of(trainer, out, 0)
                 now = time.time()
                 record["tokens_per_s"] = round((trainer.tokens - marked) / (now - mark))
+                if fit:
+                    _fit(trainer, record["tokens_per_s"], seconds - (now - begin))
+                    record["plan_tokens"] = trainer.plan.tokens
                 note(record)
                 mark, marked = now, trainer.tokens
                 if not math.isfinite(record["loss"]):
@@ -237,6 +244,8 @@ def train(trainer, seconds, log_file, save_to, validation=None, log_every=50, va
                     on_tick(trainer, note)
                 if first and now - saved > 90:
                     trainer.save(save_to)
+                    if on_save:
+                        on_save(trainer)
                     saved = now
             if validation and trainer.step % validate_every == 0:
                 if first:
@@ -247,6 +256,21 @@ def train(trainer, seconds, log_file, save_to, validation=None, log_every=50, va
             if validation:
                 check()
     return trainer.tokens >= trainer.plan.tokens
+
+
+def _fit(trainer, tokens_per_s, left):
+    """Sets the plan's tokens to what can be done in `left` seconds at this speed: rank 0's answer, everywhere.
+
+    Slowly: a validation or a stream that is being read makes one measurement low."""
+    possible = trainer.tokens + int(tokens_per_s * max(left, 0.0))
+    tokens = int(0.7 * trainer.plan.tokens + 0.3 * possible) if left > 60 else possible
+    if trainer.world > 1:
+        flag = torch.tensor(tokens, device=trainer.device)
+        dist.broadcast(flag, 0)
+        tokens = int(flag.item())
+    # Never so far back that the run leaves its last phase again.
+    u = trainer.tokens / trainer.plan.tokens
+    trainer.plan.tokens = min(tokens, int(trainer.tokens / u * 1.02)) if u > 0.8 else tokens
 
 
 def _agree(trainer, over):
