@@ -47,6 +47,9 @@ pub enum ExecError {
     /// The logits cannot be sampled.
     #[error("sampling failed: {0}")]
     Sample(String),
+    /// The device or its driver failed, or there is none.
+    #[error("{0}")]
+    Device(String),
     /// This backend has no kernel for an op.
     #[error("the {backend} backend does not support {what}")]
     Unsupported {

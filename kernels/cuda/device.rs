@@ -1,0 +1,115 @@
+//! What the CUDA backend needs of a device. Two implementations: the driver ([`super::driver`]) and, in the tests, an
+//! emulator that runs the same kernel sources on the CPU. Everything above this trait is plain Rust over addresses.
+//!
+//! One stream per device: calls take effect in the order they are made. Addresses are of the device's memory and
+//! aligned to [`ALIGN`] where they come from [`Device::alloc`].
+
+use crate::ir::ExecError;
+
+/// Alignment of allocations, bytes.
+pub const ALIGN: usize = 256;
+
+/// An address in device memory; 0 = none.
+pub type DevPtr = u64;
+
+/// One kernel argument. Kernels get pointers as 8 bytes and scalars in their own size.
+#[derive(Clone, Copy, Debug)]
+pub enum Arg<'a> {
+    /// A pointer (may be 0 where the kernel says so).
+    Ptr(DevPtr),
+    /// `int`
+    I32(i32),
+    /// `unsigned`
+    U32(u32),
+    /// `unsigned long long`
+    U64(u64),
+    /// `float`
+    F32(f32),
+    /// A struct by value: its bytes (`#[repr(C)]`, aligned to 8 at most).
+    Struct(&'a [u8]),
+}
+
+/// One kernel launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// Name of the `extern "C" __global__` function.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads per block.
+    pub block: [u32; 3],
+    /// Dynamic shared memory, bytes.
+    pub shared: usize,
+    /// Arguments in order.
+    pub args: &'a [Arg<'a>],
+}
+
+/// Facts about a device.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceInfo {
+    /// Name for people.
+    pub name: String,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Compute capability (major, minor).
+    pub capability: (u32, u32),
+    /// Device memory, bytes.
+    pub memory: u64,
+    /// Second-level cache, bytes.
+    pub l2: u64,
+    /// Most shared memory a block can ask for, bytes.
+    pub shared_per_block: usize,
+    /// Driver version, e.g. 13000.
+    pub driver: u32,
+}
+
+/// A captured sequence of calls; made by [`Device::end_capture`].
+pub trait Graph: Send + Sync {}
+
+/// A device with one stream.
+pub trait Device: Send + Sync {
+    /// Facts.
+    fn info(&self) -> &DeviceInfo;
+
+    /// (free, total) bytes of device memory now.
+    fn memory(&self) -> Result<(u64, u64), ExecError>;
+
+    /// Memory of `bytes` bytes, aligned to [`ALIGN`], contents undefined; `what` names it in errors.
+    fn alloc(&self, bytes: usize, what: &str) -> Result<DevPtr, ExecError>;
+
+    /// Gives memory back, after all work enqueued so far.
+    fn free(&self, ptr: DevPtr);
+
+    /// Copies into device memory. `src` may be changed when this returns.
+    fn upload(&self, to: DevPtr, src: &[u8]) -> Result<(), ExecError>;
+
+    /// Waits for all work enqueued so far, then copies out of device memory.
+    fn download(&self, from: DevPtr, out: &mut [u8]) -> Result<(), ExecError>;
+
+    /// Copies within device memory; the ranges do not overlap.
+    fn copy(&self, to: DevPtr, from: DevPtr, bytes: usize) -> Result<(), ExecError>;
+
+    /// Sets bytes.
+    fn fill(&self, to: DevPtr, byte: u8, bytes: usize) -> Result<(), ExecError>;
+
+    /// Enqueues a kernel. Empty grids are left out.
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), ExecError>;
+
+    /// Waits for all work enqueued so far; reports what went wrong in it.
+    fn synchronise(&self) -> Result<(), ExecError>;
+
+    /// From here on `launch`, `copy` and `fill` are recorded instead of run. Returns false where there are no graphs.
+    fn begin_capture(&self) -> Result<bool, ExecError>;
+
+    /// Ends recording.
+    fn end_capture(&self) -> Result<Box<dyn Graph>, ExecError>;
+
+    /// Enqueues a recorded sequence of this device.
+    fn launch_graph(&self, graph: &dyn Graph) -> Result<(), ExecError>;
+
+    /// Notes a point in the stream under a number, for [`Device::between`].
+    fn mark(&self, number: usize) -> Result<(), ExecError>;
+
+    /// Nanoseconds between two noted points; waits for both.
+    fn between(&self, first: usize, second: usize) -> Result<f64, ExecError>;
+}

@@ -1,0 +1,283 @@
+// The scheduler behind simt.h: fibers, barriers, warp exchanges and the table of kernels.
+#include "simt.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace simt {
+
+enum class Status : uint8_t { kReady, kWarp, kBlock, kDone };
+
+struct Warp {
+    unsigned live = 0, arrived = 0;
+    uint64_t given[32], taken[32];
+};
+
+struct Fiber {
+    Status status = Status::kDone;
+    bool flag = false;
+    unsigned index = 0;
+    Warp* warp = nullptr;
+    Place place;
+#if defined(__x86_64__)
+    void* sp = nullptr;
+#else
+    ucontext_t context;
+#endif
+    unsigned char* stack = nullptr;
+};
+
+namespace {
+
+// Kernels keep little on the stack; the guard page below catches those that do not.
+constexpr size_t kStack = 128 << 10, kPage = 4096;
+constexpr size_t kShared = 256 << 10;
+
+struct Kernel {
+    size_t bytes;
+    void (*call)(const void*);
+};
+std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> all;
+    return all;
+}
+
+// Blocks are run by one scheduler per OS thread.
+struct Scheduler {
+    std::vector<Fiber*> fibers;
+    std::vector<Warp> warps;
+    unsigned threads = 0, live = 0, arrived = 0, flags = 0, counted = 0;
+    const Kernel* kernel = nullptr;
+    const void* args = nullptr;
+    unsigned char* shared = nullptr;
+#if defined(__x86_64__)
+    void* sp = nullptr;
+#else
+    ucontext_t context;
+#endif
+};
+thread_local Scheduler scheduler;
+
+#if defined(__x86_64__)
+extern "C" void simt_switch(void** save, void* load);
+asm(R"(
+.text
+.globl simt_switch
+.type simt_switch,@function
+simt_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size simt_switch,.-simt_switch
+)");
+void to_scheduler(Fiber* f) { simt_switch(&f->sp, scheduler.sp); }
+void to_fiber(Fiber* f) { simt_switch(&scheduler.sp, f->sp); }
+#else
+void to_scheduler(Fiber* f) { swapcontext(&f->context, &scheduler.context); }
+void to_fiber(Fiber* f) { swapcontext(&scheduler.context, &f->context); }
+#endif
+
+void release_block(Scheduler& s) {
+    s.arrived = 0;
+    s.counted = s.flags;
+    s.flags = 0;
+    for (unsigned i = 0; i < s.threads; i++) {
+        if (s.fibers[i]->status == Status::kBlock) s.fibers[i]->status = Status::kReady;
+    }
+}
+
+void release_warp(Scheduler& s, Fiber* f, unsigned mask) {
+    Warp& w = *f->warp;
+    const unsigned first = f->index & ~31u;
+    w.arrived &= ~mask;
+    for (unsigned i = 0; i < 32; i++) {
+        if (!(mask >> i & 1) || first + i >= s.threads) continue;
+        w.taken[i] = w.given[i];
+        Fiber* other = s.fibers[first + i];
+        if (other->status == Status::kWarp) other->status = Status::kReady;
+    }
+}
+
+void body() {
+    Scheduler& s = scheduler;
+    for (;;) {
+        s.kernel->call(s.args);
+        Fiber* f = current;
+        f->status = Status::kDone;
+        f->warp->live &= ~(1u << (f->index & 31));
+        s.live--;
+        if (s.live > 0 && s.arrived == s.live) release_block(s);
+        to_scheduler(f);
+    }
+}
+
+void prepare(Fiber* f) {
+    if (f->stack == nullptr) {
+        void* m = mmap(nullptr, kStack + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (m == MAP_FAILED || mprotect(m, kPage, PROT_NONE) != 0) {
+            perror("emulator: stack of a thread");
+            abort();
+        }
+        f->stack = (unsigned char*)m + kPage;
+    }
+#if defined(__x86_64__)
+    // As if body had been called: the stack is 8 off a multiple of 16 when it begins.
+    void** top = (void**)(f->stack + kStack - 64);
+    *top = (void*)body;
+    for (int i = 1; i <= 6; i++) top[-i] = nullptr;
+    f->sp = top - 6;
+#else
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = f->stack;
+    f->context.uc_stack.ss_size = kStack;
+    f->context.uc_link = nullptr;
+    makecontext(&f->context, body, 0);
+#endif
+}
+
+bool run_warp(Scheduler& s, unsigned first, bool backwards) {
+    const unsigned n = s.threads - first < 32 ? s.threads - first : 32;
+    bool ran = false, again = true;
+    while (again) {
+        again = false;
+        for (unsigned i = 0; i < n; i++) {
+            Fiber* f = s.fibers[first + (backwards ? n - 1 - i : i)];
+            if (f->status != Status::kReady) continue;
+            current = f;
+            to_fiber(f);
+            again = ran = true;
+        }
+    }
+    return ran;
+}
+
+bool backwards_now = false;
+
+const char* run_block(Scheduler& s) {
+    const unsigned warps = (s.threads + 31) / 32;
+    while (s.live > 0) {
+        bool ran = false;
+        for (unsigned w = 0; w < warps; w++) {
+            ran |= run_warp(s, 32 * (backwards_now ? warps - 1 - w : w), backwards_now);
+        }
+        if (!ran) return "deadlock: some threads wait at a barrier that others never reach";
+    }
+    return nullptr;
+}
+
+}  // namespace
+
+thread_local Fiber* current = nullptr;
+
+Place& place() { return current->place; }
+unsigned lane() { return current->index & 31; }
+unsigned char* dynamic_shared() { return scheduler.shared; }
+const uint64_t* exchanged() { return current->warp->taken; }
+
+void sync_block() {
+    Scheduler& s = scheduler;
+    Fiber* f = current;
+    if (f->flag) s.flags++;
+    f->flag = false;
+    if (++s.arrived == s.live) {
+        release_block(s);
+        return;
+    }
+    f->status = Status::kBlock;
+    to_scheduler(f);
+}
+
+unsigned count_block(bool flag) {
+    current->flag = flag;
+    sync_block();
+    return scheduler.counted;
+}
+
+void sync_warp(unsigned mask) {
+    Scheduler& s = scheduler;
+    Fiber* f = current;
+    Warp& w = *f->warp;
+    w.arrived |= 1u << (f->index & 31);
+    if ((w.arrived & mask) == (mask & w.live)) {
+        release_warp(s, f, mask);
+        return;
+    }
+    f->status = Status::kWarp;
+    to_scheduler(f);
+}
+
+uint64_t exchange(unsigned mask, uint64_t value, unsigned from) {
+    Fiber* f = current;
+    f->warp->given[f->index & 31] = value;
+    sync_warp(mask);
+    return (mask >> from & 1) ? f->warp->taken[from] : value;
+}
+
+Registrar::Registrar(const char* name, size_t bytes, void (*call)(const void*)) { kernels()[name] = {bytes, call}; }
+
+}  // namespace simt
+
+using namespace simt;
+
+// Order in which warps and lanes take turns from here on: 0 = ascending, 1 = descending.
+extern "C" void simt_order(int backwards) { backwards_now = backwards != 0; }
+
+// Runs a grid. Null on success, else what is wrong (a text that stays valid).
+extern "C" const char* simt_launch(const char* name, const unsigned grid[3], const unsigned block[3], size_t shared,
+                                   const void* args, size_t bytes) {
+    auto found = kernels().find(name);
+    if (found == kernels().end()) return "there is no kernel of this name";
+    if (found->second.bytes != bytes) return "the parameter struct has another size on the other side";
+    Scheduler& s = scheduler;
+    s.threads = block[0] * block[1] * block[2];
+    if (s.threads == 0 || s.threads > 1024) return "a block has 1 to 1024 threads";
+    if (shared > kShared) return "too much shared memory";
+    if (s.shared == nullptr) s.shared = (unsigned char*)aligned_alloc(1024, kShared);
+    while (s.fibers.size() < s.threads) s.fibers.push_back(new Fiber());
+    s.warps.assign((s.threads + 31) / 32, Warp());
+    s.kernel = &found->second;
+    s.args = args;
+    const unsigned blocks = grid[0] * grid[1] * grid[2];
+    for (unsigned b = 0; b < blocks; b++) {
+        // Bytes of 255 are NaN as floats: what is read before it is written shows.
+        memset(s.shared, 255, shared);
+        for (unsigned i = 0; i < s.threads; i++) {
+            Fiber* f = s.fibers[i];
+            f->index = i;
+            f->status = Status::kReady;
+            f->warp = &s.warps[i / 32];
+            f->warp->live |= 1u << (i & 31);
+            f->warp->arrived = 0;
+            f->place.thread = {i % block[0], i / block[0] % block[1], i / (block[0] * block[1])};
+            f->place.block = {b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])};
+            f->place.block_dim = {block[0], block[1], block[2]};
+            f->place.grid_dim = {grid[0], grid[1], grid[2]};
+            prepare(f);
+        }
+        s.live = s.threads;
+        s.arrived = s.flags = 0;
+        if (const char* wrong = run_block(s)) return wrong;
+    }
+    return nullptr;
+}
