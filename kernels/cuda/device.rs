@@ -64,7 +64,10 @@ pub struct DeviceInfo {
 }
 
 /// A captured sequence of calls; made by [`Device::end_capture`].
-pub trait Graph: Send + Sync {}
+pub trait Graph: Send + Sync {
+    /// A number only its device understands.
+    fn handle(&self) -> usize;
+}
 
 /// A device with one stream.
 pub trait Device: Send + Sync {

@@ -5,4 +5,6 @@
 
 pub mod cx;
 pub mod device;
+#[cfg(feature = "cuda")]
+pub mod driver;
 pub mod ops;

@@ -1,0 +1,469 @@
+//! [`Device`] through the CUDA driver. The library is loaded when a device is opened; without it, or with one that is
+//! too old, opening fails with a message and nothing else happens.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+
+use super::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
+use crate::ir::ExecError;
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Oldest driver: what the kernels' compiler asks for.
+const DRIVER: i32 = 13000;
+/// Oldest compute capability, major.
+const CAPABILITY: i32 = 8;
+/// Bytes of the page-locked buffer downloads go through: an ordinary buffer is copied at a quarter of the speed.
+const STAGING: usize = 4 << 20;
+
+/// Reads go through [`Driver::call`], so that the context is current on whatever thread calls.
+pub struct Driver {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    info: DeviceInfo,
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    staging: Mutex<*mut c_void>,
+    marks: Mutex<Vec<sys::CUevent>>,
+}
+
+#[derive(Clone, Copy)]
+struct Function(sys::CUfunction);
+
+// SAFETY: the driver's handles may be used from every thread (its API is thread safe once the context is current, which
+// `call` sees to); the staging buffer is used under its lock.
+unsafe impl Send for Driver {}
+// SAFETY: as above.
+unsafe impl Sync for Driver {}
+// SAFETY: a handle of a loaded module, valid for as long as the module.
+unsafe impl Send for Function {}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the driver says about an error, for people.
+fn words(e: result::DriverError) -> String {
+    let said = e.error_string().ok().map(|s| s.to_string_lossy().into_owned());
+    said.unwrap_or_else(|| format!("error {:?}", e.0))
+}
+
+fn failed(what: &str) -> impl Fn(result::DriverError) -> ExecError + '_ {
+    move |e| ExecError::Device(format!("CUDA: {what}: {}", words(e)))
+}
+
+impl Driver {
+    /// Opens device `ordinal`. The error is a sentence that says what is missing.
+    pub fn open(ordinal: usize) -> Result<Self, String> {
+        if FATBINS.is_empty() {
+            return Err(format!("this program has no CUDA kernels: {WITHOUT}"));
+        }
+        // SAFETY: looks for the library only.
+        if !unsafe { sys::is_culib_present() } {
+            return Err("no NVIDIA driver is installed (libcuda was not found)".into());
+        }
+        result::init().map_err(|e| format!("the NVIDIA driver does not start: {}", words(e)))?;
+        let mut version = 0;
+        // SAFETY: writes one int.
+        unsafe { sys::cuDriverGetVersion(&mut version) }
+            .result()
+            .map_err(|e| format!("the NVIDIA driver does not tell its version: {}", words(e)))?;
+        if version < DRIVER {
+            return Err(format!(
+                "the NVIDIA driver is too old: it runs CUDA {}.{}, this program needs CUDA 13.0 (driver 580 or newer)",
+                version / 1000,
+                version % 1000 / 10
+            ));
+        }
+        let count = result::device::get_count().map_err(|e| format!("no NVIDIA GPU: {}", words(e)))?;
+        if ordinal as i64 >= i64::from(count) {
+            return Err(format!("there are {count} NVIDIA GPUs; number {ordinal} was asked for"));
+        }
+        Self::start(ordinal as i32, version as u32)
+    }
+
+    fn start(ordinal: i32, version: u32) -> Result<Self, String> {
+        let problem = |what: &'static str| move |e| format!("{what}: {}", words(e));
+        let device = result::device::get(ordinal).map_err(problem("the GPU cannot be used"))?;
+        let attribute = |a: Attribute| {
+            // SAFETY: the device handle was just made.
+            unsafe { result::device::get_attribute(device, a) }.map_err(problem("the GPU does not answer"))
+        };
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let name = result::device::get_name(device).map_err(problem("the GPU has no name"))?;
+        if major < CAPABILITY {
+            return Err(format!(
+                "{name} has compute capability {major}.{minor}; {CAPABILITY}.0 or newer is needed (Ampere, 2020)"
+            ));
+        }
+        // SAFETY: the device handle is valid.
+        let memory = unsafe { result::device::total_mem(device) }.map_err(problem("the GPU does not answer"))?;
+        let info = DeviceInfo {
+            name,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            capability: (major as u32, minor as u32),
+            memory: memory as u64,
+            l2: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as u64,
+            shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+            driver: version,
+        };
+        // SAFETY: the device handle is valid; the context is released in `drop`.
+        let context = unsafe { result::primary_ctx::retain(device) }
+            .map_err(problem("the GPU cannot be used (is its memory full?)"))?;
+        let mut driver = Self {
+            device,
+            context,
+            stream: std::ptr::null_mut(),
+            info,
+            modules: Vec::new(),
+            functions: Mutex::default(),
+            staging: Mutex::new(std::ptr::null_mut()),
+            marks: Mutex::default(),
+        };
+        driver.prepare().map_err(|e| e.to_string())?;
+        Ok(driver)
+    }
+
+    fn prepare(&mut self) -> Result<(), ExecError> {
+        self.current()?;
+        self.stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("making a stream"))?;
+        for (name, image) in FATBINS {
+            // SAFETY: a fat binary made by nvcc, embedded whole.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            self.modules.push(module.map_err(|e| match e.0 {
+                CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => ExecError::Device(format!(
+                    "this program has no kernels for {} (compute capability {}.{}); build it with \
+                     MODEL1_CUDA_ARCHS={}{}",
+                    self.info.name,
+                    self.info.capability.0,
+                    self.info.capability.1,
+                    self.info.capability.0,
+                    self.info.capability.1
+                )),
+                _ => ExecError::Device(format!("CUDA: loading the kernels of `{name}`: {}", words(e))),
+            })?);
+        }
+        // SAFETY: page-locked memory, freed in `drop`.
+        let staging = unsafe { result::malloc_host(STAGING, 0) }.map_err(failed("page-locked memory"))?;
+        *lock(&self.staging) = staging;
+        Ok(())
+    }
+
+    /// Makes the context current on this thread.
+    fn current(&self) -> Result<(), ExecError> {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("using the GPU"))
+    }
+
+    fn function(&self, name: &'static str) -> Result<sys::CUfunction, ExecError> {
+        let mut known = lock(&self.functions);
+        if let Some(f) = known.get(name) {
+            return Ok(f.0);
+        }
+        let c = CString::new(name).map_err(|_| ExecError::Device(format!("kernel name {name:?}")))?;
+        for &module in &self.modules {
+            // SAFETY: the module is loaded.
+            let Ok(f) = (unsafe { result::module::get_function(module, c.clone()) }) else {
+                continue;
+            };
+            self.raise_shared(f)?;
+            known.insert(name, Function(f));
+            return Ok(f);
+        }
+        Err(ExecError::Device(format!("CUDA: there is no kernel `{name}`")))
+    }
+
+    /// Lets a kernel ask for all the shared memory a block can have; without this 48 KiB is the limit.
+    fn raise_shared(&self, f: sys::CUfunction) -> Result<(), ExecError> {
+        use sys::CUfunction_attribute_enum as A;
+        // SAFETY: `f` is a function of a loaded module.
+        unsafe {
+            let fixed = result::function::get_function_attribute(f, A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+                .map_err(failed("asking about a kernel"))?;
+            let rest = (self.info.shared_per_block as i32 - fixed).max(0);
+            result::function::set_function_attribute(f, A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, rest)
+                .map_err(failed("shared memory of a kernel"))
+        }
+    }
+
+    /// (registers, local bytes, static shared bytes) of a kernel, for reports.
+    pub fn resources(&self, name: &'static str) -> Result<(i32, i32, i32), ExecError> {
+        use sys::CUfunction_attribute_enum as A;
+        self.current()?;
+        let f = self.function(name)?;
+        let get = |a| {
+            // SAFETY: `f` is a function of a loaded module.
+            unsafe { result::function::get_function_attribute(f, a) }.map_err(failed("asking about a kernel"))
+        };
+        Ok((
+            get(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            get(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+            get(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+        ))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.current().is_err() {
+            return;
+        }
+        // SAFETY: nothing uses these handles any more; errors (of a context that has failed) leave nothing to do.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            for e in lock(&self.marks).drain(..) {
+                let _ = result::event::destroy(e);
+            }
+            let staging = *lock(&self.staging);
+            if !staging.is_null() {
+                let _ = result::free_host(staging);
+            }
+            for m in self.modules.drain(..) {
+                let _ = result::module::unload(m);
+            }
+            if !self.stream.is_null() {
+                let _ = result::stream::destroy(self.stream);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// An instantiated graph.
+struct Captured {
+    exec: sys::CUgraphExec,
+    context: sys::CUcontext,
+}
+
+// SAFETY: a handle that may be used from every thread, one at a time; the backend runs one step at a time.
+unsafe impl Send for Captured {}
+// SAFETY: as above.
+unsafe impl Sync for Captured {}
+
+impl Graph for Captured {
+    fn handle(&self) -> usize {
+        self.exec as usize
+    }
+}
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        // SAFETY: made by this driver; the device outlives its graphs.
+        unsafe {
+            if result::ctx::set_current(self.context).is_ok() {
+                let _ = result::graph::exec_destroy(self.exec);
+            }
+        }
+    }
+}
+
+impl Device for Driver {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn memory(&self) -> Result<(u64, u64), ExecError> {
+        self.current()?;
+        let (free, total) = result::mem_get_info().map_err(failed("asking for free memory"))?;
+        Ok((free as u64, total as u64))
+    }
+
+    fn alloc(&self, bytes: usize, what: &str) -> Result<DevPtr, ExecError> {
+        self.current()?;
+        // SAFETY: plain allocation; whoever asked for it frees it.
+        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| match e.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => ExecError::OutOfMemory {
+                what: format!("{what} on the GPU"),
+                bytes: bytes as u64,
+            },
+            _ => failed("allocating memory")(e),
+        })
+    }
+
+    fn free(&self, ptr: DevPtr) {
+        if ptr != 0 && self.current().is_ok() {
+            // SAFETY: `ptr` came from `alloc`; the stream is drained first, so nothing uses it any more.
+            unsafe {
+                let _ = result::stream::synchronize(self.stream);
+                let _ = result::free_sync(ptr);
+            }
+        }
+    }
+
+    fn upload(&self, to: DevPtr, src: &[u8]) -> Result<(), ExecError> {
+        if src.is_empty() {
+            return Ok(());
+        }
+        self.current()?;
+        // SAFETY: the caller's memory is ordinary, so the driver has read all of it when this returns.
+        unsafe { result::memcpy_htod_async(to, src, self.stream) }.map_err(failed("copying to the GPU"))
+    }
+
+    fn download(&self, from: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {
+        if out.is_empty() {
+            return self.synchronise();
+        }
+        self.current()?;
+        let staging = lock(&self.staging);
+        let mut at = from;
+        for part in out.chunks_mut(STAGING) {
+            // SAFETY: the staging buffer has STAGING bytes and is ours while locked; it is read after the copy ended.
+            unsafe {
+                sys::cuMemcpyDtoHAsync_v2(*staging, at, part.len(), self.stream)
+                    .result()
+                    .map_err(failed("copying from the GPU"))?;
+                result::stream::synchronize(self.stream).map_err(failed("running on the GPU"))?;
+                std::ptr::copy_nonoverlapping((*staging).cast::<u8>(), part.as_mut_ptr(), part.len());
+            }
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, to: DevPtr, from: DevPtr, bytes: usize) -> Result<(), ExecError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.current()?;
+        // SAFETY: both ranges are allocations of this device (the callers' sizes are checked where they are made).
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("copying on the GPU"))
+    }
+
+    fn fill(&self, to: DevPtr, byte: u8, bytes: usize) -> Result<(), ExecError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.current()?;
+        // SAFETY: as for `copy`.
+        unsafe { result::memset_d8_async(to, byte, bytes, self.stream) }.map_err(failed("filling memory on the GPU"))
+    }
+
+    fn launch(&self, l: &Launch<'_>) -> Result<(), ExecError> {
+        if l.grid.contains(&0) {
+            return Ok(());
+        }
+        self.current()?;
+        let f = self.function(l.kernel)?;
+        let mut values = [0u64; 64];
+        let mut pointers = [std::ptr::null_mut::<c_void>(); 64];
+        if l.args.len() > values.len() {
+            return Err(ExecError::Device(format!(
+                "kernel `{}` with {} arguments",
+                l.kernel,
+                l.args.len()
+            )));
+        }
+        for ((arg, value), pointer) in l.args.iter().zip(&mut values).zip(&mut pointers) {
+            // Little endian: a 4-byte value lies in the first 4 bytes of its slot.
+            *value = match *arg {
+                Arg::Ptr(p) => p,
+                Arg::I32(v) => u64::from(v as u32),
+                Arg::U32(v) => u64::from(v),
+                Arg::U64(v) => v,
+                Arg::F32(v) => u64::from(v.to_bits()),
+                Arg::Struct(bytes) => {
+                    *pointer = bytes.as_ptr().cast_mut().cast();
+                    continue;
+                }
+            };
+            *pointer = std::ptr::from_mut(value).cast();
+        }
+        // SAFETY: the arguments are those the kernel declares (the op table runs every launch); the driver copies them.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                f,
+                l.grid[0],
+                l.grid[1],
+                l.grid[2],
+                l.block[0],
+                l.block[1],
+                l.block[2],
+                l.shared as u32,
+                self.stream,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        launched.result().map_err(|e| {
+            ExecError::Device(format!(
+                "CUDA: launching `{}` with {:?} blocks of {:?} threads and {} bytes of shared memory: {}",
+                l.kernel,
+                l.grid,
+                l.block,
+                l.shared,
+                words(e)
+            ))
+        })
+    }
+
+    fn synchronise(&self) -> Result<(), ExecError> {
+        self.current()?;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("running on the GPU"))
+    }
+
+    fn begin_capture(&self) -> Result<bool, ExecError> {
+        self.current()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is ours and not capturing.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("recording a graph"))?;
+        Ok(true)
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>, ExecError> {
+        self.current()?;
+        // SAFETY: the stream is capturing; the graph is destroyed once it is instantiated.
+        unsafe {
+            let graph = result::stream::end_capture(self.stream).map_err(failed("recording a graph"))?;
+            let mut exec = std::ptr::null_mut();
+            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result();
+            let _ = result::graph::destroy(graph);
+            made.map_err(failed("making a graph"))?;
+            // The first launch is not to pay for it.
+            result::graph::upload(exec, self.stream).map_err(failed("uploading a graph"))?;
+            Ok(Box::new(Captured {
+                exec,
+                context: self.context,
+            }))
+        }
+    }
+
+    fn launch_graph(&self, graph: &dyn Graph) -> Result<(), ExecError> {
+        self.current()?;
+        // SAFETY: the handle is of a graph this driver made and that is still there, since it is borrowed.
+        unsafe { result::graph::launch(graph.handle() as sys::CUgraphExec, self.stream) }
+            .map_err(failed("launching a graph"))
+    }
+
+    fn mark(&self, number: usize) -> Result<(), ExecError> {
+        self.current()?;
+        let mut marks = lock(&self.marks);
+        while marks.len() <= number {
+            let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+            marks.push(result::event::create(flags).map_err(failed("making an event"))?);
+        }
+        // SAFETY: event and stream live as long as `self`.
+        unsafe { result::event::record(marks[number], self.stream) }.map_err(failed("recording an event"))
+    }
+
+    fn between(&self, first: usize, second: usize) -> Result<f64, ExecError> {
+        self.current()?;
+        let marks = lock(&self.marks);
+        let (Some(&a), Some(&b)) = (marks.get(first), marks.get(second)) else {
+            return Err(ExecError::Device("CUDA: a time that was not noted".into()));
+        };
+        // SAFETY: as above.
+        unsafe {
+            result::event::synchronize(b).map_err(failed("running on the GPU"))?;
+            let ms = result::event::elapsed(a, b).map_err(failed("timing"))?;
+            Ok(f64::from(ms) * 1e6)
+        }
+    }
+}
