@@ -174,8 +174,8 @@ inline uint64_t max(uint64_t a, uint64_t b) { return a > b ? a : b; }
 #define DYNAMIC_SHARED(name) unsigned char* name = simt::dynamic_shared()
 
 // A kernel with one parameter struct, registered under its name.
-#define KERNEL(name, Args, threads)                                                              \
-    extern "C" void name(const Args a);                                                          \
-    static simt::Registrar registrar_##name(#name, sizeof(Args),                                 \
-                                            [](const void* p) { name(*(const Args*)p); });       \
-    extern "C" void name(const Args a)
+#define KERNEL(name, Args, threads)                                                                \
+    static void kernel_##name(const Args a);                                                       \
+    static simt::Registrar registrar_##name(#name, sizeof(Args),                                   \
+                                            [](const void* p) { kernel_##name(*(const Args*)p); }); \
+    static void kernel_##name(const Args a)

@@ -1,5 +1,11 @@
 //! Launching ops: one function per base op, or per group of base ops that one kernel runs.
 
+mod args;
+mod attend;
+mod matmul;
+mod mixing;
+mod pointwise;
+
 use super::cx::LaunchCx;
 use crate::ir::{ExecError, Op, OpId, Plan};
 
@@ -30,22 +36,47 @@ pub fn groups(plan: &Plan) -> Vec<Group> {
 }
 
 /// Working memory the launches of a plan need, bytes (the largest of all groups).
-pub fn scratch_bytes(_plan: &Plan) -> usize {
-    0
+pub fn scratch_bytes(plan: &Plan) -> usize {
+    let of = |op: &Op| match op {
+        Op::Attend { .. } => attend::scratch_bytes(plan, op),
+        Op::Sample { logits } => mixing::sample_scratch(plan.width(*logits)),
+        _ => 0,
+    };
+    plan.ops.iter().map(|o| of(&o.op)).max().unwrap_or(0)
 }
 
 /// Enqueues what a group does. Probes are the executor's.
 pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
-    for id in &group.origin {
-        match &cx.plan.ops[id.index()].op {
-            Op::Probe { .. } => {}
-            op => {
-                return Err(ExecError::Unsupported {
-                    backend: "cuda",
-                    what: format!("{op:?}"),
-                });
-            }
-        }
+    match group.kind {
+        GroupKind::Single => group.origin.iter().try_for_each(|id| single(cx, *id)),
     }
-    Ok(())
+}
+
+fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
+    let (experts, stats) = (cx.experts[id.index()], cx.stats[id.index()]);
+    let op = &cx.plan.ops[id.index()].op;
+    match op {
+        Op::Embed { table, out, copies } => pointwise::embed(cx, *table, *out, *copies),
+        Op::EmbedPosition { table, x } => pointwise::embed_position(cx, *table, *x),
+        Op::Norm { .. } => pointwise::norm(cx, op),
+        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::ExpertMatMul { .. } => matmul::matmul(cx, op, experts),
+        Op::Rope { .. } => pointwise::rope(cx, op),
+        Op::CacheWrite { src, cache, rows } => mixing::cache_write(cx, *src, *cache, *rows, stats),
+        Op::Pool { .. } => mixing::pool(cx, op),
+        Op::Hadamard { x, width, .. } => mixing::runs(cx, *x, *width, None),
+        Op::RoundTrip { x, width, format } => mixing::runs(cx, *x, *width, Some(*format)),
+        Op::IndexScore { .. } => mixing::index_score(cx, op),
+        Op::SelectTopK { scores, k, rate, out } => mixing::select(cx, *scores, *k, *rate, *out),
+        Op::Attend { .. } => attend::attend(cx, op),
+        Op::Slice { x, offset, out } => pointwise::rows(cx, "slice", *x, None, *out, *offset),
+        Op::Add { x, y, out } => pointwise::rows(cx, "add", *x, Some(*y), *out, 0),
+        Op::Glu { .. } | Op::Activate { .. } => pointwise::glu(cx, op),
+        Op::Route { .. } => mixing::route(cx, op, stats),
+        Op::ExpertSum { x, k, shared, out } => pointwise::expert_sum(cx, *x, *k, *shared, *out),
+        Op::HcMix { .. } => mixing::hc_mix(cx, op),
+        Op::HcCollapse { .. } | Op::HcExpand { .. } => pointwise::streams(cx, op),
+        Op::TakeOutput { x, out } => pointwise::rows(cx, "take_output", *x, None, *out, 0),
+        Op::Sample { logits } => mixing::sample(cx, *logits),
+        Op::Probe { .. } => Ok(()),
+    }
 }

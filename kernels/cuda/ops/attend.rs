@@ -1,0 +1,236 @@
+//! Attention.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::args::{CacheArg, WeightArg, launch, unsupported};
+use crate::cuda::cx::LaunchCx;
+use crate::cuda::device::DevPtr;
+use crate::ir::{ExecError, KeyRows, KeySource, Mask, Op, Plan};
+
+/// Sources of keys one attention takes (`kSources`).
+const SOURCES: usize = 2;
+/// Keys per tile (`kKeys`).
+const KEYS: usize = 32;
+/// Threads of a block.
+const THREADS: usize = 256;
+/// Largest head dimension: two columns per thread.
+const MAX_DIM: usize = 2 * THREADS;
+/// Blocks that keep a large device busy; the split count is chosen to reach it.
+const BLOCKS: usize = 264;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SourceArg {
+    keys: CacheArg,
+    values: CacheArg,
+    selection: DevPtr,
+    kind: u32,
+    window: u32,
+    rate: u32,
+    k: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct AttendArgs {
+    sources: [SourceArg; SOURCES],
+    sinks: WeightArg,
+    q: DevPtr,
+    out: DevPtr,
+    partial: DevPtr,
+    step: DevPtr,
+    n_sources: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    mask: u32,
+    window: u32,
+    first: u32,
+    k: u32,
+    splits: u32,
+    block_heads: u32,
+    block_tokens: u32,
+    scale: f32,
+}
+
+/// How the work is cut; depends on the plan's buckets alone.
+struct Shape {
+    /// Lanes (a head of a token) a block has room for: 4 or 16.
+    lanes: usize,
+    /// Heads per block.
+    heads: usize,
+    /// Tokens per block.
+    tokens: usize,
+    /// Shares of the keys.
+    splits: usize,
+}
+
+impl Shape {
+    fn of(plan: &Plan, op: &Op) -> Option<Self> {
+        let Op::Attend {
+            heads,
+            kv_heads,
+            sources,
+            mask,
+            ..
+        } = op
+        else {
+            return None;
+        };
+        let group = heads / kv_heads;
+        // Neighbouring tokens share a causal list of keys; other lists differ from token to token.
+        let causal = matches!(
+            sources[..],
+            [KeySource {
+                rows: KeyRows::Causal,
+                ..
+            }]
+        );
+        let per_block = (1..=group.min(16))
+            .rev()
+            .find(|n| group.is_multiple_of(*n))
+            .unwrap_or(1);
+        let most = if causal { 16 / per_block } else { 1 };
+        let tokens = most.min(plan.token_bucket).max(1);
+        let lanes = if per_block * tokens <= 4 { 4 } else { 16 };
+        let keys: usize = sources.iter().map(|s| most_keys(plan, s, mask)).sum();
+        let blocks = plan.token_bucket.div_ceil(tokens) * kv_heads * (group / per_block);
+        // At least four tiles per share: less is all overhead.
+        let splits = BLOCKS.div_ceil(blocks).min(keys.div_ceil(4 * KEYS)).clamp(1, 64);
+        Some(Self {
+            lanes,
+            heads: per_block,
+            tokens,
+            splits,
+        })
+    }
+}
+
+/// Most keys of a source in the plan's bucket.
+fn most_keys(plan: &Plan, source: &KeySource, mask: &Mask) -> usize {
+    match source.rows {
+        KeyRows::Causal => match mask {
+            Mask::SlidingWindow { window, sinks } => plan
+                .context_bucket
+                .min(window.saturating_add(*sinks).saturating_add(plan.token_bucket)),
+            _ => plan.context_bucket,
+        },
+        KeyRows::Window { window } => window.min(plan.context_bucket),
+        KeyRows::Compressed { rate, selection } => {
+            let rows = plan.context_bucket / rate;
+            selection.map_or(rows, |b| rows.min(plan.width(b)))
+        }
+    }
+}
+
+/// Working memory of an attention, bytes.
+pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
+    let (
+        Op::Attend {
+            heads, head_dim, mask, ..
+        },
+        Some(shape),
+    ) = (op, Shape::of(plan, op))
+    else {
+        return 0;
+    };
+    if shape.splits == 1 || matches!(mask, Mask::TopK { .. }) {
+        return 0;
+    }
+    4 * plan.token_bucket * heads * shape.splits * (head_dim + 2)
+}
+
+/// Shared memory of `attend_*`: queries, a tile of keys (or the row groups' sums), weights, state, key lists.
+fn shared_bytes(lanes: usize, dim: usize) -> usize {
+    let columns = dim.next_multiple_of(32).min(THREADS);
+    let columns = THREADS / (THREADS / columns);
+    let groups = THREADS / columns;
+    let tile = (KEYS * (dim + 4)).max(if groups > 1 { groups * lanes * columns } else { 0 });
+    4 * (lanes * dim + tile + lanes * KEYS + 3 * lanes + 3 * KEYS)
+}
+
+pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+    let (
+        Op::Attend {
+            q,
+            out,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            sources,
+            sinks,
+            mask,
+        },
+        Some(shape),
+    ) = (op, Shape::of(cx.plan, op))
+    else {
+        return unsupported("this op as attention");
+    };
+    if sources.is_empty() || sources.len() > SOURCES {
+        return unsupported(format!("attention over {} sources (1 to {SOURCES})", sources.len()));
+    }
+    if *head_dim > MAX_DIM || !head_dim.is_multiple_of(4) {
+        return unsupported(format!(
+            "a head dimension of {head_dim} (multiples of 4 up to {MAX_DIM})"
+        ));
+    }
+    let (q, out) = (cx.buf(*q), cx.buf(*out));
+    let mut args = AttendArgs::zeroed();
+    for (a, s) in args.sources.iter_mut().zip(sources) {
+        *a = source(cx, s);
+    }
+    args.sinks = WeightArg::optional(cx, *sinks);
+    (args.q, args.out, args.partial, args.step) = (q.ptr, out.ptr, cx.scratch, cx.step);
+    args.n_sources = sources.len() as u32;
+    (args.heads, args.kv_heads, args.head_dim) = (*heads as u32, *kv_heads as u32, *head_dim as u32);
+    args.scale = *scale;
+    match mask {
+        Mask::None => {}
+        Mask::SlidingWindow { window, sinks } => {
+            (args.mask, args.window, args.first) = (1, clamp(*window), clamp(*sinks));
+        }
+        Mask::TopK { k } => {
+            (args.mask, args.k) = (2, clamp(*k));
+            return launch(cx, "attend_top_k", [*heads, q.rows, 1], THREADS, 4 * head_dim, &args);
+        }
+    }
+    args.splits = shape.splits as u32;
+    (args.block_heads, args.block_tokens) = (shape.heads as u32, shape.tokens as u32);
+    let kernel = match (shape.lanes, *head_dim > THREADS) {
+        (4, false) => "attend_4",
+        (4, true) => "attend_4_wide",
+        (_, false) => "attend_16",
+        (_, true) => "attend_16_wide",
+    };
+    let parts = kv_heads * (heads / kv_heads / shape.heads);
+    let grid = [q.rows.div_ceil(shape.tokens), parts, shape.splits];
+    launch(cx, kernel, grid, THREADS, shared_bytes(shape.lanes, *head_dim), &args)?;
+    if shape.splits > 1 {
+        launch(cx, "attend_combine", [*heads, q.rows, 1], 128, 0, &args)?;
+    }
+    Ok(())
+}
+
+/// Counts beyond any context stay beyond it.
+fn clamp(n: usize) -> u32 {
+    n.min(1 << 30) as u32
+}
+
+fn source(cx: &LaunchCx<'_>, s: &KeySource) -> SourceArg {
+    let mut arg = SourceArg::zeroed();
+    arg.keys = CacheArg::of(&cx.cache(s.keys));
+    arg.values = CacheArg::of(&cx.cache(s.values));
+    match s.rows {
+        KeyRows::Causal => {}
+        KeyRows::Window { window } => (arg.kind, arg.window) = (1, clamp(window)),
+        KeyRows::Compressed { rate, selection } => {
+            (arg.kind, arg.rate) = (2, rate as u32);
+            if let Some(b) = selection {
+                let b = cx.buf(b);
+                (arg.selection, arg.k) = (b.ptr, b.width as u32);
+            }
+        }
+    }
+    arg
+}

@@ -1,0 +1,82 @@
+//! Matrix products.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::args::{WeightArg, launch, unsupported};
+use crate::cuda::cx::LaunchCx;
+use crate::cuda::device::DevPtr;
+use crate::ir::{ExecError, Layout, Op};
+
+/// Tokens one warp of the kernels for few tokens takes.
+const TOKENS: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(super) struct MatMulArgs {
+    pub w: WeightArg,
+    pub bias: WeightArg,
+    pub x: DevPtr,
+    pub out: DevPtr,
+    pub step: DevPtr,
+    pub experts: DevPtr,
+    pub chosen: DevPtr,
+    pub tokens: u32,
+    pub x_stride: u32,
+    pub out_stride: u32,
+    pub group_rows: u32,
+    pub k: u32,
+    pub per_slot: u32,
+}
+
+/// `MatMul`, `GroupedMatMul` and `ExpertMatMul`; `table` is the op's table of experts.
+pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr) -> Result<(), ExecError> {
+    let (x, out, w) = match op {
+        Op::MatMul { x, weight, out, .. } | Op::GroupedMatMul { x, weight, out, .. } => (*x, *out, *weight),
+        Op::ExpertMatMul { x, weights, out, .. } => match weights.first() {
+            Some(w) => (*x, *out, *w),
+            None => return unsupported("a layer of no experts"),
+        },
+        _ => return unsupported("this op as a product"),
+    };
+    let (x, out, weight) = (cx.buf(x), cx.buf(out), cx.weight(w));
+    let mut args = MatMulArgs::zeroed();
+    args.w = WeightArg::of(&weight);
+    (args.x, args.out, args.step) = (x.ptr, out.ptr, cx.step);
+    (args.tokens, args.x_stride, args.out_stride) = (x.code, x.width as u32, out.width as u32);
+    args.k = 1;
+    let mut slots = None;
+    match op {
+        Op::MatMul { bias, .. } => args.bias = WeightArg::optional(cx, *bias),
+        Op::GroupedMatMul { groups, .. } => args.group_rows = (weight.desc.rows / groups) as u32,
+        Op::ExpertMatMul {
+            experts,
+            k,
+            per_slot,
+            weights,
+            ..
+        } => {
+            let first = &cx.plan.weights[w.index()];
+            let alike = |id: &crate::ir::WeightId| {
+                let d = &cx.plan.weights[id.index()];
+                d.format == first.format && d.rows == first.rows && d.cols == first.cols && d.scales == first.scales
+            };
+            if !weights.iter().all(alike) {
+                return unsupported(format!(
+                    "experts of one layer in different formats or shapes (`{}`)",
+                    first.name
+                ));
+            }
+            (args.experts, args.chosen) = (table, cx.buf(*experts).ptr);
+            (args.k, args.per_slot) = (*k as u32, u32::from(*per_slot));
+            slots = Some(x.rows * k);
+        }
+        _ => {}
+    }
+    let rows = weight.desc.rows;
+    if weight.desc.layout == Layout::InOut && args.experts == 0 && args.group_rows == 0 {
+        let grid = [rows.div_ceil(32), x.rows.div_ceil(TOKENS), 1];
+        return launch(cx, "matmul_in_out", grid, 256, 0, &args);
+    }
+    let grid = [rows.div_ceil(8), slots.unwrap_or(x.rows.div_ceil(TOKENS)), 1];
+    launch(cx, "matmul_any", grid, 256, 0, &args)
+}

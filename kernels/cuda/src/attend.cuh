@@ -1,0 +1,88 @@
+// What attention kernels read: sources of keys and the list of keys a query sees.
+#pragma once
+
+#include "records.cuh"
+#include "weights.cuh"
+
+enum SourceKind : uint32_t { kCausal = 0, kWindow, kCompressed };
+enum MaskKind : uint32_t { kNoMask = 0, kSliding, kTopK };
+
+// `SourceArg` in ../ops/attend.rs.
+struct Source {
+    CacheRef keys;
+    CacheRef values;
+    const int32_t* selection;  // [tokens, k] rows, -1 = none; null = all visible rows
+    uint32_t kind;             // SourceKind
+    uint32_t window;           // tokens visible (kWindow)
+    uint32_t rate;             // tokens per row (kCompressed)
+    uint32_t k;                // width of `selection`
+};
+
+constexpr uint32_t kSources = 2;
+
+struct AttendArgs {
+    Source sources[kSources];
+    WeightRef sinks;      // [heads], null data = none
+    const float* q;       // [tokens, heads, head_dim]
+    float* out;           // [tokens, heads, head_dim]
+    float* partial;       // splits > 1: [tokens, heads, splits][head_dim + 2], the sum, then maximum and denominator
+    const DevStep* step;
+    uint32_t n_sources;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t mask;        // MaskKind
+    uint32_t window;      // kSliding: tokens visible
+    uint32_t first;       // kSliding: first tokens that stay visible
+    uint32_t k;           // kTopK: keys kept
+    uint32_t splits;      // shares of the keys
+    uint32_t block_heads;  // heads per block
+    uint32_t block_tokens;  // tokens per block (more than 1 for kCausal alone)
+    float scale;
+};
+
+// First token of the sliding window of token t.
+__device__ __forceinline__ uint64_t window_start(uint64_t t, uint32_t window) {
+    return t + 1 > window ? t + 1 - window : 0;
+}
+
+// Keys that any of the step's tokens first .. last (indices in the step) sees.
+__device__ __forceinline__ uint32_t key_count(const AttendArgs& a, const Source& s, const DevStep& step,
+                                              uint32_t first, uint32_t last) {
+    const uint64_t t = step.position + last;
+    switch (s.kind) {
+        case kCausal: {
+            if (a.mask != kSliding) return (uint32_t)(t + 1);
+            const uint64_t start = window_start(step.position + first, a.window);
+            return (uint32_t)(min((uint64_t)a.first, start) + t + 1 - start);
+        }
+        case kWindow: return (uint32_t)min((uint64_t)s.window, t + 1);
+        default: {
+            const uint64_t visible = rows_visible(step, s.rate, last);
+            return (uint32_t)(s.selection == nullptr ? visible : min(visible, (uint64_t)s.k));
+        }
+    }
+}
+
+// Row (token or compressed row) of key `j` of that list, -1 = none.
+__device__ __forceinline__ int64_t key_row(const AttendArgs& a, const Source& s, const DevStep& step, uint32_t first,
+                                           uint32_t last, uint32_t j) {
+    switch (s.kind) {
+        case kCausal: {
+            if (a.mask != kSliding) return j;
+            const uint64_t start = window_start(step.position + first, a.window);
+            const uint64_t kept = min((uint64_t)a.first, start);
+            return (int64_t)(j < kept ? j : start + (j - kept));
+        }
+        case kWindow: return (int64_t)(window_start(step.position + last, s.window) + j);
+        default: return s.selection == nullptr ? (int64_t)j : s.selection[(size_t)last * s.k + j];
+    }
+}
+
+// Whether token t (absolute) sees row `row` of a causal source.
+__device__ __forceinline__ bool sees(const AttendArgs& a, uint64_t t, uint64_t row) {
+    if (row > t) return false;
+    return a.mask != kSliding || row + a.window > t || row < a.first;
+}
+
+constexpr float kLog2e = 1.4426950408889634f;

@@ -1,0 +1,100 @@
+// What every kernel file starts with: how kernels are declared, reductions in a fixed order, shared records.
+#pragma once
+
+#include "step.cuh"
+
+#ifndef MODEL1_EMULATE
+// Dynamic shared memory, 16-byte aligned. The emulator (simt.h) has its own form of both macros.
+#define DYNAMIC_SHARED(name)                                   \
+    extern __shared__ __align__(16) unsigned char name##_raw[]; \
+    unsigned char* name = name##_raw
+// A kernel with one parameter struct by value; `threads` is the largest block it is launched with.
+#define KERNEL(name, Args, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+#endif
+
+constexpr unsigned kAll = 0xffffffffu;
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int m = 16; m > 0; m >>= 1) v += __shfl_xor_sync(kAll, v, m);
+    return v;
+}
+
+__device__ __forceinline__ double warp_sum(double v) {
+#pragma unroll
+    for (int m = 16; m > 0; m >>= 1) v += __shfl_xor_sync(kAll, v, m);
+    return v;
+}
+
+__device__ __forceinline__ uint32_t warp_sum(uint32_t v) {
+#pragma unroll
+    for (int m = 16; m > 0; m >>= 1) v += __shfl_xor_sync(kAll, v, m);
+    return v;
+}
+
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+    for (int m = 16; m > 0; m >>= 1) v = fmaxf(v, __shfl_xor_sync(kAll, v, m));
+    return v;
+}
+
+// Sum over the block, the same in every thread and in every run. `shared` holds one value per warp; it may be reused
+// after the next barrier.
+template <class T>
+__device__ __forceinline__ T block_sum(T v, T* shared) {
+    v = warp_sum(v);
+    const unsigned warps = (blockDim.x + 31) / 32;
+    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = v;
+    __syncthreads();
+    T total = 0;
+    for (unsigned w = 0; w < warps; w++) total += shared[w];
+    return total;
+}
+
+__device__ __forceinline__ float block_max(float v, float* shared) {
+    v = warp_max(v);
+    const unsigned warps = (blockDim.x + 31) / 32;
+    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = v;
+    __syncthreads();
+    float best = shared[0];
+    for (unsigned w = 1; w < warps; w++) best = fmaxf(best, shared[w]);
+    return best;
+}
+
+// Running total before this thread (exclusive) and, in `total`, of the block. `shared` holds 33 values.
+template <class T>
+__device__ __forceinline__ T block_scan(T v, T* shared, T* total) {
+    const unsigned lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = (blockDim.x + 31) / 32;
+    T sum = v;
+#pragma unroll
+    for (int d = 1; d < 32; d <<= 1) {
+        const T other = __shfl_up_sync(kAll, sum, d);
+        if ((int)lane >= d) sum += other;
+    }
+    __syncthreads();
+    if (lane == 31) shared[warp] = sum;
+    __syncthreads();
+    T before = 0, all = 0;
+    for (unsigned w = 0; w < warps; w++) {
+        if (w < warp) before += shared[w];
+        all += shared[w];
+    }
+    *total = all;
+    return before + sum - v;
+}
+
+enum Activation : uint32_t { kSilu = 0, kGelu, kGeluTanh, kRelu, kRelu2, kIdentity };
+
+__device__ __forceinline__ float sigmoid(float z) { return 1.0f / (1.0f + expf(-z)); }
+
+__device__ __forceinline__ float activate(uint32_t kind, float x) {
+    switch (kind) {
+        case kSilu: return x / (1.0f + expf(-x));
+        case kGelu: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+        case kGeluTanh: return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+        case kRelu: return fmaxf(x, 0.0f);
+        case kRelu2: return fmaxf(x, 0.0f) * fmaxf(x, 0.0f);
+        default: return x;
+    }
+}

@@ -1,0 +1,42 @@
+// RMSNorm and LayerNorm of runs of values, statistics in f32.
+#include "weights.cuh"
+
+struct NormArgs {
+    WeightRef weight;    // [group], null data = 1
+    WeightRef bias;      // [group], null data = 0
+    const float* x;      // [rows, groups, group]
+    float* out;          // the same shape; may be x
+    const DevStep* step;
+    uint32_t rows;       // code of x's rows
+    uint32_t groups;     // per row
+    uint32_t group;      // values per run
+    uint32_t layer;      // 1 = LayerNorm
+    float eps;
+    uint32_t pad;
+};
+
+// One block per run; every thread writes only what it read itself, so out may be x. grid (groups, rows)
+KERNEL(norm_rows, NormArgs, 256) {
+    __shared__ float sums[2][8];
+    if (blockIdx.y >= step_rows(*a.step, a.rows)) return;
+    const size_t at = ((size_t)blockIdx.y * a.groups + blockIdx.x) * a.group;
+    const float* x = a.x + at;
+    float mean = 0.0f;
+    if (a.layer != 0) {
+        float sum = 0.0f;
+        for (uint32_t i = threadIdx.x; i < a.group; i += blockDim.x) sum += x[i];
+        mean = block_sum(sum, sums[0]) / (float)a.group;
+    }
+    float square = 0.0f;
+    for (uint32_t i = threadIdx.x; i < a.group; i += blockDim.x) {
+        const float v = x[i] - mean;
+        square += v * v;
+    }
+    const float scale = 1.0f / sqrtf(block_sum(square, sums[1]) / (float)a.group + a.eps);
+    for (uint32_t i = threadIdx.x; i < a.group; i += blockDim.x) {
+        float v = (x[i] - mean) * scale;
+        if (a.weight.data != nullptr) v *= vector_at(a.weight, i);
+        if (a.bias.data != nullptr) v += vector_at(a.bias, i);
+        a.out[at + i] = v;
+    }
+}

@@ -1,0 +1,101 @@
+// Rows of a cache: the records of kernels/cpu/records, data and scales in two regions.
+#pragma once
+
+#include "numeric.cuh"
+
+// A cache component; `CacheArg` in ../ops/args.rs.
+struct CacheRef {
+    uint8_t* data;         // [rows][records][data_bytes]
+    uint8_t* scales;       // [rows][records][scale_bytes]
+    uint32_t data_bytes;
+    uint32_t scale_bytes;
+    uint32_t records;      // per row
+    uint32_t width;        // values per record
+    uint32_t rope;         // of which the last are the rotated part
+    uint32_t format;       // CacheFormat
+    uint32_t ring;         // modulus of slots, 0 = row index
+    uint32_t rows;         // allocated
+};
+static_assert(sizeof(CacheRef) == 48, "CacheRef as in args.rs");
+
+__device__ __forceinline__ size_t cache_slot(const CacheRef& c, uint64_t index) {
+    return c.ring == 0 ? index : index % c.ring;
+}
+
+// Value `i` of a record.
+__device__ inline float record_value(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+    const size_t at = slot * c.records + record;
+    const uint8_t* data = c.data + at * c.data_bytes;
+    const uint8_t* scales = c.scales + at * c.scale_bytes;
+    switch (c.format) {
+        case kCacheF32: return ((const float*)data)[i];
+        case kCacheBf16: return bf16_to_f32(((const uint16_t*)data)[i]);
+        case kCacheFp4: return __fmul_rn(e2m1_to_f32(data[i / 2] >> 4 * (i & 1u)), ue8m0_to_f32(scales[i / 32]));
+        default: {
+            const uint32_t nope = c.width - c.rope;
+            if (i >= nope) {
+                const uint8_t* p = data + nope + 2 * (i - nope);
+                return bf16_to_f32(p[0] | (uint32_t)p[1] << 8);
+            }
+            return __fmul_rn(e4m3_to_f32(data[i]), ue8m0_to_f32(scales[i / 64]));
+        }
+    }
+}
+
+// Four values from `i` on; i, width and rope are multiples of 4 (`records_by_four`).
+__device__ inline float4 record_four(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+    const size_t at = slot * c.records + record;
+    const uint8_t* data = c.data + at * c.data_bytes;
+    switch (c.format) {
+        case kCacheF32: return *(const float4*)(data + 4 * i);
+        case kCacheBf16: {
+            const uint2 b = *(const uint2*)(data + 2 * i);
+            return make_float4(__uint_as_float(b.x << 16), __uint_as_float(b.x & 0xffff0000u),
+                               __uint_as_float(b.y << 16), __uint_as_float(b.y & 0xffff0000u));
+        }
+        case kCacheFp4: {
+            const uint32_t b = *(const uint16_t*)(data + i / 2);
+            const float s = ue8m0_to_f32(c.scales[at * c.scale_bytes + i / 32]);
+            return make_float4(__fmul_rn(e2m1_to_f32(b), s), __fmul_rn(e2m1_to_f32(b >> 4), s),
+                               __fmul_rn(e2m1_to_f32(b >> 8), s), __fmul_rn(e2m1_to_f32(b >> 12), s));
+        }
+        default: {
+            const uint32_t nope = c.width - c.rope;
+            if (i >= nope) {
+                const uint8_t* p = data + nope + 2 * (i - nope);
+                const uint32_t lo = *(const uint32_t*)p, hi = *(const uint32_t*)(p + 4);
+                return make_float4(__uint_as_float(lo << 16), __uint_as_float(lo & 0xffff0000u),
+                                   __uint_as_float(hi << 16), __uint_as_float(hi & 0xffff0000u));
+            }
+            const uint32_t b = *(const uint32_t*)(data + i);
+            const float s = ue8m0_to_f32(c.scales[at * c.scale_bytes + i / 64]);
+            return make_float4(__fmul_rn(e4m3_to_f32(b & 255u), s), __fmul_rn(e4m3_to_f32(b >> 8 & 255u), s),
+                               __fmul_rn(e4m3_to_f32(b >> 16 & 255u), s), __fmul_rn(e4m3_to_f32(b >> 24), s));
+        }
+    }
+}
+
+// Whether four values at a time are aligned in every format.
+__device__ __forceinline__ bool records_by_four(const CacheRef& c) { return ((c.width | c.rope) & 3u) == 0; }
+
+// Stores one block (up to 64 values of e4m3, 32 of e2m1) by one warp: value k of the block is values[k]. Codes go to
+// `data`, the scale byte to `scale`.
+__device__ inline void encode_block(const float* values, uint32_t n, bool four_bit, uint8_t* data, uint8_t* scale,
+                                    RoundTrip& trip) {
+    const uint32_t lane = threadIdx.x & 31;
+    float amax = 0.0f;
+    for (uint32_t k = lane; k < n; k += 32) amax = fmaxf(amax, finite_magnitude(values[k]));
+    amax = warp_max(amax);
+    const uint32_t byte = four_bit ? e2m1_scale_byte(amax) : e4m3_scale_byte(amax);
+    if (lane == 0) *scale = (uint8_t)byte;
+    float stored;
+    if (four_bit) {
+        for (uint32_t k = 2 * lane; k < n; k += 64) {
+            const uint32_t low = e2m1_encode(values[k], byte, &stored, trip);
+            const uint32_t high = k + 1 < n ? e2m1_encode(values[k + 1], byte, &stored, trip) : 0u;
+            data[k / 2] = (uint8_t)(low | high << 4);
+        }
+    } else {
+        for (uint32_t k = lane; k < n; k += 32) data[k] = (uint8_t)e4m3_encode(values[k], byte, &stored, trip);
+    }
+}
