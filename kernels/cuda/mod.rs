@@ -7,4 +7,34 @@ pub mod cx;
 pub mod device;
 #[cfg(feature = "cuda")]
 pub mod driver;
+pub mod exec;
+pub mod memory;
 pub mod ops;
+mod prepared;
+mod readback;
+pub mod state;
+pub mod weights;
+
+pub use exec::{Cuda, CudaOptions};
+
+use std::sync::Arc;
+
+/// Whether this program has CUDA kernels in it.
+pub fn built() -> bool {
+    #[cfg(feature = "cuda")]
+    let built = !driver::FATBINS.is_empty();
+    #[cfg(not(feature = "cuda"))]
+    let built = false;
+    built
+}
+
+/// Opens GPU `ordinal`. The error is a sentence: built without kernels, no driver, a driver that is too old, no GPU, a GPU
+/// that is too old or full.
+pub fn open(ordinal: usize) -> Result<Arc<dyn device::Device>, String> {
+    #[cfg(feature = "cuda")]
+    return Ok(Arc::new(driver::Driver::open(ordinal)?));
+    #[cfg(not(feature = "cuda"))]
+    Err(format!(
+        "this program was built without CUDA (GPU {ordinal} was asked for)"
+    ))
+}

@@ -1,0 +1,389 @@
+//! Runs plans: one upload, one graph, one download per step.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::cx::{DevSampled, DevSampler, DevStep};
+use super::device::Device;
+use super::memory::Mem;
+use super::prepared::{Arena, IDS, Prepared, SAMPLER, key};
+use super::readback;
+use super::state::CudaState;
+use super::weights::Weights;
+use crate::cpu::sample;
+use crate::ir::{
+    Backend, CacheDesc, ElemType, ExecError, ExecKind, ExecStep, Op, Plan, Sampled, SamplerParams, State, StepOutput,
+    StepRequest, WeightSource,
+};
+
+/// Plans kept ready per state.
+const KEPT: usize = 24;
+/// What guard bytes and poisoned buffers hold: NaN as a float, -1 as an integer.
+const POISON: u8 = 0xff;
+
+/// How the backend runs.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaOptions {
+    /// Capture the second run of a plan as a graph and launch that from then on.
+    pub graphs: bool,
+    /// For tests: keep sentinels around all working memory, fill it with NaN before every step, and fail where a sentinel
+    /// was written over. No graphs.
+    pub guarded: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            graphs: true,
+            guarded: false,
+        }
+    }
+}
+
+/// Working memory of the plan that runs; grows, never shrinks.
+struct Work {
+    mem: Mem,
+    generation: u64,
+}
+
+/// The CUDA backend, on one device.
+pub struct Cuda {
+    device: Arc<dyn Device>,
+    options: CudaOptions,
+    weights: Weights,
+    work: Mutex<Work>,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Cuda {
+    /// A backend on a device.
+    pub fn on(device: Arc<dyn Device>, options: CudaOptions) -> Self {
+        Self {
+            weights: Weights::new(&device),
+            work: Mutex::new(Work {
+                mem: Mem::none(&device),
+                generation: 0,
+            }),
+            turn: Arc::default(),
+            device,
+            options,
+        }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// Bytes of weights on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
+    /// Makes sure the state has this plan ready in the current arena; returns its index.
+    fn prepare(
+        &self,
+        work: &mut Work,
+        state: &mut CudaState,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+    ) -> Result<usize, ExecError> {
+        let key = key(plan);
+        let generation = work.generation;
+        if let Some(i) = state
+            .prepared
+            .iter()
+            .position(|p| p.key == key && p.generation == generation)
+        {
+            return Ok(i);
+        }
+        let arena = Arena::new(plan, if self.options.guarded { 1024 } else { 0 });
+        if arena.bytes() > work.mem.len() {
+            self.device.synchronise()?;
+            // The old memory first: both together may not fit.
+            work.mem = Mem::none(&self.device);
+            work.generation += 1;
+            work.mem = Mem::new(&self.device, arena.bytes(), "the activations of a step")?;
+        }
+        let generation = work.generation;
+        self.device.synchronise()?;
+        state.prepared.retain(|p| p.generation == generation && p.key != key);
+        if state.prepared.len() >= KEPT {
+            state.prepared.remove(0);
+        }
+        let place = (work.mem.ptr(), generation);
+        let prepared = Prepared::new(&self.device, &self.weights, plan, weights, arena, place)?;
+        state.prepared.push(prepared);
+        Ok(state.prepared.len() - 1)
+    }
+
+    /// Launches everything: directly the first time, through a graph from the second time on.
+    fn launch(&self, plan: &Plan, state: &mut CudaState, index: usize) -> Result<(), ExecError> {
+        let device = self.device.as_ref();
+        let p = &state.prepared[index];
+        if let Some(graph) = &p.graph {
+            return device.launch_graph(graph.as_ref());
+        }
+        let caches = state.places();
+        let run = || p.launch(device, plan, &caches, &mut |_| Ok(()));
+        if p.runs == 0 || !self.options.graphs || self.options.guarded || !device.begin_capture()? {
+            return run();
+        }
+        let recorded = run();
+        let graph = device.end_capture();
+        recorded?;
+        let graph = graph?;
+        device.launch_graph(graph.as_ref())?;
+        state.prepared[index].graph = Some(graph);
+        Ok(())
+    }
+
+    /// Launches group by group with time stamps between them.
+    fn traced(
+        &self,
+        plan: &Plan,
+        state: &CudaState,
+        index: usize,
+        request: &StepRequest<'_>,
+        out: &mut StepOutput,
+    ) -> Result<(), ExecError> {
+        let device = self.device.as_ref();
+        let p = &state.prepared[index];
+        p.launch(device, plan, &state.places(), &mut |i| device.mark(i))?;
+        device.mark(p.groups.len())?;
+        for (i, g) in p.groups.iter().enumerate() {
+            let nanos = device.between(i, i + 1)?;
+            let step = ExecStep {
+                kind: ExecKind::Single,
+                origin: g.origin.clone(),
+            };
+            step.attribute(
+                plan,
+                nanos,
+                u64::from(request.step.tokens),
+                request.step.position,
+                &mut out.times,
+            );
+        }
+        Ok(())
+    }
+
+    /// Uploads what the step needs to know.
+    fn input(&self, plan: &Plan, p: &Prepared, request: &StepRequest<'_>) -> Result<(), ExecError> {
+        let draws = request.sampler.is_some() && plan.ops.iter().any(|o| matches!(o.op, Op::Sample { .. }));
+        let sampler = request.sampler.copied().unwrap_or_default();
+        let penalties = draws && sampler.has_penalties();
+        let step = DevStep {
+            position: request.step.position,
+            rng_counter: request.step.rng_counter,
+            tokens: request.step.tokens,
+            history: if penalties { request.history.len() as u32 } else { 0 },
+            sample: u32::from(draws),
+            pad: 0,
+        };
+        let mut block = vec![0u8; IDS + 4 * request.ids.len()];
+        block[..SAMPLER].copy_from_slice(bytemuck::bytes_of(&step));
+        block[SAMPLER..SAMPLER + size_of::<DevSampler>()].copy_from_slice(bytemuck::bytes_of(&on_device(&sampler)));
+        block[IDS..].copy_from_slice(bytemuck::cast_slice(request.ids));
+        self.device.upload(p.at(p.arena.input), &block)?;
+        if penalties {
+            self.device.upload(p.history(), bytemuck::cast_slice(request.history))?;
+        }
+        Ok(())
+    }
+
+    /// Fails where a sentinel was written over.
+    fn check_guards(&self, plan: &Plan, p: &Prepared, used: usize, all: usize) -> Result<(), ExecError> {
+        let mut bytes = vec![0u8; all];
+        self.device.download(p.at(0), &mut bytes)?;
+        let mut gaps = p.arena.gaps();
+        gaps.push((used, all - used));
+        for (at, n) in gaps {
+            if let Some(i) = bytes[at..at + n].iter().position(|&b| b != POISON) {
+                return Err(ExecError::Device(format!(
+                    "a kernel wrote {i} bytes behind the end of a buffer that ends at offset {at} (plan {:016x})",
+                    plan.hash
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the answer of the step.
+    fn output(
+        &self,
+        plan: &Plan,
+        p: &Prepared,
+        request: &StepRequest<'_>,
+        out: &mut StepOutput,
+    ) -> Result<(), ExecError> {
+        let device = self.device.as_ref();
+        let mut block = vec![0u8; p.arena.output_bytes];
+        device.download(p.at(p.arena.output), &mut block)?;
+        let logits = p.buf(plan.logits);
+        let n = readback::rows(plan, plan.logits, &request.step) * logits.width;
+        out.logits.resize(n, 0.0);
+        device.download(logits.ptr, bytemuck::cast_slice_mut(&mut out.logits))?;
+        readback::layers(plan, &p.arena, &request.step, &block, &mut out.layers);
+        for (base, at) in plan.ops.iter().zip(&p.arena.probes) {
+            let (Op::Probe { x, name }, Some(at)) = (&base.op, at) else {
+                continue;
+            };
+            let b = p.buf(*x);
+            let mut values = vec![0f32; readback::rows(plan, *x, &request.step) * b.width];
+            device.download(p.at(*at), bytemuck::cast_slice_mut(&mut values))?;
+            if b.elem == ElemType::I32 {
+                values.iter_mut().for_each(|v| *v = v.to_bits() as i32 as f32);
+            }
+            out.probes.push((name.clone(), b.width, values));
+        }
+        out.sampled = self.sampled(plan, request, &block, &out.logits, logits.width)?;
+        Ok(())
+    }
+
+    fn sampled(
+        &self,
+        plan: &Plan,
+        request: &StepRequest<'_>,
+        block: &[u8],
+        logits: &[f32],
+        width: usize,
+    ) -> Result<Option<Sampled>, ExecError> {
+        let Some(params) = request.sampler else { return Ok(None) };
+        if !plan.ops.iter().any(|o| matches!(o.op, Op::Sample { .. })) {
+            return Ok(None);
+        }
+        let drawn: DevSampled = bytemuck::pod_read_unaligned(&block[..size_of::<DevSampled>()]);
+        if drawn.status == 0 && params.logprobs == 0 {
+            return Ok(Some(Sampled {
+                token: drawn.token,
+                logprob: drawn.logprob,
+                top: Vec::new(),
+            }));
+        }
+        // Lists of alternatives, and what is wrong with logits that cannot be drawn from, are the host's.
+        let last = &logits[logits.len() - width..];
+        let mut host = sample::sample(last, params, request.history, request.step.rng_counter)
+            .map_err(|e| ExecError::Sample(e.to_string()))?;
+        if drawn.status == 0 {
+            (host.token, host.logprob) = (drawn.token, drawn.logprob);
+        }
+        Ok(Some(host))
+    }
+}
+
+/// Sampler settings as kernels read them.
+fn on_device(s: &SamplerParams) -> DevSampler {
+    DevSampler {
+        seed: s.seed,
+        temperature: s.temperature,
+        top_p: s.top_p,
+        min_p: s.min_p,
+        repetition_penalty: s.repetition_penalty,
+        frequency_penalty: s.frequency_penalty,
+        presence_penalty: s.presence_penalty,
+        top_k: s.top_k,
+        penalty_window: s.penalty_window,
+    }
+}
+
+/// Refuses what a plan cannot run, before anything is launched.
+fn check(plan: &Plan, r: &StepRequest<'_>) -> Result<(), ExecError> {
+    let tokens = r.step.tokens as usize;
+    if tokens == 0 || tokens > plan.token_bucket || r.ids.len() != tokens {
+        return Err(ExecError::Mismatch {
+            what: "step",
+            detail: format!(
+                "{tokens} tokens, {} ids, the plan takes 1 to {}",
+                r.ids.len(),
+                plan.token_bucket
+            ),
+        });
+    }
+    let full = |capacity: usize| ExecError::ContextFull {
+        needed: r.step.context(),
+        capacity: capacity as u64,
+    };
+    if r.step.context() > plan.context_bucket as u64 || r.history.len() > plan.context_bucket {
+        return Err(full(plan.context_bucket));
+    }
+    for base in &plan.ops {
+        match &base.op {
+            Op::Embed { table, .. } => {
+                let vocab = plan.weight(*table).rows;
+                if let Some(&id) = r.ids.iter().find(|&&id| id as usize >= vocab) {
+                    return Err(ExecError::TokenRange { id, vocab });
+                }
+            }
+            Op::EmbedPosition { table, .. } if r.step.context() > plan.weight(*table).rows as u64 => {
+                return Err(full(plan.weight(*table).rows));
+            }
+            _ => {}
+        }
+    }
+    if let Some(s) = r.sampler {
+        s.validate().map_err(ExecError::Sample)?;
+    }
+    Ok(())
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn describe(&self) -> String {
+        let i = self.device.info();
+        format!(
+            "{}, {:.0} GiB, CUDA {}.{}",
+            i.name,
+            i.memory as f64 / f64::from(1 << 30),
+            i.driver / 1000,
+            i.driver % 1000 / 10
+        )
+    }
+
+    fn new_state(&self, caches: &[CacheDesc], context: u64) -> Result<Box<dyn State>, ExecError> {
+        Ok(Box::new(CudaState::new(&self.device, &self.turn, caches, context)?))
+    }
+
+    fn run(
+        &self,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+        state: &mut dyn State,
+        request: &StepRequest<'_>,
+        out: &mut StepOutput,
+    ) -> Result<(), ExecError> {
+        let Some(state) = state.as_any_mut().downcast_mut::<CudaState>() else {
+            return Err(ExecError::Mismatch {
+                what: "state",
+                detail: "made by another backend".into(),
+            });
+        };
+        state.check(plan)?;
+        check(plan, request)?;
+        out.probes.clear();
+        out.times.clear();
+        out.sampled = None;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = self.prepare(&mut work, state, plan, weights)?;
+        let all = work.mem.len();
+        if self.options.guarded {
+            self.device.fill(state.prepared[index].at(0), POISON, all)?;
+        }
+        self.input(plan, &state.prepared[index], request)?;
+        if request.trace {
+            self.traced(plan, state, index, request, out)?;
+        } else {
+            self.launch(plan, state, index)?;
+        }
+        let p = &mut state.prepared[index];
+        p.runs += 1;
+        self.output(plan, p, request, out)?;
+        if self.options.guarded {
+            self.check_guards(plan, p, p.arena.bytes(), all)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,259 @@
+//! A plan made ready to run on a state: where everything lies, and its captured graph.
+
+use std::sync::Arc;
+
+use super::cx::{
+    DevBuf, DevCache, DevExpert, DevRope, DevRowStats, DevSampled, DevSampler, DevStep, LaunchCx, rows_code,
+};
+use super::device::{DevPtr, Device, Graph};
+use super::memory::{Mem, Parts};
+use super::ops::{Group, groups, scratch_bytes};
+use super::weights::Weights;
+use crate::ir::{BufId, ElemType, ExecError, Op, Plan, WeightSource};
+
+/// What tells plans apart.
+pub(super) type PlanKey = (u64, usize, usize, usize, bool);
+
+/// The key of a plan.
+pub(super) fn key(plan: &Plan) -> PlanKey {
+    (
+        plan.hash,
+        plan.ops.len(),
+        plan.token_bucket,
+        plan.context_bucket,
+        plan.all_logits,
+    )
+}
+
+/// Offset of the sampler's settings in the input block: behind [`DevStep`].
+pub(super) const SAMPLER: usize = size_of::<DevStep>();
+/// Offset of the token ids in the input block.
+pub(super) const IDS: usize = (SAMPLER + size_of::<DevSampler>()).next_multiple_of(16);
+
+/// Offsets of a plan's working memory in the arena.
+pub(super) struct Arena {
+    parts: Parts,
+    bufs: Vec<usize>,
+    /// Input block: [`DevStep`], [`DevSampler`], ids; one upload per step.
+    pub input: usize,
+    history: usize,
+    scratch: usize,
+    /// Output block: [`DevSampled`], then what the ops count; one download per step.
+    pub output: usize,
+    /// Bytes of the output block.
+    pub output_bytes: usize,
+    /// By op: offset of its counters in the output block.
+    pub counters: Vec<Option<usize>>,
+    /// By op: offset of a probe's copy.
+    pub probes: Vec<Option<usize>>,
+}
+
+impl Arena {
+    /// Lays out a plan's working memory, `guard` bytes kept free behind each part.
+    pub fn new(plan: &Plan, guard: usize) -> Self {
+        let mut parts = Parts::new(guard);
+        let input = parts.add(IDS + 4 * plan.token_bucket);
+        let mut output_bytes = size_of::<DevSampled>();
+        let mut counters = vec![None; plan.ops.len()];
+        for (slot, base) in counters.iter_mut().zip(&plan.ops) {
+            let bytes = match &base.op {
+                Op::CacheWrite { src, .. } => bucket_rows(plan, *src) * size_of::<DevRowStats>(),
+                Op::Route { out_experts, .. } => plan.buffer_len(*out_experts) * 4,
+                _ => continue,
+            };
+            *slot = Some(output_bytes);
+            output_bytes += bytes.next_multiple_of(16);
+        }
+        let output = parts.add(output_bytes);
+        let history = parts.add(4 * plan.context_bucket);
+        let scratch = parts.add(scratch_bytes(plan));
+        let bufs = (0..plan.buffers.len())
+            .map(|i| parts.add(4 * plan.buffer_len(BufId(i as u32))))
+            .collect();
+        let probes = plan
+            .ops
+            .iter()
+            .map(|o| match &o.op {
+                Op::Probe { x, .. } => Some(parts.add(4 * plan.buffer_len(*x))),
+                _ => None,
+            })
+            .collect();
+        Self {
+            parts,
+            bufs,
+            input,
+            history,
+            scratch,
+            output,
+            output_bytes,
+            counters,
+            probes,
+        }
+    }
+
+    /// Bytes of all of it.
+    pub fn bytes(&self) -> usize {
+        self.parts.bytes()
+    }
+
+    /// Gaps nothing may write to.
+    pub fn gaps(&self) -> Vec<(usize, usize)> {
+        self.parts.gaps()
+    }
+}
+
+/// Rows of a buffer in the plan's bucket.
+fn bucket_rows(plan: &Plan, id: BufId) -> usize {
+    plan.dim(plan.buffers[id.index()].rows, plan.token_bucket, plan.context_bucket)
+}
+
+/// A plan ready to run.
+pub(super) struct Prepared {
+    pub key: PlanKey,
+    /// Number of the arena's memory its addresses are in; another one makes it useless.
+    pub generation: u64,
+    pub arena: Arena,
+    pub groups: Vec<Group>,
+    base: DevPtr,
+    bufs: Vec<DevBuf>,
+    weights: Vec<(DevPtr, DevPtr)>,
+    ropes: Vec<DevRope>,
+    experts: Vec<DevPtr>,
+    counters: Vec<DevPtr>,
+    /// Frequencies and expert tables.
+    _tables: Mem,
+    /// Steps run so far.
+    pub runs: u64,
+    pub graph: Option<Box<dyn Graph>>,
+}
+
+impl Prepared {
+    /// Places a plan: uploads weights that are not there yet, makes its tables.
+    pub fn new(
+        device: &Arc<dyn Device>,
+        weights: &Weights,
+        plan: &Plan,
+        source: &dyn WeightSource,
+        arena: Arena,
+        (base, generation): (DevPtr, u64),
+    ) -> Result<Self, ExecError> {
+        let weights = weights.of_plan(plan, source)?;
+        let mut parts = Parts::default();
+        let ropes: Vec<usize> = plan.ropes.iter().map(|r| parts.add(8 * r.freqs.len())).collect();
+        let experts: Vec<Option<usize>> = plan
+            .ops
+            .iter()
+            .map(|o| match &o.op {
+                Op::ExpertMatMul { weights: w, .. } => Some(parts.add(size_of::<DevExpert>() * w.len())),
+                _ => None,
+            })
+            .collect();
+        let mut bytes = vec![0u8; parts.bytes()];
+        for (r, &at) in plan.ropes.iter().zip(&ropes) {
+            bytes[at..at + 8 * r.freqs.len()].copy_from_slice(bytemuck::cast_slice(&r.freqs));
+        }
+        for (base, at) in plan.ops.iter().zip(&experts) {
+            let (Op::ExpertMatMul { weights: ids, .. }, Some(at)) = (&base.op, at) else {
+                continue;
+            };
+            for (i, id) in ids.iter().enumerate() {
+                let (data, scales) = weights[id.index()];
+                let at = at + i * size_of::<DevExpert>();
+                bytes[at..at + size_of::<DevExpert>()].copy_from_slice(bytemuck::bytes_of(&DevExpert { data, scales }));
+            }
+        }
+        let tables = Mem::of(device, &bytes, "tables of a plan")?;
+        let at = |offset: usize| base + offset as u64;
+        let bufs = plan
+            .buffers
+            .iter()
+            .zip(&arena.bufs)
+            .enumerate()
+            .map(|(i, (b, &offset))| DevBuf {
+                ptr: at(offset),
+                rows: bucket_rows(plan, BufId(i as u32)),
+                width: plan.width(BufId(i as u32)),
+                elem: b.elem,
+                code: rows_code(plan, b.rows),
+            });
+        let rope = |(r, at): (&crate::ir::RopeTable, usize)| DevRope {
+            freqs: tables.ptr() + at as u64,
+            pairs: r.freqs.len(),
+        };
+        Ok(Self {
+            key: key(plan),
+            generation,
+            groups: groups(plan),
+            base,
+            bufs: bufs.collect(),
+            weights,
+            ropes: plan.ropes.iter().zip(ropes).map(rope).collect(),
+            experts: experts
+                .iter()
+                .map(|e| e.map_or(0, |at| tables.ptr() + at as u64))
+                .collect(),
+            counters: arena
+                .counters
+                .iter()
+                .map(|c| c.map_or(0, |offset| at(arena.output + offset)))
+                .collect(),
+            _tables: tables,
+            runs: 0,
+            graph: None,
+            arena,
+        })
+    }
+
+    /// Address of an offset in the arena.
+    pub fn at(&self, offset: usize) -> DevPtr {
+        self.base + offset as u64
+    }
+
+    /// Address of the token history.
+    pub fn history(&self) -> DevPtr {
+        self.at(self.arena.history)
+    }
+
+    /// A buffer.
+    pub fn buf(&self, id: BufId) -> DevBuf {
+        self.bufs[id.index()]
+    }
+
+    /// Enqueues every op, probes included. `between` is called before each group with its number.
+    pub fn launch(
+        &self,
+        device: &dyn Device,
+        plan: &Plan,
+        caches: &[DevCache<'_>],
+        between: &mut dyn FnMut(usize) -> Result<(), ExecError>,
+    ) -> Result<(), ExecError> {
+        let cx = LaunchCx {
+            device,
+            plan,
+            step: self.at(self.arena.input),
+            ids: self.at(self.arena.input + IDS),
+            history: self.history(),
+            sampler: self.at(self.arena.input + SAMPLER),
+            sampled: self.at(self.arena.output),
+            scratch: self.at(self.arena.scratch),
+            bufs: &self.bufs,
+            weights: &self.weights,
+            caches,
+            ropes: &self.ropes,
+            experts: &self.experts,
+            stats: &self.counters,
+        };
+        for (i, group) in self.groups.iter().enumerate() {
+            between(i)?;
+            for id in &group.origin {
+                if let (Op::Probe { x, .. }, Some(to)) = (&plan.ops[id.index()].op, self.arena.probes[id.index()]) {
+                    let b = self.buf(*x);
+                    debug_assert!(matches!(b.elem, ElemType::F32 | ElemType::I32));
+                    device.copy(self.at(to), b.ptr, 4 * b.rows * b.width)?;
+                }
+            }
+            super::ops::launch(&cx, group)?;
+        }
+        Ok(())
+    }
+}

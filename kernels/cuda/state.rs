@@ -1,0 +1,406 @@
+//! A session's cache in device memory. Records hold the same bytes as on the CPU; data and scales lie apart (see
+//! [`DevCache`]).
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::cx::DevCache;
+use super::device::{DevPtr, Device};
+use super::memory::{Mem, Parts};
+use super::prepared::Prepared;
+use crate::cpu::exec::row_format;
+use crate::cpu::records::{RoundTrip, hadamard};
+use crate::ir::{CacheDesc, CacheFormat, CacheId, CacheRows, Component, ExecError, KvBytes, Plan, Snapshot, State};
+
+/// Least context growing rows are allocated for. Addresses change when caches grow, and with them every graph, so
+/// growth is by doubling.
+const LEAST: u64 = 1024;
+
+/// One component.
+struct Store {
+    desc: CacheDesc,
+    data: Mem,
+    scales: Mem,
+    rows: usize,
+}
+
+/// Slots `first .. first + count` of a store.
+#[derive(Clone, Copy)]
+struct Run {
+    first: usize,
+    count: usize,
+}
+
+impl Store {
+    fn new(device: &Arc<dyn Device>, desc: CacheDesc) -> Result<Self, ExecError> {
+        let mut store = Self {
+            desc,
+            data: Mem::none(device),
+            scales: Mem::none(device),
+            rows: 0,
+        };
+        if let CacheRows::Ring { capacity, .. } = store.desc.rows {
+            store.grow(device, capacity)?;
+        }
+        Ok(store)
+    }
+
+    fn grow(&mut self, device: &Arc<dyn Device>, rows: usize) -> Result<(), ExecError> {
+        if rows <= self.rows {
+            return Ok(());
+        }
+        let (d, s) = self.desc.row_bytes();
+        let what = format!("the cache of layer {}", self.desc.layer);
+        for (mem, n) in [(&mut self.data, d), (&mut self.scales, s)] {
+            let new = Mem::new(device, n * rows, &what)?;
+            device.copy(new.ptr(), mem.ptr(), n * self.rows)?;
+            device.fill(new.ptr() + (n * self.rows) as u64, 0, n * (rows - self.rows))?;
+            *mem = new;
+        }
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// Rows for a context of `context` tokens.
+    fn needed(&self, context: u64) -> usize {
+        match self.desc.rows {
+            CacheRows::Ring { capacity, .. } => capacity,
+            CacheRows::Growing { rate } => context as usize / rate,
+        }
+    }
+
+    /// The parts of memory slots lie in: (address, bytes) of data and of scales.
+    fn places(&self, run: Run) -> [(DevPtr, usize); 2] {
+        let (d, s) = self.desc.row_bytes();
+        [
+            (self.data.ptr() + (d * run.first) as u64, d * run.count),
+            (self.scales.ptr() + (s * run.first) as u64, s * run.count),
+        ]
+    }
+
+    /// Slots that a rewind to `position` needs: the last `live` tokens of a ring, in at most two runs.
+    fn live(&self, position: u64) -> Vec<Run> {
+        let CacheRows::Ring { capacity, live } = self.desc.rows else {
+            return Vec::new();
+        };
+        let from = position.saturating_sub(live.min(capacity) as u64);
+        let (first, count) = ((from % capacity as u64) as usize, (position - from) as usize);
+        let head = count.min(capacity - first);
+        let runs = [(first, head), (0, count - head)].map(|(first, count)| Run { first, count });
+        runs.into_iter().filter(|r| r.count > 0).collect()
+    }
+
+    /// Records of rows `first .. first + count`, each data then scales, as on the CPU.
+    fn read(&self, device: &dyn Device, first: usize, count: usize) -> Result<Vec<u8>, ExecError> {
+        let [data, scales] = self.places(Run { first, count });
+        let (mut a, mut b) = (vec![0u8; data.1], vec![0u8; scales.1]);
+        device.download(data.0, &mut a)?;
+        if !b.is_empty() {
+            device.download(scales.0, &mut b)?;
+        }
+        let (d, s) = self.desc.format.record_bytes(self.desc.width, self.desc.rope);
+        let mut out = Vec::with_capacity(a.len() + b.len());
+        for i in 0..count * self.desc.records {
+            out.extend_from_slice(&a[i * d..(i + 1) * d]);
+            out.extend_from_slice(&b[i * s..(i + 1) * s]);
+        }
+        Ok(out)
+    }
+
+    /// The opposite of [`Store::read`].
+    fn write(&self, device: &dyn Device, first: usize, records: &[u8]) -> Result<(), ExecError> {
+        let (d, s) = self.desc.format.record_bytes(self.desc.width, self.desc.rope);
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for r in records.chunks_exact(d + s) {
+            a.extend_from_slice(&r[..d]);
+            b.extend_from_slice(&r[d..]);
+        }
+        let count = records.len() / (d + s) / self.desc.records.max(1);
+        let [data, scales] = self.places(Run { first, count });
+        device.upload(data.0, &a)?;
+        device.upload(scales.0, &b)
+    }
+
+    /// Bytes by component for `rows` rows.
+    fn bytes(&self, rows: u64) -> KvBytes {
+        let (data, scales) = self.desc.row_bytes();
+        let mut k = KvBytes {
+            scales: rows * scales as u64,
+            ..KvBytes::default()
+        };
+        let bytes = rows * data as u64;
+        match self.desc.component {
+            Component::Keys | Component::Values | Component::Window => k.window = bytes,
+            Component::Rows => k.rows = bytes,
+            Component::Index => k.index = bytes,
+            Component::Pooling | Component::IndexPooling => k.pooling = bytes,
+        }
+        k
+    }
+}
+
+/// Session state of the CUDA backend: cache components, and the plans made ready for them.
+pub struct CudaState {
+    device: Arc<dyn Device>,
+    /// One step, or one piece of work on a state, at a time: they share a stream.
+    turn: Arc<Mutex<()>>,
+    descs: Vec<CacheDesc>,
+    stores: Vec<Store>,
+    /// Kept for as long as the addresses they refer to are.
+    pub(super) prepared: Vec<Prepared>,
+}
+
+impl CudaState {
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        turn: &Arc<Mutex<()>>,
+        caches: &[CacheDesc],
+        context: u64,
+    ) -> Result<Self, ExecError> {
+        let mut state = Self {
+            device: device.clone(),
+            turn: turn.clone(),
+            descs: caches.to_vec(),
+            stores: Vec::new(),
+            prepared: Vec::new(),
+        };
+        {
+            let _turn = lock(&state.turn);
+            for c in caches {
+                state.stores.push(Store::new(device, c.clone())?);
+            }
+        }
+        state.reserve(context)?;
+        Ok(state)
+    }
+
+    pub(super) fn check(&self, plan: &Plan) -> Result<(), ExecError> {
+        if plan.caches == self.descs {
+            return Ok(());
+        }
+        Err(mismatch(format!(
+            "the plan has {} cache components, the state {}",
+            plan.caches.len(),
+            self.descs.len()
+        )))
+    }
+
+    /// Where each component lies.
+    pub(super) fn places(&self) -> Vec<DevCache<'_>> {
+        let place = |s: &'_ Store| {
+            let (data_bytes, scale_bytes) = s.desc.format.record_bytes(s.desc.width, s.desc.rope);
+            (s.data.ptr(), s.scales.ptr(), data_bytes, scale_bytes, s.rows)
+        };
+        self.stores
+            .iter()
+            .map(|s| {
+                let (data, scales, data_bytes, scale_bytes, rows) = place(s);
+                DevCache {
+                    data,
+                    scales,
+                    data_bytes,
+                    scale_bytes,
+                    rows,
+                    desc: &s.desc,
+                }
+            })
+            .collect()
+    }
+
+    /// The bytes of rows `first .. first + count` of a component, records as on the CPU: data, then scales.
+    pub fn records(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<u8>, ExecError> {
+        let _turn = lock(&self.turn);
+        match self.stores.get(cache.index()).filter(|s| first + count <= s.rows) {
+            Some(s) => s.read(self.device.as_ref(), first, count),
+            None => Err(mismatch(format!(
+                "rows {first}..{} of component {}",
+                first + count,
+                cache.0
+            ))),
+        }
+    }
+
+    /// Bytes a context of `context` tokens needs on the device, before anything is allocated.
+    pub fn predict(caches: &[CacheDesc], context: u64) -> u64 {
+        let context = context.next_power_of_two().max(LEAST);
+        let bytes = |d: &CacheDesc| {
+            let rows = match d.rows {
+                CacheRows::Ring { capacity, .. } => capacity as u64,
+                CacheRows::Growing { rate } => context / rate as u64,
+            };
+            let (a, b) = d.row_bytes();
+            rows * (a + b) as u64
+        };
+        caches.iter().map(bytes).sum()
+    }
+
+    fn snapshot_parts(&self, position: u64) -> Result<Vec<Vec<u8>>, ExecError> {
+        // Gathered on the device, so that there is one transfer to wait for.
+        let mut parts = Parts::default();
+        let mut pieces = Vec::new();
+        for (i, s) in self.stores.iter().enumerate() {
+            for run in s.live(position) {
+                for (from, bytes) in s.places(run).into_iter().filter(|p| p.1 > 0) {
+                    pieces.push((i, from, parts.add(bytes), bytes));
+                }
+            }
+        }
+        let mut out = vec![Vec::new(); self.stores.len()];
+        if pieces.is_empty() {
+            return Ok(out);
+        }
+        let room = Mem::new(&self.device, parts.bytes(), "a checkpoint of the cache")?;
+        for &(_, from, at, bytes) in &pieces {
+            self.device.copy(room.ptr() + at as u64, from, bytes)?;
+        }
+        let mut all = vec![0u8; parts.bytes()];
+        self.device.download(room.ptr(), &mut all)?;
+        for (i, _, at, bytes) in pieces {
+            out[i].extend_from_slice(&all[at..at + bytes]);
+        }
+        Ok(out)
+    }
+}
+
+fn lock(turn: &Mutex<()>) -> MutexGuard<'_, ()> {
+    turn.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn mismatch(detail: String) -> ExecError {
+    ExecError::Mismatch { what: "state", detail }
+}
+
+impl State for CudaState {
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn caches(&self) -> &[CacheDesc] {
+        &self.descs
+    }
+
+    fn reserve(&mut self, context: u64) -> Result<(), ExecError> {
+        if self.stores.iter().all(|s| s.needed(context) <= s.rows) {
+            return Ok(());
+        }
+        let _turn = lock(&self.turn);
+        // Plans refer to the old addresses.
+        self.device.synchronise()?;
+        self.prepared.clear();
+        let room = context.next_power_of_two().max(LEAST);
+        for s in &mut self.stores {
+            let rows = s.needed(room);
+            s.grow(&self.device, rows)?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, position: u64) -> Snapshot {
+        let _turn = lock(&self.turn);
+        // A device that has failed says so at the next step; a snapshot of nothing is refused by `restore`.
+        Snapshot {
+            position,
+            parts: self.snapshot_parts(position).unwrap_or_default(),
+        }
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {
+        let wrong = |detail: String| ExecError::Mismatch {
+            what: "snapshot",
+            detail,
+        };
+        if snapshot.parts.len() != self.stores.len() {
+            return Err(wrong(format!(
+                "{} parts for {} components",
+                snapshot.parts.len(),
+                self.stores.len()
+            )));
+        }
+        let _turn = lock(&self.turn);
+        for (s, part) in self.stores.iter().zip(&snapshot.parts) {
+            let places: Vec<_> = s
+                .live(snapshot.position)
+                .into_iter()
+                .flat_map(|r| s.places(r))
+                .collect();
+            let wanted: usize = places.iter().map(|p| p.1).sum();
+            if part.len() != wanted {
+                return Err(wrong(format!("{} bytes where {wanted} are needed", part.len())));
+            }
+            let mut rest = &part[..];
+            for (to, bytes) in places {
+                let (now, later) = rest.split_at(bytes);
+                self.device.upload(to, now)?;
+                rest = later;
+            }
+        }
+        Ok(())
+    }
+
+    fn reformat(&mut self, cache: CacheId, desc: CacheDesc, position: u64) -> Result<(), ExecError> {
+        let i = cache.index();
+        let same_shape = |s: &Store| {
+            let d = &s.desc;
+            d.layer == desc.layer && d.component == desc.component && d.rows == desc.rows && d.width == desc.width
+        };
+        let Some(old) = self.stores.get(i).filter(|s| same_shape(s)) else {
+            return Err(mismatch(format!("no component {i} of this shape")));
+        };
+        let _turn = lock(&self.turn);
+        let mut new = Store::new(&self.device, desc.clone())?;
+        new.grow(&self.device, old.rows)?;
+        let live = match old.desc.rows {
+            CacheRows::Growing { .. } => old.needed(position),
+            CacheRows::Ring { capacity, .. } => capacity,
+        };
+        let live = live.min(old.rows);
+        let records = converted(&old.desc, &new.desc, &old.read(self.device.as_ref(), 0, live)?);
+        new.write(self.device.as_ref(), 0, &records)?;
+        self.device.synchronise()?;
+        self.prepared.clear();
+        self.stores[i] = new;
+        self.descs[i] = desc;
+        Ok(())
+    }
+
+    fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError> {
+        let bytes = self.records(cache, first, count)?;
+        let d = &self.stores[cache.index()].desc;
+        let (a, b) = d.format.record_bytes(d.width, d.rope);
+        let mut out = vec![0.0; count * d.records * d.width];
+        for (record, v) in bytes.chunks_exact(a + b).zip(out.chunks_exact_mut(d.width)) {
+            row_format(d.format).decode(record, d.rope, v);
+        }
+        Ok(out)
+    }
+
+    fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)> {
+        let layers = self.descs.iter().map(|d| d.layer as usize + 1).max().unwrap_or(0);
+        let mut out = vec![(KvBytes::default(), KvBytes::default()); layers];
+        for s in &self.stores {
+            let slot = &mut out[s.desc.layer as usize];
+            slot.0.add(&s.bytes(s.desc.used_rows(context)));
+            slot.1.add(&s.bytes(s.rows as u64));
+        }
+        out
+    }
+}
+
+/// Records of `old` stored as `new` wants them.
+fn converted(old: &CacheDesc, new: &CacheDesc, records: &[u8]) -> Vec<u8> {
+    // FP4 index rows live behind a Hadamard transform, which is its own inverse.
+    let turn =
+        old.component == Component::Index && (old.format == CacheFormat::Fp4) != (new.format == CacheFormat::Fp4);
+    let (a, b) = old.format.record_bytes(old.width, old.rope);
+    let (c, d) = new.format.record_bytes(new.width, new.rope);
+    let mut out = vec![0u8; records.len() / (a + b) * (c + d)];
+    let mut row = vec![0.0; old.width];
+    for (from, to) in records.chunks_exact(a + b).zip(out.chunks_exact_mut(c + d)) {
+        row_format(old.format).decode(from, old.rope, &mut row);
+        if turn {
+            hadamard(&mut row);
+        }
+        row_format(new.format).encode(&row, new.rope, to, &mut RoundTrip::default());
+    }
+    out
+}
