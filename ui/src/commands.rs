@@ -13,6 +13,7 @@ pub enum Command {
     Generate,
     Stop,
     Regenerate,
+    Endless,
     NewText,
     NewChat,
     CopyText,
@@ -163,6 +164,13 @@ pub const COMMANDS: &[Entry] = &[
         "Regenerate the last answer",
     )
     .words("again retry"),
+    entry(
+        Command::Endless,
+        Group::Text,
+        icons::ARROW_RIGHT,
+        "Write past the end, until the context is full",
+    )
+    .words("endless ignore eos most tokens on off"),
     entry(Command::NewText, Group::Text, icons::NOTE_PENCIL, "New text")
         .words("prompt story")
         .keys(CTRL, Key::N)
@@ -358,7 +366,7 @@ pub fn available(command: Command, store: &Store) -> Result<(), &'static str> {
             .and(need(driver, VIEWER))
             .and(need(text, "there is no text yet"))
             .and(need(store.writing().is_none(), "a text is being written")),
-        Command::NewText => need(loaded, NO_MODEL).and(need(driver, VIEWER)),
+        Command::NewText | Command::Endless => need(loaded, NO_MODEL).and(need(driver, VIEWER)),
         Command::NewChat => need(loaded, NO_MODEL).and(need(driver, VIEWER)).and(need(
             store.model().is_some_and(|m| m.chat.is_ok()),
             "this model has no chat format",

@@ -167,6 +167,7 @@ pub fn state_of(app: &crate::App) -> serde_json::Value {
         "about": about,
         "workspace": format!("{:?}", app.layout.workspace),
         "writing": state.is_some_and(|s| s.writing.is_some()),
+        "unanswered": store.unanswered(),
         "finish": branch.last().map(|n| format!("{:?}", n.finish)),
         "written": written,
         "tokens": tokens,

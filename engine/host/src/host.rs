@@ -37,6 +37,8 @@ pub struct HostOptions {
     pub packages: String,
     /// How soon something that could not be saved is tried again.
     pub retry: Duration,
+    /// Least time from one written token to the next: to watch a text grow. Zero = as fast as the engine is.
+    pub token_time: Duration,
 }
 
 impl Default for HostOptions {
@@ -54,8 +56,17 @@ impl Default for HostOptions {
                 .unwrap_or_else(|| fetch::DEFAULT_ENDPOINT.to_string()),
             packages: fetch::package_host(),
             retry: Duration::from_secs(5),
+            token_time: token_time(std::env::var("MODEL1_TOKEN_MS").ok().as_deref()),
         }
     }
+}
+
+/// What `MODEL1_TOKEN_MS` says: whole milliseconds, at most a minute; anything else = no limit.
+fn token_time(set: Option<&str>) -> Duration {
+    let ms = set
+        .and_then(|s| s.trim().parse::<u64>().ok())
+        .filter(|ms| *ms <= 60_000);
+    Duration::from_millis(ms.unwrap_or(0))
 }
 
 /// Why a host could not be started or entered.
@@ -113,7 +124,7 @@ impl Host {
         let kept = inner.settings.clone();
         let hub = Hub::new(run, inner, paths, Pool::start()?, commands);
         let mut threads = Vec::new();
-        let worker = Worker::new(hub.clone(), received);
+        let worker = Worker::new(hub.clone(), received, options.token_time);
         let named = |name: &str| std::thread::Builder::new().name(name.into());
         threads.push(named("engine").spawn(move || worker.run())?);
         let own = hub.clone();

@@ -6,7 +6,7 @@
 mod common;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::*;
 use host::{Host, HostOptions};
@@ -61,8 +61,6 @@ fn from_start_to_report() {
         result.sides[0].decode_tokens_per_s,
         result.sides[1].decode_tokens_per_s
     );
-    // Two minutes by hand; this is no measurement, only a guard against waiting for ever.
-    assert!(begin.elapsed() < Duration::from_secs(120), "{:?}", begin.elapsed());
 }
 
 /// The model is loaded at once, with prompts that suit it.

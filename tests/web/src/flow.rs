@@ -36,13 +36,27 @@ pub fn wait_tokens<B: Browser>(page: &mut Page<B>, tokens: u64) -> Result<Snapsh
     page.wait(&format!("{tokens} tokens"), |s| number(s, "tokens") >= tokens)
 }
 
-/// Waits until the model has written to its end.
+/// Waits until nothing is written any more and the page has all of it: the host was asked nothing that it still owes.
 pub fn wait_written<B: Browser>(page: &mut Page<B>) -> Result<Snapshot> {
-    page.wait("the end of the text", |s| !writing(s) && number(s, "tokens") > 0)
+    page.wait("the end of the text", |s| {
+        !writing(s) && number(s, "tokens") > 0 && text(s, "finish") != "Running" && number(s, "unanswered") == 0
+    })
 }
 
-/// Types a prompt as a person would and lets the model go on.
+/// Lets texts go on to the end of the context, wherever the model would end them: nothing comes too late then.
+fn endless<B: Browser>(page: &mut Page<B>) -> Result<()> {
+    const ON: &str = "The next text goes on until the context is full";
+    // The command is a switch; it was thrown before where what it says is still there.
+    if !page.snapshot()?.reads(ON) {
+        page.invoke("Write past the end, until the context is full")?;
+        page.wait_words(ON)?;
+    }
+    Ok(())
+}
+
+/// Types a prompt as a person would and lets the model go on until it is stopped.
 pub fn write<B: Browser>(page: &mut Page<B>, prompt: &str) -> Result<()> {
+    endless(page)?;
     // What is typed before the frame that gives the field the focus goes nowhere: then it is typed again.
     for _ in 0..8 {
         page.click("Prompt")?;
@@ -60,12 +74,54 @@ pub fn write<B: Browser>(page: &mut Page<B>, prompt: &str) -> Result<()> {
     bail!("the prompt does not take what is typed: {}", page.snapshot()?.words())
 }
 
-/// Stops the model; how long it took until the page showed that.
-pub fn stop<B: Browser>(page: &mut Page<B>) -> Result<Duration> {
-    let start = Instant::now();
+/// Stops the model while it writes; what the page shows then.
+pub fn stop<B: Browser>(page: &mut Page<B>) -> Result<Snapshot> {
+    let before = page.snapshot()?;
+    ensure!(writing(&before), "it had ended before it was stopped: {}", before.state);
     page.browser.press(Key::Escape, false)?;
-    page.wait("the end of writing", |s| !writing(s))?;
-    Ok(start.elapsed())
+    let stopped = wait_written(page)?;
+    ensure!(text(&stopped, "finish") == "Cancelled", "{}", stopped.state);
+    Ok(stopped)
+}
+
+/// Loads the page anew in the middle of a text: the new page has what the old one had, and the rest as it comes; what it
+/// shows once it is stopped.
+pub fn reload_while_writing<B: Browser>(page: &mut Page<B>) -> Result<Snapshot> {
+    let before = page.wait("a running text", |s| writing(s) && number(s, "tokens") > 0)?;
+    page.reload()?;
+    wait_ready(page)?;
+    // More than there was: what was written while no page looked on is there, too, and it goes on.
+    let after = wait_tokens(page, number(&before, "tokens") + 1)?;
+    ensure!(writing(&after), "it ended by itself: {}", after.state);
+    ensure!(
+        text(&after, "written").starts_with(&text(&before, "written")),
+        "{} / {}",
+        before.state,
+        after.state
+    );
+    let end = stop(page)?;
+    ensure!(
+        text(&end, "written").starts_with(&text(&after, "written")),
+        "{} / {}",
+        after.state,
+        end.state
+    );
+    Ok(end)
+}
+
+/// Loads the page anew after the text has ended: it shows the same.
+pub fn reload_after_writing<B: Browser>(page: &mut Page<B>) -> Result<()> {
+    let end = wait_written(page)?;
+    page.reload()?;
+    wait_ready(page)?;
+    let fresh = wait_written(page)?;
+    ensure!(
+        text(&fresh, "written") == text(&end, "written") && fresh.state["tokens"] == end.state["tokens"],
+        "{} / {}",
+        fresh.state,
+        end.state
+    );
+    Ok(())
 }
 
 /// Nothing in the page's console may speak of an error: no exception, nothing its policy refused.

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -45,6 +45,10 @@ pub struct HostProcess {
     home: Option<tempfile::TempDir>,
 }
 
+/// Least milliseconds per token of hosts under test. With a text that goes on to the end of the bundled model's context
+/// (4,096 tokens: two minutes) nothing that a test does while it is written comes too late, on whatever machine.
+pub const TOKEN_MS: &str = "30";
+
 /// Longest a host may take to say where it listens.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -57,6 +61,15 @@ impl HostProcess {
 
     /// The same, with the texts and settings another host left in `home`.
     pub fn start_in(home: tempfile::TempDir, arguments: &[&str]) -> Result<Self> {
+        Self::start_paced(home, arguments, TOKEN_MS)
+    }
+
+    /// The same, as fast as it is.
+    pub fn start_fast(arguments: &[&str]) -> Result<Self> {
+        Self::start_paced(tempfile::tempdir()?, arguments, "0")
+    }
+
+    fn start_paced(home: tempfile::TempDir, arguments: &[&str], token_ms: &str) -> Result<Self> {
         let page = repository().join("ui/dist");
         if !page.join("ui.js").is_file() {
             bail!("{}: the page is not built; .ci/wasm.sh builds it", page.display());
@@ -70,6 +83,7 @@ impl HostProcess {
             .env("XDG_CACHE_HOME", home.path().join("cache"))
             .env("XDG_CONFIG_HOME", home.path().join("config"))
             .env("XDG_STATE_HOME", home.path().join("state"))
+            .env("MODEL1_TOKEN_MS", token_ms)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -112,6 +126,26 @@ impl HostProcess {
         self.address
             .split_once("/enter/")
             .map_or(self.address.trim_end_matches('/'), |(base, _)| base)
+    }
+
+    /// Waits until a text with these words is on the disk.
+    pub fn wait_saved(&self, words: &str) -> Result<()> {
+        let home = self.home.as_ref().context("the host's folders")?;
+        let folder = home.path().join("data/texts");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let files = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            if files
+                .filter_map(|f| std::fs::read_to_string(f.path()).ok())
+                .any(|text| text.contains(words))
+            {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!("{}: no text with {words:?} within {PATIENCE:?}", folder.display());
+            }
+            std::thread::sleep(Duration::from_millis(40));
+        }
     }
 
     /// Ends it at once, as a crash would.

@@ -232,6 +232,53 @@ impl<B: Browser> Page<B> {
         }
     }
 
+    /// Waits until so many more frames are painted.
+    pub fn frames(&mut self, frames: u64) -> Result<()> {
+        let mut last = self.snapshot()?.frame;
+        for _ in 0..frames {
+            // An idle interface paints nothing: it is asked for a frame.
+            self.invoke("")?;
+            last = self.wait("another frame", |s| s.frame > last)?.frame;
+        }
+        Ok(())
+    }
+
+    /// Loads the page anew and waits until the new one is there: the old one answers on for a while.
+    pub fn reload(&mut self) -> Result<()> {
+        self.mark()?;
+        self.browser.reload()?;
+        self.wait_for_new()
+    }
+
+    /// Marks the page that is there, for [`Page::wait_for_new`].
+    pub fn mark(&mut self) -> Result<()> {
+        self.browser.eval("window.model1_old = true").map(drop)
+    }
+
+    /// Waits until the marked page has made way for one that has started.
+    pub fn wait_for_new(&mut self) -> Result<()> {
+        self.wait_for("a new page", "window.model1_old !== true && !!window.__model1_test")
+    }
+
+    /// Waits until a JavaScript expression is true. Pages that are on their way out or in answer with errors.
+    pub fn wait_for(&mut self, what: &str, script: &str) -> Result<()> {
+        let until = Instant::now() + self.patience;
+        loop {
+            let last = self.browser.eval(script);
+            if matches!(last, Ok(Value::Bool(true))) {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                let log = self.browser.log().join("\n");
+                bail!(
+                    "{what}: not within {:?}: {script} is {last:?}\nconsole:\n{log}",
+                    self.patience
+                );
+            }
+            std::thread::sleep(Duration::from_millis(40));
+        }
+    }
+
     /// Clicks on the widget of this name.
     pub fn click(&mut self, name: &str) -> Result<()> {
         let (x, y) = self.place(name)?;

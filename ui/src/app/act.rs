@@ -110,7 +110,7 @@ impl App {
             return;
         }
         match command {
-            Command::Generate | Command::Regenerate | Command::NewText | Command::NewChat => {
+            Command::Generate | Command::Regenerate | Command::Endless | Command::NewText | Command::NewChat => {
                 let (views, _, mut cx) = self.parts();
                 for slot in views.values_mut() {
                     if slot.broken.is_none() && slot.view.command(&mut cx, command) {

@@ -69,6 +69,8 @@ pub struct Store {
     generation: u64,
     last_model: Option<(String, String)>,
     fetched_revision: Option<u64>,
+    /// The text changed while it was being fetched.
+    fetch_again: bool,
     /// About the host, once it accepted us.
     pub host: Option<HostInfo>,
     /// Settings, as the host keeps them.
@@ -104,6 +106,7 @@ impl Store {
             generation: 0,
             last_model: None,
             fetched_revision: None,
+            fetch_again: false,
             host: None,
             settings: Settings::default(),
             state: None,
@@ -206,6 +209,7 @@ impl Store {
                 self.answers.clear();
                 self.generation += 1;
                 self.fetched_revision = None;
+                self.fetch_again = false;
                 self.wire.accepted();
                 self.send_own(Own::Docs);
             }
@@ -237,6 +241,9 @@ impl Store {
                 (_, Err(e)) if e.kind != ErrorKind::Refused => self.toasts.error(e, self.now),
                 _ => {}
             },
+        }
+        if matches!(request, Request::GetDoc) && std::mem::take(&mut self.fetch_again) {
+            self.fetch_doc();
         }
         if changes_docs(&request) {
             self.send_own(Own::Docs);
@@ -331,8 +338,9 @@ impl Store {
     }
 
     fn fetch_doc(&mut self) {
-        let on_the_way = self.pending.values().any(|(w, _)| matches!(w, Waiting::Own(Own::Doc)));
-        if !on_the_way {
+        // What is on the way may have left the host before this change.
+        self.fetch_again = self.pending.values().any(|(w, _)| matches!(w, Waiting::Own(Own::Doc)));
+        if !self.fetch_again {
             self.send_own(Own::Doc);
         }
     }
@@ -443,6 +451,11 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Requests that have not been answered.
+    pub fn unanswered(&self) -> usize {
+        self.pending.len()
     }
 
     /// The loaded model.

@@ -47,6 +47,23 @@ fn a_repeated_token_is_ignored_and_a_gap_fetches_the_text() {
 }
 
 #[test]
+fn a_text_that_changes_while_it_is_fetched_is_fetched_again() {
+    let scene = Scene::live();
+    let mut store = Store::new(scene.dialer(), "test");
+    run(&scene, &mut store, 0.0);
+    let fetches = || scene.count(|r| matches!(r, Request::GetDoc));
+    let before = fetches();
+    // Both arrive at once: the answer to the first fetch leaves the host between them.
+    scene.change(|s| s.doc_revision += 1);
+    scene.change(|s| s.doc_revision += 1);
+    run(&scene, &mut store, 0.1);
+    assert_eq!(fetches(), before + 2);
+    assert_eq!(store.unanswered(), 0);
+    run(&scene, &mut store, 0.2);
+    assert_eq!(fetches(), before + 2, "nothing changed since");
+}
+
+#[test]
 fn a_lost_connection_comes_back_with_its_cursor() {
     let scene = Scene::live();
     let mut store = Store::new(scene.dialer(), "test");

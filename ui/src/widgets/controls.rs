@@ -68,27 +68,49 @@ fn fade(ui: &Ui, color: Color32) -> Color32 {
 
 /// The one button of a place: filled with the accent.
 pub fn primary(ui: &mut Ui, icon: &str, text: &str) -> Response {
-    filled(ui, icon, text, Palette::of(ui).accent, Palette::of(ui).on_accent)
+    let p = Palette::of(ui);
+    filled(ui, &with_icon(icon, text), text, p.accent, p.on_accent)
+}
+
+/// The same as an icon alone, where there is no room for its name.
+pub fn primary_icon(ui: &mut Ui, icon: &str, name: &str) -> Response {
+    let p = Palette::of(ui);
+    filled(ui, icon, name, p.accent, p.on_accent)
 }
 
 /// A filled button that ends something.
 pub fn danger(ui: &mut Ui, icon: &str, text: &str) -> Response {
     let p = Palette::of(ui);
-    filled(ui, icon, text, theme::mix(p.raised, p.bad, 0.18), p.bad)
+    filled(
+        ui,
+        &with_icon(icon, text),
+        text,
+        theme::mix(p.raised, p.bad, 0.18),
+        p.bad,
+    )
 }
 
-fn filled(ui: &mut Ui, icon: &str, text: &str, fill: Color32, ink: Color32) -> Response {
+/// The same as an icon alone, where there is no room for its name.
+pub fn danger_icon(ui: &mut Ui, icon: &str, name: &str) -> Response {
     let p = Palette::of(ui);
-    let label = if icon.is_empty() {
+    filled(ui, icon, name, theme::mix(p.raised, p.bad, 0.18), p.bad)
+}
+
+fn with_icon(icon: &str, text: &str) -> String {
+    if icon.is_empty() {
         text.to_string()
     } else {
         format!("{icon}  {text}")
-    };
-    let galley = ui.painter().layout_no_wrap(label, theme::strong(), ink);
+    }
+}
+
+fn filled(ui: &mut Ui, label: &str, name: &str, fill: Color32, ink: Color32) -> Response {
+    let p = Palette::of(ui);
+    let galley = ui.painter().layout_no_wrap(label.to_string(), theme::strong(), ink);
     let size = vec2(galley.size().x + 24.0, 28.0);
     let (rect, response) = ui.allocate_exact_size(size, Sense::click());
     let enabled = ui.is_enabled();
-    response.widget_info(|| WidgetInfo::labeled(Role::Button, enabled, text));
+    response.widget_info(|| WidgetInfo::labeled(Role::Button, enabled, name));
     if ui.is_rect_visible(rect) {
         let hot = enabled && response.hovered();
         let down = enabled && response.is_pointer_button_down_on();

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -270,7 +270,14 @@ async fn health(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 /// The one-time link.
-async fn enter(State(shared): State<Arc<Shared>>, Path(token): Path<String>, headers: HeaderMap) -> Response {
+///
+/// What it asks of the page (`?...`) goes along.
+async fn enter(
+    State(shared): State<Arc<Shared>>,
+    Path(token): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
     // Browsers look ahead; that must not spend the link.
     let ahead = ["sec-purpose", "purpose", "x-moz"]
         .iter()
@@ -278,7 +285,11 @@ async fn enter(State(shared): State<Arc<Shared>>, Path(token): Path<String>, hea
     if ahead {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "Not before it is opened.");
     }
-    let home = [(header::LOCATION, "/"), (header::CACHE_CONTROL, "no-store")];
+    let page = query.map_or_else(|| "/".to_string(), |q| format!("/?{q}"));
+    let home = [
+        (header::LOCATION, page),
+        (header::CACHE_CONTROL, "no-store".to_string()),
+    ];
     match shared.auth.enter(&token) {
         Ok(Entry::Granted(key)) => {
             let mut response = (StatusCode::SEE_OTHER, home).into_response();

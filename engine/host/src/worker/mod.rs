@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use engine::{Cancel, Engine, OpTimer, Session};
 use protocol::{
@@ -138,10 +139,12 @@ pub(crate) struct Worker {
     /// What runs, for messages; empty while a text is written.
     busy: &'static str,
     quit: bool,
+    /// Least time from one written token to the next.
+    token_time: Duration,
 }
 
 impl Worker {
-    pub fn new(hub: Arc<Hub>, commands: Receiver<Command>) -> Self {
+    pub fn new(hub: Arc<Hub>, commands: Receiver<Command>, token_time: Duration) -> Self {
         Self {
             hub,
             commands,
@@ -149,6 +152,7 @@ impl Worker {
             loaded: None,
             busy: "",
             quit: false,
+            token_time,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Writing a message: from what is asked for to tokens in the text.
 
+use std::time::{Duration, Instant};
+
 use engine::families::CHUNK;
 use engine::{Cancel, EngineError, Finish, GenerateOptions, Generation, SamplerParams, Step};
 
@@ -64,7 +66,7 @@ impl Worker {
             Ok((mut generation, mut writing)) => {
                 let node = writing.node;
                 to.send(Ok(Reply::Started { node }));
-                let error = self.steps(&mut generation, &mut writing).err();
+                let error = self.steps(&mut generation, &mut writing, stop).err();
                 self.end(generation, writing, error, number);
             }
         }
@@ -179,7 +181,7 @@ impl Worker {
         })
     }
 
-    fn steps(&mut self, generation: &mut Generation, writing: &mut Writing) -> Result<(), EngineError> {
+    fn steps(&mut self, generation: &mut Generation, writing: &mut Writing, stop: &Cancel) -> Result<(), EngineError> {
         let (_, total) = generation.prefilled();
         // A prompt of one chunk is read before anybody could look at its progress.
         let shown = total > CHUNK as u64;
@@ -209,8 +211,11 @@ impl Worker {
             }
             self.between_steps(writing);
         }
+        let mut last = None;
         loop {
             self.between_steps(writing);
+            self.wait(last, writing, stop);
+            last = Some(Instant::now());
             let Some(loaded) = self.loaded.as_mut() else {
                 return Ok(());
             };
@@ -235,6 +240,23 @@ impl Worker {
                 recipe: writing.recipe,
             };
             self.token(writing, token.record, info);
+        }
+    }
+
+    /// Waits until the next token may come, if tokens are to be watched one by one.
+    fn wait(&mut self, last: Option<Instant>, writing: &mut Writing, stop: &Cancel) {
+        // Often enough that commands are answered as if nothing waited.
+        const LOOK: Duration = Duration::from_millis(10);
+        let Some(due) = last.map(|t| t + self.token_time) else {
+            return;
+        };
+        while !stop.is_cancelled() {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(LOOK));
+            self.between_steps(writing);
         }
     }
 

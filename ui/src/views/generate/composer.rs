@@ -101,7 +101,8 @@ impl Composer {
         };
     }
 
-    pub(super) fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, form: &mut Form) {
+    /// `one_row`: field and button side by side, without the figures below.
+    pub(super) fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, form: &mut Form, one_row: bool) {
         self.hold_large_paste(ui, cx.now);
         self.count(cx, ui);
         let p = Palette::of(ui);
@@ -110,7 +111,6 @@ impl Composer {
             .text
             .as_ref()
             .is_some_and(|t| t.view().info.kind == DocKind::Chat);
-        let able = cx.can_edit();
         if let Some(large) = &self.large {
             let megabytes = fmt::bytes(large.len() as u64).plain();
             let remove = ui
@@ -125,13 +125,28 @@ impl Composer {
                 self.touched(cx.now);
             }
         }
+        if one_row {
+            let row = egui::Layout::right_to_left(egui::Align::Center);
+            ui.allocate_ui_with_layout(vec2(ui.available_width(), 32.0), row, |ui| {
+                self.button(cx, ui, form, chat, true);
+                self.field(cx, ui, chat, 1);
+            });
+            return;
+        }
+        let rows = self.text.lines().count().clamp(1, 6);
+        self.field(cx, ui, chat, rows);
+        ui.add_space(6.0);
+        self.bottom(cx, ui, form, chat);
+    }
+
+    fn field(&mut self, cx: &Context<'_>, ui: &mut Ui, chat: bool, rows: usize) {
+        let able = cx.can_edit();
         let hint = match (chat, can_continue(cx.store.text.as_ref())) {
             (true, _) => "Write to the model",
             (false, true) => "Write what comes next, or leave this empty and go on",
             (false, false) => "Write how the text begins",
         };
         let hint = if ui.available_width() < 280.0 { "Write" } else { hint };
-        let rows = self.text.lines().count().clamp(1, 6);
         let field = egui::TextEdit::multiline(&mut self.text)
             .id(egui::Id::unique("composer"))
             .hint_text(hint)
@@ -147,8 +162,6 @@ impl Composer {
         if response.changed() {
             self.touched(cx.now);
         }
-        ui.add_space(6.0);
-        self.bottom(cx, ui, form, chat);
     }
 
     fn bottom(&mut self, cx: &mut Context<'_>, ui: &mut Ui, form: &mut Form, chat: bool) {
@@ -157,7 +170,7 @@ impl Composer {
             vec2(ui.available_width(), 28.0),
             egui::Layout::right_to_left(egui::Align::Center),
             |ui| {
-                self.button(cx, ui, form, chat);
+                self.button(cx, ui, form, chat, false);
                 ui.with_layout(egui::Layout::left_to_right(egui::Align::Center), |ui| {
                     ui.set_clip_rect(ui.max_rect().intersect(ui.clip_rect()));
                     match self.refusal(cx.store) {
@@ -172,10 +185,15 @@ impl Composer {
         );
     }
 
-    fn button(&mut self, cx: &mut Context<'_>, ui: &mut Ui, form: &mut Form, chat: bool) {
+    fn button(&mut self, cx: &mut Context<'_>, ui: &mut Ui, form: &mut Form, chat: bool, icon_only: bool) {
         if cx.store.writing().is_some() {
             ui.add_enabled_ui(cx.can_edit(), |ui| {
-                if controls::danger(ui, icons::STOP, "Stop").on_hover_text("Esc").clicked() {
+                let response = if icon_only {
+                    controls::danger_icon(ui, icons::STOP, "Stop").on_hover_text("Stop (Esc)")
+                } else {
+                    controls::danger(ui, icons::STOP, "Stop").on_hover_text("Esc")
+                };
+                if response.clicked() {
                     cx.act(Action::Run(Command::Stop));
                 }
             });
@@ -191,7 +209,11 @@ impl Composer {
             .refusal(cx.store)
             .or_else(|| (self.is_empty() && !goes_on).then(|| "write something first".to_string()));
         ui.add_enabled_ui(refusal.is_none(), |ui| {
-            let response = controls::primary(ui, icons::PLAY, text).on_hover_text("Ctrl+Enter");
+            let response = if icon_only {
+                controls::primary_icon(ui, icons::PLAY, text).on_hover_text(format!("{text} (Ctrl+Enter)"))
+            } else {
+                controls::primary(ui, icons::PLAY, text).on_hover_text("Ctrl+Enter")
+            };
             if response.clicked() {
                 self.send(cx, form);
             }

@@ -124,7 +124,9 @@ impl View for Generate {
             .frame(frame)
             .resizable(false)
             .show(ui, |ui| {
-                self.composer.show(cx, ui, &mut self.form);
+                // So little room that the button stands beside the field, and the field is one line.
+                let one_row = low && ui.available_width() < 560.0;
+                self.composer.show(cx, ui, &mut self.form, one_row);
             });
         egui::CentralPanel::no_frame().show(ui, |ui| self.text(cx, ui));
     }
@@ -146,6 +148,14 @@ impl View for Generate {
                     let spec = self.form.for_run(cx.now);
                     cx.send(Request::Generate { node: Some(node), spec });
                 }
+            }
+            Command::Endless => {
+                let said = if self.form.toggle_endless() {
+                    "The next text goes on until the context is full"
+                } else {
+                    "The next text ends where the model ends it"
+                };
+                cx.act(Action::Say(said.into()));
             }
             Command::NewText => cx.send(Request::NewDoc(DocKind::Text)),
             Command::NewChat => cx.send(Request::NewDoc(DocKind::Chat)),

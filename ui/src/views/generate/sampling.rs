@@ -72,6 +72,14 @@ impl Form {
         self.spec.clone()
     }
 
+    /// Lets texts go on until the context is full, or takes that back; whether they do now.
+    pub(super) fn toggle_endless(&mut self) -> bool {
+        let on = !(self.spec.ignore_eos && self.spec.max_tokens == 0);
+        self.spec.ignore_eos = on;
+        self.spec.max_tokens = if on { 0 } else { FIRST_TOKENS };
+        on
+    }
+
     /// How many values differ from the model's.
     pub(super) fn changes(&self) -> usize {
         let (s, o) = (&self.spec.sampling, &self.own);
