@@ -298,11 +298,15 @@ fn a_small_window_shows_one_region_at_a_time() {
         d.must_say("Layers");
         d.click("Workspace");
         assert!(d.has("Prompt"));
-        let at = d.node("Prompt").rect();
-        assert!(
-            at.bottom() * zoom <= 300.0 && at.right() * zoom <= 400.0,
-            "zoom {zoom}: {at:?}"
-        );
+        // Field and button whole in the window, the button with its margin below.
+        for name in ["Prompt", "Continue"] {
+            let at = d.node(name).rect();
+            assert!(
+                (at.bottom() + 4.0) * zoom <= 300.0 && (at.right() + 4.0) * zoom <= 400.0,
+                "zoom {zoom}: {name} {at:?}"
+            );
+        }
+        d.shot(&format!("shell-small-{zoom}"));
         assert!(!d.says("Tokens per second: "), "one panel at a time");
         d.key(CTRL, Key::K);
         d.node("Command").type_text("show speed");
@@ -338,11 +342,6 @@ fn a_model_of_five_thousand_layers_stays_usable() {
     d.must_say("Layers at this token");
     let rows = d.said("Layer ").iter().filter(|s| s.starts_with("Layer ")).count();
     assert!((1..200).contains(&rows), "{rows} rows are made");
-    let start = std::time::Instant::now();
-    d.frames(10);
-    let frame = start.elapsed() / 10;
-    println!("{} ms a frame", frame.as_millis());
-    assert!(frame.as_millis() < 500, "{frame:?} a frame");
     d.shot("shell-5000-layers");
 }
 

@@ -113,9 +113,17 @@ fn model(
 fn title(ui: &mut Ui, name: &str, tag: &str) {
     let p = Palette::of(ui);
     ui.horizontal(|ui| {
-        ui.label(RichText::new(name).font(theme::title()));
+        let tag = RichText::new(tag).font(theme::caption()).color(p.faint);
+        if ui.available_width() < 180.0 {
+            ui.add(egui::Label::new(RichText::new(name).font(theme::title())).truncate())
+                .on_hover_text(tag.text());
+            return;
+        }
         ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-            ui.label(RichText::new(tag).font(theme::caption()).color(p.faint));
+            ui.label(tag);
+            ui.with_layout(egui::Layout::left_to_right(egui::Align::Center), |ui| {
+                ui.add(egui::Label::new(RichText::new(name).font(theme::title())).truncate());
+            });
         });
     });
 }

@@ -109,7 +109,10 @@ fn head(app: &mut App, ui: &mut Ui) {
     ui.allocate_ui_with_layout(vec2(ui.available_width(), 40.0), row, |ui| {
         ui.set_min_height(40.0);
         top::logo(ui);
-        ui.label(RichText::new("MODEL1 Explorer").font(theme::title()));
+        // Narrow windows keep the room for the buttons.
+        if ui.available_width() > 260.0 {
+            ui.label(RichText::new("MODEL1 Explorer").font(theme::title()));
+        }
         ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
             if icon_button(ui, icons::GEAR_SIX, "Settings").clicked() {
                 app.invoke(Command::Settings);

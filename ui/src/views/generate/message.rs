@@ -205,7 +205,8 @@ impl Transcript {
                 } else {
                     p.faint
                 };
-                ui.label(RichText::new(words).font(theme::caption()).color(color));
+                let words = RichText::new(words).font(theme::caption()).color(color);
+                ui.add(egui::Label::new(words).truncate());
             }
         });
     }
