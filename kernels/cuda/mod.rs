@@ -8,6 +8,7 @@ pub mod device;
 #[cfg(feature = "cuda")]
 pub mod driver;
 pub mod exec;
+pub mod measure;
 pub mod memory;
 pub mod ops;
 mod prepared;

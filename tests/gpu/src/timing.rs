@@ -1,0 +1,171 @@
+//! A timing table: decode and prefill, each with its share of what reading memory at the measured speed would allow.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{Cancel, Engine, SamplerParams, Session, SessionOptions};
+use kernels::cuda::Cuda;
+use kernels::cuda::measure::read_bandwidth;
+use model1_tests::goldens::engine_with;
+
+use crate::models::{Shape, write};
+use crate::runner::{Bench, Case};
+
+/// Timed cases: the bundled model, and shapes with random weights.
+pub fn cases() -> Vec<Case> {
+    let mut all = vec![Case::new("timing", "bundled model", |b| {
+        let cuda = b.cuda();
+        let engine = engine_with(&b.root.join("engine/bundled/model1-mini"), cuda.clone()).unwrap();
+        table(b, &engine, &cuda, &[0, 2000], 2048)
+    })];
+    for shape in [Shape::Qwen15, Shape::Model15, Shape::Model15Fp8, Shape::Llama7] {
+        all.push(Case::new("timing", shape.name(), move |b| {
+            let start = Instant::now();
+            let folder = write(shape);
+            let made = start.elapsed().as_secs_f64();
+            let cuda = b.cuda();
+            let engine = engine_with(folder.path(), cuda.clone()).unwrap();
+            let depths: &[usize] = if b.quick { &[0] } else { &[0, 2048, 30_000] };
+            format!(
+                "random weights, made in {made:.1} s\n{}",
+                table(b, &engine, &cuda, depths, 2048)
+            )
+        }));
+    }
+    all
+}
+
+fn ids(engine: &Engine, n: usize) -> Vec<u32> {
+    let vocab = engine.facts().vocab as u64;
+    (0..n as u64).map(|i| (i * 7919 % (vocab - 2) + 2) as u32).collect()
+}
+
+fn median(mut v: Vec<f64>) -> f64 {
+    v.sort_by(f64::total_cmp);
+    v[v.len() / 2]
+}
+
+fn session(engine: &Arc<Engine>, context: u64, trace: bool) -> Session {
+    let options = SessionOptions {
+        context: Some(context),
+        trace,
+        ..SessionOptions::default()
+    };
+    engine.session(engine.recipe(), options).unwrap()
+}
+
+/// Lines for prefill, decode at each depth, and the ops that take longest.
+fn table(b: &Bench, engine: &Arc<Engine>, cuda: &Cuda, depths: &[usize], prompt: usize) -> String {
+    let read = read_bandwidth(&b.device, 1 << 30, 10).unwrap();
+    let limit = (engine.facts().max_context as u64).min(40_000);
+    let start = Instant::now();
+    let mut s = session(engine, limit, false);
+    s.feed(&[2], None, &Cancel::default(), &mut ()).unwrap();
+    let mut text = format!(
+        "first step (weights go to the GPU) {:.2} s, {:.2} GiB of weights there\n",
+        start.elapsed().as_secs_f64(),
+        cuda.weight_bytes() as f64 / f64::from(1 << 30)
+    );
+    let prompt = ids(engine, prompt.min(limit as usize - 300));
+    // The first pass makes graphs; the second is what is timed.
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        let mut s = session(engine, limit, false);
+        let start = Instant::now();
+        s.feed(&prompt, None, &Cancel::default(), &mut ()).unwrap();
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+    text += &format!(
+        "prefill {} tokens: {:.0} tokens/s (best of 3)\n",
+        prompt.len(),
+        prompt.len() as f64 / best
+    );
+    for &depth in depths.iter().filter(|d| **d + 200 < limit as usize) {
+        text += &decode(engine, read, limit, depth);
+    }
+    text + &slowest(engine, limit)
+}
+
+fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
+    let sampler = SamplerParams::default();
+    let mut s = session(engine, limit, false);
+    if depth > 0 {
+        s.feed(&ids(engine, depth), None, &Cancel::default(), &mut ()).unwrap();
+    }
+    let (mut each, mut bytes) = (Vec::new(), 0u64);
+    let mut token = 5u32;
+    let start = Instant::now();
+    for i in 0..136 {
+        let begin = Instant::now();
+        s.feed(&[token], Some(&sampler), &Cancel::default(), &mut ()).unwrap();
+        token = s.sampled().unwrap().token;
+        if i >= 8 {
+            each.push(begin.elapsed().as_secs_f64());
+        }
+        // A model of random weights may repeat one token; the next one is varied so that experts vary.
+        token = (token + i) % (engine.facts().vocab as u32 - 2) + 2;
+    }
+    let all = start.elapsed().as_secs_f64();
+    let plan = s.plan(1, depth as u64 + 100);
+    for op in &plan.ops {
+        let c = op.cost(&plan, 1, depth as u64 + 100);
+        bytes += c.weights + c.cache;
+    }
+    let mut sorted = each.clone();
+    sorted.sort_by(f64::total_cmp);
+    let p95 = sorted[sorted.len() * 95 / 100];
+    let t = median(each);
+    format!(
+        "decode at {depth}: {:.0} tokens/s (median {:.3} ms, p95 {:.3} ms, mean of all {:.3} ms), {:.1} MB a token = {:.0} % of \
+         reads at {:.2} TB/s\n",
+        1.0 / t,
+        t * 1e3,
+        p95 * 1e3,
+        all / 136.0 * 1e3,
+        bytes as f64 / 1e6,
+        bytes as f64 / t / read * 100.0,
+        read / 1e12
+    )
+}
+
+/// The kinds of ops that take longest in a traced decode step and in a traced chunk of 128.
+fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
+    let mut text = String::new();
+    for (what, n) in [("decode", 1), ("prefill of 128", 128)] {
+        let mut s = session(engine, limit, true);
+        s.feed(&ids(engine, 256), None, &Cancel::default(), &mut ()).unwrap();
+        let mut sums: std::collections::BTreeMap<String, (f64, u64, u64)> = Default::default();
+        for _ in 0..4 {
+            s.feed(
+                &ids(engine, n),
+                Some(&SamplerParams::default()),
+                &Cancel::default(),
+                &mut (),
+            )
+            .unwrap();
+            let plan = s.plan(n, 256);
+            for t in &s.output().times {
+                let op = &plan.ops[t.op as usize];
+                let key = serde_json::to_value(op).unwrap();
+                let key = format!("{} {}", key["op"].as_str().unwrap_or(""), op.name);
+                let e = sums.entry(key).or_default();
+                *e = (e.0 + t.nanos / 4.0, e.1 + t.bytes / 4, e.2 + 1);
+            }
+        }
+        let total: f64 = sums.values().map(|s| s.0).sum();
+        text += &format!("{what}, op by op without a graph: {:.3} ms\n", total / 1e6);
+        let mut list: Vec<_> = sums.into_iter().collect();
+        list.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+        for (name, (nanos, bytes, n)) in list.into_iter().take(14) {
+            text += &format!(
+                "  {:5.1} % {:9.1} us in {:3} of {name}, {:.0} GB/s\n",
+                nanos / total * 100.0,
+                nanos / 1e3,
+                n / 4,
+                bytes as f64 / nanos
+            );
+        }
+    }
+    text
+}
