@@ -172,7 +172,7 @@ bool run_warp(Scheduler& s, unsigned first, bool backwards) {
     return ran;
 }
 
-bool backwards_now = false;
+thread_local bool backwards_now = false;
 
 const char* run_block(Scheduler& s) {
     const unsigned warps = (s.threads + 31) / 32;

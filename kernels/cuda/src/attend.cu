@@ -12,7 +12,10 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
     const uint32_t d = a.head_dim, ld = d + 4;
     float* q = (float*)memory;              // [L][d]
     float* tile = q + L * d;                // [32][ld], at the end [row groups][L][columns]
-    float* p = tile + kKeys * ld;           // [L][32]
+    // Columns are spread over threads; with fewer columns than threads, groups of threads share out the keys.
+    const uint32_t columns = blockDim.x / (blockDim.x / min(blockDim.x, (d + 31) / 32 * 32));
+    const uint32_t row_groups = blockDim.x / columns;
+    float* p = tile + max(kKeys * ld, row_groups > 1 ? row_groups * L * columns : 0u);  // [L][32]
     float* alpha = p + L * kKeys;           // [L]
     float* best = alpha + L;                // [L]
     float* sum = best + L;                  // [L]
@@ -47,9 +50,6 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
         best[threadIdx.x] = -INFINITY;
         sum[threadIdx.x] = 0.0f;
     }
-    // Columns are spread over threads; with fewer columns than threads, groups of threads share out the keys.
-    const uint32_t columns = blockDim.x / (blockDim.x / min(blockDim.x, (d + 31) / 32 * 32));
-    const uint32_t row_groups = blockDim.x / columns;
     const uint32_t column = threadIdx.x % columns, row_group = threadIdx.x / columns;
     float acc[L][C] = {};
 

@@ -1,0 +1,333 @@
+//! A device that is an emulator: kernels compiled for the CPU run in host memory, every allocation between sentinels.
+
+use std::alloc::Layout;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use kernels::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
+use kernels::ir::ExecError;
+
+// SAFETY: signatures as in kernels/cuda/emulate/simt.cpp.
+unsafe extern "C" {
+    fn simt_order(backwards: i32);
+    fn simt_launch(
+        name: *const c_char,
+        grid: *const u32,
+        block: *const u32,
+        shared: usize,
+        args: *const u8,
+        bytes: usize,
+    ) -> *const c_char;
+}
+
+/// Bytes before and behind every allocation.
+const GUARD: usize = 256;
+/// What they hold.
+const SENTINEL: u8 = 0xa5;
+/// What fresh memory holds: NaN as floats, so that reading it before writing shows.
+const FRESH: u8 = 0xff;
+
+/// Order in which the emulator runs the warps of a block, and the lanes of a warp. Results must not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// First to last.
+    Ascending,
+    /// Last to first.
+    Descending,
+}
+
+#[derive(Clone, Debug)]
+struct OwnedLaunch {
+    kernel: &'static str,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: usize,
+    args: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Launch(OwnedLaunch),
+    Copy(DevPtr, DevPtr, usize),
+    Fill(DevPtr, u8, usize),
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Bytes by address.
+    memory: BTreeMap<DevPtr, usize>,
+    recording: Option<Vec<Call>>,
+    graphs: Vec<Vec<Call>>,
+    marks: BTreeMap<usize, Instant>,
+    launched: BTreeMap<&'static str, u64>,
+}
+
+/// The emulated device.
+pub struct Emulator {
+    info: DeviceInfo,
+    order: Order,
+    graphs: bool,
+    inner: Mutex<Inner>,
+}
+
+struct Recorded(usize);
+
+impl Graph for Recorded {
+    fn handle(&self) -> usize {
+        self.0
+    }
+}
+
+fn device_error<T>(text: String) -> Result<T, ExecError> {
+    Err(ExecError::Device(text))
+}
+
+impl Emulator {
+    /// A device that runs warps in this order, with or without recording of graphs.
+    pub fn new(order: Order, graphs: bool) -> Self {
+        Self {
+            info: DeviceInfo {
+                name: "emulator".into(),
+                multiprocessors: 4,
+                capability: (9, 0),
+                memory: 1 << 33,
+                l2: 1 << 25,
+                shared_per_block: 227 << 10,
+                driver: 13000,
+            },
+            order,
+            graphs,
+            inner: Mutex::default(),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often each kernel was launched.
+    pub fn launched(&self) -> BTreeMap<&'static str, u64> {
+        self.inner().launched.clone()
+    }
+
+    /// Whether `bytes` bytes at `at` lie within one allocation.
+    fn check(inner: &Inner, at: DevPtr, bytes: usize) -> Result<(), ExecError> {
+        let found = inner.memory.range(..=at).next_back();
+        match found {
+            Some((start, len)) if at + bytes as u64 <= start + *len as u64 => Ok(()),
+            _ if bytes == 0 => Ok(()),
+            _ => device_error(format!("{bytes} bytes at {at:#x} are not within an allocation")),
+        }
+    }
+
+    /// Looks at the sentinels of every allocation.
+    fn check_sentinels(inner: &Inner, after: &str) -> Result<(), ExecError> {
+        for (&ptr, &bytes) in &inner.memory {
+            for at in [ptr - GUARD as u64, ptr + bytes as u64] {
+                // SAFETY: both guards belong to the live allocation.
+                let guard = unsafe { std::slice::from_raw_parts(at as *const u8, GUARD) };
+                if let Some(i) = guard.iter().position(|&b| b != SENTINEL) {
+                    let side = if at < ptr { "before" } else { "behind" };
+                    return device_error(format!(
+                        "{after}: written {side} an allocation of {bytes} bytes, byte {i} of the guard"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, inner: &mut Inner, call: &Call) -> Result<(), ExecError> {
+        match call {
+            Call::Launch(l) => {
+                *inner.launched.entry(l.kernel).or_default() += 1;
+                let name = CString::new(l.kernel).map_err(|e| ExecError::Device(e.to_string()))?;
+                // SAFETY: the struct's size is compared on the other side; the addresses in it are the backend's own.
+                let wrong = unsafe {
+                    simt_order((self.order == Order::Descending).into());
+                    simt_launch(
+                        name.as_ptr(),
+                        l.grid.as_ptr(),
+                        l.block.as_ptr(),
+                        l.shared,
+                        l.args.as_ptr(),
+                        l.args.len(),
+                    )
+                };
+                if !wrong.is_null() {
+                    // SAFETY: a static C string.
+                    let text = unsafe { CStr::from_ptr(wrong) }.to_string_lossy();
+                    return device_error(format!("kernel `{}`: {text}", l.kernel));
+                }
+                Self::check_sentinels(inner, l.kernel)
+            }
+            Call::Copy(to, from, bytes) => {
+                Self::check(inner, *to, *bytes)?;
+                Self::check(inner, *from, *bytes)?;
+                // SAFETY: both ranges lie within live allocations.
+                unsafe { std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes) };
+                Ok(())
+            }
+            Call::Fill(to, byte, bytes) => {
+                Self::check(inner, *to, *bytes)?;
+                // SAFETY: the range lies within a live allocation.
+                unsafe { std::ptr::write_bytes(*to as *mut u8, *byte, *bytes) };
+                Ok(())
+            }
+        }
+    }
+
+    fn enqueue(&self, call: Call) -> Result<(), ExecError> {
+        let mut inner = self.inner();
+        if let Some(recording) = &mut inner.recording {
+            recording.push(call);
+            return Ok(());
+        }
+        self.run(&mut inner, &call)
+    }
+
+    fn layout(bytes: usize) -> Result<Layout, ExecError> {
+        Layout::from_size_align(bytes + 2 * GUARD, GUARD).map_err(|e| ExecError::Device(e.to_string()))
+    }
+}
+
+impl Device for Emulator {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn memory(&self) -> Result<(u64, u64), ExecError> {
+        let used: usize = self.inner().memory.values().sum();
+        Ok((self.info.memory - used as u64, self.info.memory))
+    }
+
+    fn alloc(&self, bytes: usize, what: &str) -> Result<DevPtr, ExecError> {
+        let mut inner = self.inner();
+        if inner.recording.is_some() {
+            return device_error(format!("memory for {what} asked for while a graph is recorded"));
+        }
+        let layout = Self::layout(bytes)?;
+        // SAFETY: the size is not 0 (guards); everything is initialised below.
+        let base = unsafe { std::alloc::alloc(layout) };
+        if base.is_null() {
+            return Err(ExecError::OutOfMemory {
+                what: what.into(),
+                bytes: bytes as u64,
+            });
+        }
+        // SAFETY: within the allocation just made.
+        unsafe {
+            std::ptr::write_bytes(base, SENTINEL, bytes + 2 * GUARD);
+            std::ptr::write_bytes(base.add(GUARD), FRESH, bytes);
+        }
+        let ptr = base as u64 + GUARD as u64;
+        inner.memory.insert(ptr, bytes);
+        Ok(ptr)
+    }
+
+    fn free(&self, ptr: DevPtr) {
+        let mut inner = self.inner();
+        if let Some(bytes) = inner.memory.remove(&ptr)
+            && let Ok(layout) = Self::layout(bytes)
+        {
+            // SAFETY: made by `alloc` with this layout, and no longer listed.
+            unsafe { std::alloc::dealloc((ptr - GUARD as u64) as *mut u8, layout) };
+        }
+    }
+
+    fn upload(&self, to: DevPtr, src: &[u8]) -> Result<(), ExecError> {
+        let inner = self.inner();
+        Self::check(&inner, to, src.len())?;
+        // SAFETY: the range lies within a live allocation.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to as *mut u8, src.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {
+        let inner = self.inner();
+        Self::check(&inner, from, out.len())?;
+        // SAFETY: the range lies within a live allocation.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, out.as_mut_ptr(), out.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, to: DevPtr, from: DevPtr, bytes: usize) -> Result<(), ExecError> {
+        self.enqueue(Call::Copy(to, from, bytes))
+    }
+
+    fn fill(&self, to: DevPtr, byte: u8, bytes: usize) -> Result<(), ExecError> {
+        self.enqueue(Call::Fill(to, byte, bytes))
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), ExecError> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        if launch.shared > self.info.shared_per_block {
+            return device_error(format!(
+                "kernel `{}`: {} bytes of shared memory",
+                launch.kernel, launch.shared
+            ));
+        }
+        let mut args = Vec::new();
+        for arg in launch.args {
+            match arg {
+                Arg::Ptr(v) | Arg::U64(v) => args.extend(v.to_le_bytes()),
+                Arg::I32(v) => args.extend(v.to_le_bytes()),
+                Arg::U32(v) => args.extend(v.to_le_bytes()),
+                Arg::F32(v) => args.extend(v.to_le_bytes()),
+                Arg::Struct(v) => args.extend_from_slice(v),
+            }
+        }
+        self.enqueue(Call::Launch(OwnedLaunch {
+            kernel: launch.kernel,
+            grid: launch.grid,
+            block: launch.block,
+            shared: launch.shared,
+            args,
+        }))
+    }
+
+    fn synchronise(&self) -> Result<(), ExecError> {
+        Self::check_sentinels(&self.inner(), "synchronise")
+    }
+
+    fn begin_capture(&self) -> Result<bool, ExecError> {
+        if self.graphs {
+            self.inner().recording = Some(Vec::new());
+        }
+        Ok(self.graphs)
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>, ExecError> {
+        let mut inner = self.inner();
+        let Some(calls) = inner.recording.take() else {
+            return device_error("no graph is being recorded".into());
+        };
+        inner.graphs.push(calls);
+        Ok(Box::new(Recorded(inner.graphs.len() - 1)))
+    }
+
+    fn launch_graph(&self, graph: &dyn Graph) -> Result<(), ExecError> {
+        let mut inner = self.inner();
+        let Some(calls) = inner.graphs.get(graph.handle()).cloned() else {
+            return device_error(format!("there is no graph {}", graph.handle()));
+        };
+        calls.iter().try_for_each(|c| self.run(&mut inner, c))
+    }
+
+    fn mark(&self, number: usize) -> Result<(), ExecError> {
+        self.inner().marks.insert(number, Instant::now());
+        Ok(())
+    }
+
+    fn between(&self, first: usize, second: usize) -> Result<f64, ExecError> {
+        let inner = self.inner();
+        match (inner.marks.get(&first), inner.marks.get(&second)) {
+            (Some(a), Some(b)) => Ok(b.duration_since(*a).as_nanos() as f64),
+            _ => device_error(format!("points {first} and {second} were not both noted")),
+        }
+    }
+}
