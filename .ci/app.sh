@@ -76,7 +76,8 @@ build_once() {
   done
   shift
   stamp="$(dirname "$binary")/.$name.made-from"
-  wanted="$(made_from "${paths[@]}") $(rustc -V 2>/dev/null)"
+  # MODEL1_CUDA and its targets decide what kernels are in it.
+  wanted="$(made_from "${paths[@]}") $(rustc -V 2>/dev/null) ${MODEL1_CUDA:-auto} ${MODEL1_CUDA_ARCHS:-}"
   [[ -x "$binary" && -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && return 0
   "$@" || return
   printf '%s\n' "$wanted" >"$stamp"

@@ -8,6 +8,9 @@ mod runner;
 mod timing;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use kernels::cuda::device::Device;
 
 use runner::{Bench, Case};
 
@@ -21,6 +24,7 @@ model1-gpu-tests [--root DIR] [--only TEXT]... [--skip TEXT]... [--quick] [--jso
   --json FILE  results, one object per line
   --list       say what there is and end
   --gpu N      number of the GPU, default 0
+  --emulate    on the emulator instead (in builds with the feature `emulate`)
 
 The exit code is 0 when every case passed, 1 when one failed, 2 when there is no GPU to run on.";
 
@@ -32,6 +36,7 @@ struct Options {
     json: Option<PathBuf>,
     list: bool,
     gpu: usize,
+    emulate: bool,
     child: Option<usize>,
 }
 
@@ -44,6 +49,7 @@ fn options(args: &[String]) -> Result<Options, String> {
         json: None,
         list: false,
         gpu: 0,
+        emulate: false,
         child: None,
     };
     let mut args = args.iter();
@@ -57,11 +63,25 @@ fn options(args: &[String]) -> Result<Options, String> {
             "--gpu" => o.gpu = value()?.parse().map_err(|_| "--gpu needs a number")?,
             "--child" => o.child = Some(value()?.parse().map_err(|_| "--child needs a number")?),
             "--quick" => o.quick = true,
+            "--emulate" => o.emulate = true,
             "--list" => o.list = true,
             other => return Err(format!("not understood: {other}\n\n{HELP}")),
         }
     }
     Ok(o)
+}
+
+fn device(o: &Options) -> Result<Arc<dyn Device>, String> {
+    if !o.emulate {
+        return kernels::cuda::open(o.gpu);
+    }
+    #[cfg(feature = "emulate")]
+    return Ok(Arc::new(model1_tests_cuda::Emulator::new(
+        model1_tests_cuda::Order::Ascending,
+        true,
+    )));
+    #[cfg(not(feature = "emulate"))]
+    Err("this program was built without the emulator (feature `emulate`)".into())
 }
 
 fn cases() -> Vec<Case> {
@@ -103,7 +123,7 @@ fn run() -> Result<i32, String> {
     }
     if let Some(first) = options.child {
         let bench = Bench {
-            device: kernels::cuda::open(options.gpu)?,
+            device: device(&options)?,
             root: options.root,
             quick: options.quick,
         };
@@ -111,7 +131,7 @@ fn run() -> Result<i32, String> {
         return Ok(runner::child(&mine, first, &bench));
     }
     // Whether there is a GPU at all is asked in this process, so that the answer is one line.
-    drop(kernels::cuda::open(options.gpu)?);
+    drop(device(&options)?);
     let (mut passed, mut failed) = (0, Vec::new());
     let mut json = String::new();
     runner::parent(&wanted, &args, &mut |o| {

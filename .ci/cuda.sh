@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Fetches a CUDA compiler (NVIDIA's wheels from PyPI, 104 MB, no root, no GPU needed) into the cache folder, where the
+# build finds it. Does nothing where there is one already, or where MODEL1_CUDA=off.
+#
+#   .ci/cuda.sh          fetch, if an NVIDIA GPU is here or MODEL1_CUDA=require
+#   .ci/cuda.sh --plan   only print, one a line, what that would fetch
+#   .ci/cuda.sh --archs  print the targets of this machine's GPUs, as MODEL1_CUDA_ARCHS takes them (nothing without a GPU)
+#   .ci/cuda.sh --have   only say by its exit status whether there is a compiler, and MODEL1_CUDA is not off
+#   .ci/cuda.sh --fetch  fetch in any case
+#   .ci/cuda.sh --check  compile every kernel for sm_90a and sm_80; fail on spills, local memory and warnings
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=.ci/setup.sh
+source .ci/setup.sh
+
+wheels=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 nvidia-cuda-crt==13.0.88)
+folder="$CACHE_DIR/cuda"
+root="$folder/nvidia/cu13"
+
+have_gpu() { [[ -e /dev/nvidiactl || -e /proc/driver/nvidia/version ]]; }
+wanted() { [[ "${MODEL1_CUDA:-auto}" == require ]] || { [[ "${MODEL1_CUDA:-auto}" == auto ]] && have_gpu; }; }
+good() { # NVCC: is it version 13 or newer?
+  local major
+  major="$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p')"
+  [[ -n "$major" ]] && ((major >= 13))
+}
+# The places the build looks in, in its order.
+find_nvcc() {
+  local nvcc
+  for nvcc in "${MODEL1_NVCC:-}" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc "$root/bin/nvcc"; do
+    if [[ -x "$nvcc" ]] && good "$nvcc"; then
+      printf '%s\n' "$nvcc"
+      return 0
+    fi
+  done
+  return 1
+}
+# A Python that installs wheels. Debian's own has no pip without python3-pip.
+find_pip() {
+  local python
+  for python in python3 python; do
+    if command -v "$python" >/dev/null 2>&1 && "$python" -m pip --version >/dev/null 2>&1; then
+      printf '%s\n' "$python"
+      return 0
+    fi
+  done
+  return 1
+}
+
+fetch() {
+  find_nvcc >/dev/null && return 0
+  local python
+  python="$(find_pip)" || {
+    say "The CUDA compiler cannot be fetched: there is no Python with pip (apt-get install python3-pip). Built for the CPU alone."
+    return 1
+  }
+  say "==> the CUDA compiler, from PyPI (104 MB)"
+  rm -rf "$folder.part"
+  "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target "$folder.part" "${wheels[@]}" >&2 || {
+    rm -rf "$folder.part"
+    say "The CUDA compiler could not be fetched; the messages are above. Built for the CPU alone."
+    return 1
+  }
+  ln -sfn lib "$folder.part/nvidia/cu13/lib64"
+  rm -rf "$folder"
+  mv "$folder.part" "$folder"
+  find_nvcc >/dev/null
+}
+
+archs() {
+  command -v nvidia-smi >/dev/null 2>&1 || return 0
+  local cap list=()
+  while read -r cap; do
+    case "$cap" in
+      9.0) list+=(90a) ;;
+      10.*) list+=(100f) ;;
+      12.*) list+=(120f) ;;
+      [0-9]*.[0-9]*) list+=("${cap/./}") ;;
+    esac
+  done < <(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u)
+  ((${#list[@]})) || return 0
+  (IFS=,; printf '%s\n' "${list[*]}")
+}
+
+# Every kernel source, for both targets. ptxas says what each kernel takes.
+check() {
+  local nvcc source arch said bad=0 kernels=0
+  nvcc="$(find_nvcc)" || die "no CUDA compiler; .ci/cuda.sh --fetch gets one."
+  for source in kernels/cuda/src/*.cu; do
+    for arch in 90a 80; do
+      if ! said="$("$nvcc" -std=c++17 -O3 -Xptxas -O3,-v -Werror all-warnings \
+        "-gencode=arch=compute_$arch,code=sm_$arch" --cubin -o /dev/null "$source" 2>&1)"; then
+        say "$source does not compile for sm_$arch:" "$said"
+        bad=1
+        continue
+      fi
+      kernels=$((kernels + $(grep -c 'Compiling entry function' <<<"$said" || true)))
+      # "N bytes stack frame, N bytes spill stores, N bytes spill loads" per kernel.
+      local spilled
+      spilled="$(awk '
+        /Compiling entry function/ { kernel = $0; sub(/^.*entry function ./, "", kernel); sub(/[^A-Za-z0-9_].*$/, "", kernel) }
+        /bytes stack frame/ && !/0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads/ { sub(/^ */, ""); print "  " kernel ": " $0 }
+      ' <<<"$said")"
+      if [[ -n "$spilled" ]]; then
+        say "$source, sm_$arch: kernels that use local memory:" "$spilled"
+        bad=1
+      fi
+    done
+  done
+  ((kernels > 0)) || { say "no kernel was compiled"; bad=1; }
+  ((bad == 0)) && say "$kernels kernels compiled for sm_90a and sm_80: no spills, no local memory"
+  return "$bad"
+}
+
+case "${1:-}" in
+  --plan)
+    if wanted && ! find_nvcc >/dev/null; then echo "a CUDA compiler, from PyPI (NVIDIA's wheels: 104 MB, 500 MB on disk)"; fi ;;
+  --archs) archs ;;
+  --have) [[ "${MODEL1_CUDA:-auto}" != off ]] && find_nvcc >/dev/null ;;
+  --check) check ;;
+  --fetch) fetch ;;
+  "")
+    wanted || exit 0
+    fetch || [[ "${MODEL1_CUDA:-auto}" != require ]] || die "MODEL1_CUDA=require, but there is no CUDA compiler." ;;
+  *) die "not understood: $1" "accepted: --plan, --archs, --have, --fetch, --check" ;;
+esac
