@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use checkpoint::{Checkpoint, Progress};
-use kernels::cpu::exec::CpuBackend;
 use kernels::ir::{Backend, Format, SamplerParams, WeightSource};
 use text::{Prompt, Tokenizer};
 
+use crate::device;
 use crate::error::EngineError;
 use crate::families::{self, Family};
 use crate::memory;
@@ -22,7 +22,7 @@ use crate::tokenizer;
 pub struct EngineOptions {
     /// Threads for the CPU backend; `None` = all cores.
     pub threads: Option<usize>,
-    /// Device: `cpu` (others are refused with what is available).
+    /// Device: `auto`, `cpu`, `cuda` or `cuda:N` (see [`crate::device::choose`]).
     pub device: String,
     /// Variants sessions can use.
     pub registry: Registry,
@@ -59,18 +59,12 @@ impl Engine {
     pub fn open(path: &Path, options: &EngineOptions, progress: &dyn Progress) -> Result<Arc<Self>, EngineError> {
         let checkpoint = Checkpoint::open(path, progress)?;
         let threads = options.threads.unwrap_or_else(default_threads);
-        let backend: Arc<dyn Backend> = match options.device.as_str() {
-            "auto" | "cpu" => Arc::new(CpuBackend::new(threads)),
-            other => {
-                return Err(EngineError::Invalid(format!(
-                    "--device: found `{other}`, accepted: cpu, auto (see `model1 devices`)"
-                )));
-            }
-        };
+        let weights = checkpoint.tensors().map(|t| t.bytes.len() as u64).sum();
+        let chosen = device::choose(&options.device, threads, weights)?;
         if options.prefault {
             checkpoint.prefault(threads, progress)?;
         }
-        Self::with_backend(checkpoint, backend, options.registry.clone())
+        Self::place(checkpoint, chosen.backend, options.registry.clone(), chosen.warning)
     }
 
     /// Places an opened checkpoint on a backend.
@@ -79,8 +73,18 @@ impl Engine {
         backend: Arc<dyn Backend>,
         registry: Registry,
     ) -> Result<Arc<Self>, EngineError> {
+        Self::place(checkpoint, backend, registry, None)
+    }
+
+    fn place(
+        checkpoint: Checkpoint,
+        backend: Arc<dyn Backend>,
+        registry: Registry,
+        warning: Option<String>,
+    ) -> Result<Arc<Self>, EngineError> {
         let loaded = families::load(&checkpoint)?;
         let mut warnings = loaded.warnings;
+        warnings.extend(warning);
         let tokenizer = tokenizer::load(&checkpoint, loaded.family.facts().vocab, &mut warnings)?;
         let prompt = tokenizer::prompt(&checkpoint, loaded.family.facts().family, &mut warnings);
         warnings.extend(memory::warning(loaded.weights.descs().iter().map(|d| d.bytes()).sum()));

@@ -11,6 +11,7 @@
 
 mod baselines;
 pub mod compare;
+pub mod device;
 mod engine;
 mod error;
 pub mod families;

@@ -197,16 +197,23 @@ pub fn devices(args: &Devices) -> Result<()> {
     let threads = engine::default_threads();
     let backend = kernels::cpu::exec::CpuBackend::new(threads);
     let memory = engine::memory::available();
+    let gpus = engine::device::list();
     if args.json {
-        let value = serde_json::json!([{ "name": backend.name(), "description": backend.describe(),
-            "threads": threads, "memory_available": memory }]);
-        writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
+        let mut all = vec![serde_json::json!({ "name": backend.name(), "description": backend.describe(),
+            "threads": threads, "memory_available": memory, "usable": true })];
+        all.extend(gpus.iter().map(|(name, text, usable)| {
+            let key = if *usable { "description" } else { "reason" };
+            serde_json::json!({ "name": name, key: text, "usable": usable })
+        }));
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
         return Ok(());
     }
     writeln!(out, "{:<6} {}", backend.name(), backend.describe())?;
     if let Some(m) = memory {
         writeln!(out, "       {} of memory available", human(m))?;
     }
-    writeln!(out, "cuda   not built into this program yet")?;
+    for (name, text, usable) in gpus {
+        writeln!(out, "{name:<6} {}{text}", if usable { "" } else { "not usable: " })?;
+    }
     Ok(())
 }

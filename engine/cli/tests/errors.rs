@@ -267,7 +267,7 @@ fn prompts_and_ids() {
 #[test]
 fn devices_threads_context_and_sampling() {
     let toy = Toy::new();
-    let device = "--device: found `tpu`, accepted: cpu, auto (see `model1 devices`)";
+    let device = "--device: found `tpu`, accepted: auto, cpu, cuda, cuda:N (see `model1 devices`)";
     assert_eq!(refused(&toy, &["--device", "tpu"]), device);
     assert_eq!(
         refused(&toy, &["--context", "0"]),

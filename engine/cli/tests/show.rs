@@ -194,10 +194,13 @@ fn validity_has_reasons_and_the_schema_needs_no_model() {
 }
 
 #[test]
-fn devices_lists_the_cpu() {
+fn devices_lists_the_cpu_and_what_is_with_gpus() {
     let text = model1(&["devices"]).ok().stdout;
     assert!(text.starts_with("cpu    "), "{text}");
     let list: Value = serde_json::from_str(&model1(&["devices", "--json"]).ok().stdout).unwrap();
     assert_eq!(list[0]["name"], "cpu");
     assert!(list[0]["threads"].as_u64().unwrap() >= 1);
+    assert_eq!((list[0]["usable"].as_bool(), list[1]["name"].as_str()), (Some(true), Some("cuda")));
+    let reason = list[1]["reason"].as_str();
+    assert!(reason.is_none_or(|r| text.contains(&format!("cuda   not usable: {r}\n"))), "{text}");
 }
