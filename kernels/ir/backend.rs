@@ -1,6 +1,7 @@
 //! What a backend offers: it makes session state for a list of cache components and runs plans on it.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::format::{Format, Layout};
 use super::op::{CacheId, WeightId};
@@ -44,6 +45,9 @@ pub enum ExecError {
         /// How much.
         bytes: u64,
     },
+    /// Given up half-way because that was asked for.
+    #[error("stopped")]
+    Cancelled,
     /// The logits cannot be sampled.
     #[error("sampling failed: {0}")]
     Sample(String),
@@ -141,12 +145,29 @@ pub struct StepRequest<'a> {
     pub sampler: Option<&'a SamplerParams>,
     /// Measure time per executed op.
     pub trace: bool,
+    /// Set from outside to give the step up before its next op: [`ExecError::Cancelled`]. Backends whose steps take
+    /// no time may finish instead. What the ops before it wrote into the state stays written.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl StepRequest<'_> {
+    /// Ends the step if that was asked for.
+    ///
+    /// # Errors
+    /// [`ExecError::Cancelled`].
+    pub fn go_on(&self) -> Result<(), ExecError> {
+        match self.cancel {
+            Some(c) if c.load(Ordering::Relaxed) => Err(ExecError::Cancelled),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// One step's output. Reused from step to step.
 #[derive(Clone, Debug, Default)]
 pub struct StepOutput {
-    /// `[output rows, vocabulary]`.
+    /// `[output rows, vocabulary]`. Empty where a device drew the token itself and the plan makes no more than the last
+    /// row: reading it back would cost more than it is worth.
     pub logits: Vec<f32>,
     /// The drawn token, if a sampler was given.
     pub sampled: Option<Sampled>,

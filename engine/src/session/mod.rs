@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use kernels::ir::{
-    Backend, CacheRows, KvBytes, OpTime, Plan, Sampled, SamplerParams, Snapshot, State, StepOutput, StepParams,
-    StepRequest,
+    Backend, CacheRows, ExecError, KvBytes, OpTime, Plan, Sampled, SamplerParams, Snapshot, State, StepOutput,
+    StepParams, StepRequest,
 };
 use protocol::StepRecord;
 
@@ -24,7 +24,7 @@ use crate::memory;
 use crate::model::WeightStore;
 use crate::recipe::Recipe;
 
-/// Set from outside to stop a long job at the next step or chunk.
+/// Set from outside to stop a long job: between two steps, and between two ops of a step.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -32,6 +32,11 @@ impl Cancel {
     /// Asks to stop.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// For backends, which look at it between ops.
+    pub(crate) fn flag(&self) -> &AtomicBool {
+        &self.0
     }
 
     /// Whether stopping was asked for.
@@ -346,6 +351,7 @@ impl Session {
         let step = StepParams::new(position, ids.len());
         self.state.reserve(step.context())?;
         let plan = self.plan(ids.len(), position);
+        let guard = self.guard(ids.len());
         self.tokens.extend_from_slice(ids);
         let request = StepRequest {
             step,
@@ -353,13 +359,23 @@ impl Session {
             history: &self.tokens,
             sampler,
             trace: self.options.trace,
+            cancel: Some(cancel.flag()),
         };
         let backend: &dyn Backend = self.engine.backend.as_ref();
         let ran = backend.run(&plan, &self.weights, self.state.as_mut(), &request, &mut self.out);
         if let Err(e) = ran {
-            // The log never holds tokens the cache does not; what the step wrote is overwritten later.
+            // The log never holds tokens the cache does not. What the step wrote into rows is overwritten later.
             self.tokens.truncate(position as usize);
-            return Err(e.into());
+            let before = guard
+                .as_ref()
+                .or_else(|| self.snapshots.iter().find(|s| s.position == position));
+            if let Some(before) = before {
+                self.state.restore(before)?;
+            }
+            return Err(match e {
+                ExecError::Cancelled => EngineError::Cancelled,
+                e => e.into(),
+            });
         }
         self.schedule.push((position, ids.len() as u32));
         let nanos = start.elapsed().as_nanos() as u64;
@@ -368,6 +384,15 @@ impl Session {
         self.seq += 1;
         observer.step(&record, &self.out);
         Ok(())
+    }
+
+    /// What is needed to undo a step of `tokens` tokens that fails or is given up half-way; `None` where nothing is.
+    /// A single token overwrites in rings and pooling states only what no later token reads; several do more than
+    /// that. At multiples of [`CHUNK`] a checkpoint is there already, and at the start of a text nothing is read.
+    fn guard(&self, tokens: usize) -> Option<Snapshot> {
+        let position = self.position();
+        let needed = self.rings && tokens > 1 && position > 0 && self.snapshots.iter().all(|s| s.position != position);
+        needed.then(|| self.state.snapshot(position))
     }
 
     /// The token drawn in the last step, if a sampler was given.

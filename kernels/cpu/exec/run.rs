@@ -93,6 +93,7 @@ pub(super) fn run(
         step,
     };
     for exec in backend.steps(plan).iter() {
+        request.go_on()?;
         let start = request.trace.then(Instant::now);
         run_step(&ctx, exec, state, out)?;
         if let Some(start) = start {
