@@ -11,6 +11,7 @@
 
 mod baselines;
 pub mod compare;
+mod dataflow;
 pub mod device;
 mod engine;
 mod error;
@@ -39,7 +40,7 @@ pub use error::EngineError;
 pub use generate::{Finish, GenerateOptions, Generated, Generation, Prefill, Produced, Step, TokenEvent, Turn};
 pub use kernels::ir::{Backend, SamplerParams};
 pub use model::WeightStore;
-pub use predict::{kv_bytes, predict};
+pub use predict::{kv_bytes, predict, refusal as memory_refusal};
 pub use recipe::{Recipe, Registry};
 pub use session::{Cancel, Observer, Session, SessionOptions, SwapReport};
 pub use stats::SAMPLED_FROM;

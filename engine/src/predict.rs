@@ -4,7 +4,7 @@ use std::path::Path;
 
 use checkpoint::{Checkpoint, CheckpointError, Silent};
 use kernels::ir::{CacheDesc, CacheRows, Component};
-use protocol::{KvBytes, MemoryPlan};
+use protocol::{KvBytes, MemoryBasis, MemoryPlan};
 
 use crate::error::EngineError;
 use crate::families;
@@ -41,6 +41,7 @@ pub fn kv_bytes(caches: &[CacheDesc], context: u64) -> KvBytes {
 /// Nothing at `path` that is a model, headers that cannot be read, a recipe that does not fit.
 pub fn predict(path: &Path, context: Option<u64>, recipe: Option<&str>) -> Result<MemoryPlan, EngineError> {
     let mut plan = MemoryPlan {
+        basis: MemoryBasis::Headers,
         weights: 0,
         kv: KvBytes::default(),
         workspace: 0,
@@ -88,7 +89,8 @@ pub fn predict(path: &Path, context: Option<u64>, recipe: Option<&str>) -> Resul
     Ok(plan)
 }
 
-fn refusal(plan: &MemoryPlan) -> String {
+/// Why a model cannot be loaded as planned; empty if it can.
+pub fn refusal(plan: &MemoryPlan) -> String {
     let human = memory::human;
     if plan.max_context > 0 && plan.context > plan.max_context {
         return format!(
@@ -169,6 +171,7 @@ mod tests {
     #[test]
     fn refusals_name_what_is_too_large() {
         let mut plan = MemoryPlan {
+            basis: MemoryBasis::Headers,
             weights: 4 << 30,
             kv: KvBytes {
                 window: 3 << 30,

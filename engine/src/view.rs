@@ -45,7 +45,14 @@ fn op_kind(op: &Op) -> String {
         .unwrap_or_default()
 }
 
-fn view(plan: &Plan, i: usize, base: &BaseOp, tokens: u64, context: u64, fused_with: u32) -> OpView {
+fn view(
+    plan: &Plan,
+    i: usize,
+    base: &BaseOp,
+    (tokens, context): (u64, u64),
+    fused_with: u32,
+    inputs: Vec<u32>,
+) -> OpView {
     let c = base.cost(plan, tokens, context);
     OpView {
         id: i as u32,
@@ -58,6 +65,7 @@ fn view(plan: &Plan, i: usize, base: &BaseOp, tokens: u64, context: u64, fused_w
         cache_bytes: c.cache,
         activation_bytes: c.activations,
         fused_with,
+        inputs,
         time: None,
     }
 }
@@ -82,7 +90,8 @@ pub fn plan_view(plan: &Plan, tokens: u64, context: u64) -> PlanView {
             .ops
             .iter()
             .enumerate()
-            .map(|(i, o)| view(plan, i, o, tokens, context, fused[i]))
+            .zip(crate::dataflow::inputs(plan))
+            .map(|((i, o), inputs)| view(plan, i, o, (tokens, context), fused[i], inputs))
             .collect(),
     }
 }

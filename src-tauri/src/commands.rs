@@ -81,11 +81,25 @@ pub fn handler() -> impl Fn(tauri::ipc::Invoke<Wry>) -> bool + Send + Sync + 'st
     ]
 }
 
-/// Opens a connection to the host; its frames arrive in `frames` as raw bytes, and at the end the reason why it ended
+/// A host on another machine.
+#[derive(Clone, Debug, serde::Deserialize)]
+struct RemoteHost {
+    /// `HOST:PORT`.
+    authority: String,
+    /// Token of its link.
+    token: String,
+}
+
+/// Opens a connection to the host, or to one on another machine; its frames arrive in `frames` as raw bytes, and at the end the reason why it ended
 /// as a string. A page that was loaded anew replaces the connection of the one before.
-#[tauri::command]
-fn host_connect(link: State<'_, Link>, frames: Channel<InvokeResponseBody>) -> Result<(), String> {
-    link.connect(frames).map_err(|e| format!("{e:#}"))
+#[tauri::command(async)]
+fn host_connect(
+    link: State<'_, Link>,
+    frames: Channel<InvokeResponseBody>,
+    remote: Option<RemoteHost>,
+) -> Result<(), String> {
+    let remote = remote.as_ref().map(|r| (r.authority.as_str(), r.token.as_str()));
+    link.connect(frames, remote).map_err(|e| format!("{e:#}"))
 }
 
 /// Sends one frame to the host; the body is its bytes. An empty body says that the page has read one frame of the host:

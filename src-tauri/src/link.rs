@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use host::remote::{Remote, RemoteConnection};
 use host::{Connection, Host, HostOptions, LinkEvent};
 use protocol::ModelSource;
 use tauri::ipc::{Channel, InvokeResponseBody};
@@ -17,9 +18,31 @@ const UNREAD: u64 = 8;
 /// A page that is behind for so long is taken to have read everything: a word of it may have been lost.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// A host here, or on another machine.
+enum Reach {
+    Here(Connection),
+    There(RemoteConnection),
+}
+
+impl Reach {
+    fn send(&self, frame: &[u8]) {
+        match self {
+            Reach::Here(c) => c.send(frame),
+            Reach::There(c) => c.send(frame),
+        }
+    }
+
+    fn next(&self) -> Option<LinkEvent> {
+        match self {
+            Reach::Here(c) => c.next(),
+            Reach::There(c) => c.next(),
+        }
+    }
+}
+
 /// One page's connection.
 struct Wire {
-    connection: Connection,
+    connection: Reach,
     /// Frames the page said it has read. Stays 0 for a page that never says so; such a page gets everything at once.
     read: AtomicU64,
     wake: SyncSender<()>,
@@ -29,6 +52,8 @@ struct Wire {
 pub struct Link {
     host: Host,
     wire: Mutex<Option<Arc<Wire>>>,
+    /// The other host that was last connected to, with the key that lets in again.
+    remote: Mutex<Option<Arc<Remote>>>,
 }
 
 impl Link {
@@ -47,14 +72,22 @@ impl Link {
         Ok(Self {
             host,
             wire: Mutex::new(None),
+            remote: Mutex::new(None),
         })
     }
 
-    /// Opens a connection whose frames go into `frames`. The reason why it ended arrives as a JSON string.
-    pub fn connect(&self, frames: Channel<InvokeResponseBody>) -> Result<()> {
+    /// Opens a connection whose frames go into `frames`, to the host here or to another one (address, token). The
+    /// reason why it ended arrives as a JSON string. Another machine may take seconds to answer.
+    pub fn connect(&self, frames: Channel<InvokeResponseBody>, remote: Option<(&str, &str)>) -> Result<()> {
         let (wake, woken) = sync_channel(1);
         let waker = wake.clone();
-        let connection = self.host.connect("tauri", move || ring(&waker))?;
+        let connection = match remote {
+            None => Reach::Here(self.host.connect("tauri", move || ring(&waker))?),
+            Some((authority, token)) => {
+                let remote = self.remote(authority, token);
+                Reach::There(remote.connect(move || ring(&waker)).map_err(anyhow::Error::msg)?)
+            }
+        };
         let wire = Arc::new(Wire {
             connection,
             read: AtomicU64::new(0),
@@ -68,6 +101,13 @@ impl Link {
             .spawn(move || pump(&weak, &woken, &frames))
             .context("the connection's thread could not be started")?;
         Ok(())
+    }
+
+    fn remote(&self, authority: &str, token: &str) -> Arc<Remote> {
+        let mut kept = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = kept.take().filter(|r| r.is(authority, token));
+        kept.insert(known.unwrap_or_else(|| Remote::new(authority, token)))
+            .clone()
     }
 
     /// Sends a frame of the page; an empty one says that the page has read a frame of the host.

@@ -122,6 +122,7 @@ fn tree(layers: u32) -> Vec<BlockView> {
 fn plan(layers: u32) -> PlanView {
     let op = |layer: u32, i: u32| OpView {
         id: layer * 20 + i,
+        inputs: (layer * 20 + i).checked_sub(1).into_iter().collect(),
         layer: Some(layer),
         block: if i < 12 { "attention" } else { "ffn" }.into(),
         name: format!("op {i}"),

@@ -23,6 +23,8 @@ pub enum Command {
     ExportJson,
     OpenModel,
     CloseModel,
+    RemoteHost,
+    LocalHost,
     Workspace(Workspace),
     Palette,
     Find,
@@ -205,6 +207,15 @@ pub const COMMANDS: &[Entry] = &[
     .keys(CTRL, Key::O)
     .always(),
     entry(Command::CloseModel, Group::Model, icons::X_CIRCLE, "Close the model").words("unload eject"),
+    entry(Command::RemoteHost, Group::Model, icons::BROADCAST, "Remote host")
+        .words("connect network server another machine link token"),
+    entry(
+        Command::LocalHost,
+        Group::Model,
+        icons::ARROW_LEFT,
+        "Back to this machine",
+    )
+    .words("local host disconnect"),
     entry(Command::Undo, Group::Edit, icons::ARROW_U_UP_LEFT, "Undo")
         .words("recipe layout selection back")
         .keys(CTRL, Key::Z),

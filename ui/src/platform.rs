@@ -27,6 +27,16 @@ pub enum PlatformEvent {
     Open(String),
 }
 
+/// How a window gets to a host on another machine.
+pub enum Reach {
+    /// It goes there itself: the other host has a page of its own.
+    Leaves,
+    /// Through this.
+    Through(crate::link::Dialer),
+    /// It cannot; why.
+    Not(String),
+}
+
 /// The window around the interface.
 pub trait Platform {
     /// What happened since the last call.
@@ -45,6 +55,12 @@ pub trait Platform {
     fn toggle_full_screen(&mut self, ctx: &egui::Context);
     /// Starts the interface anew, e.g. because the host is of another version. `None` where that is not possible.
     fn reload(&mut self) -> Option<()>;
+    /// Whether frames of another host would come to this window; a browser opens the other host's page instead.
+    fn carries_frames(&self) -> bool {
+        true
+    }
+    /// The way to the host at `authority` (`HOST:PORT`) that this token lets in.
+    fn reach(&mut self, authority: &str, token: &str) -> Reach;
     /// Whether the native window can be opened instead of this page.
     fn can_go_native(&self) -> bool {
         false
@@ -79,8 +95,11 @@ impl Hovering {
 }
 
 /// A window that can do nothing, for tests: it records what was asked of it.
-#[derive(Clone, Debug, Default)]
-pub struct NoPlatform(std::rc::Rc<std::cell::RefCell<Asked>>);
+#[derive(Clone, Default)]
+pub struct NoPlatform(
+    std::rc::Rc<std::cell::RefCell<Asked>>,
+    std::rc::Rc<std::cell::RefCell<Option<Reach>>>,
+);
 
 /// What a [`NoPlatform`] was asked for, and what it will say.
 #[derive(Clone, Debug, Default)]
@@ -93,12 +112,19 @@ pub struct Asked {
     pub reloads: usize,
     /// What the next poll says.
     pub events: Vec<PlatformEvent>,
+    /// Hosts (address, token) it was asked to reach.
+    pub reached: Vec<(String, String)>,
 }
 
 impl NoPlatform {
     /// What was asked so far.
     pub fn asked(&self) -> Asked {
         self.0.borrow().clone()
+    }
+
+    /// How the next host is reached; without it, none is.
+    pub fn will_reach(&self, reach: Reach) {
+        *self.1.borrow_mut() = Some(reach);
     }
 
     /// Lets the next poll say something.
@@ -134,6 +160,13 @@ impl Platform for NoPlatform {
 
     fn toggle_full_screen(&mut self, _ctx: &egui::Context) {
         self.0.borrow_mut().dialogs.push("full screen");
+    }
+
+    fn reach(&mut self, authority: &str, token: &str) -> Reach {
+        let mut asked = self.0.borrow_mut();
+        asked.reached.push((authority.to_string(), token.to_string()));
+        let reach = self.1.borrow_mut().take();
+        reach.unwrap_or_else(|| Reach::Not("This window can reach no other host.".into()))
     }
 
     fn reload(&mut self) -> Option<()> {

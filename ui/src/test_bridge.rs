@@ -85,6 +85,9 @@ impl TestBridge {
         let context = shared.context.clone();
         drop(shared);
         if let Some(context) = context {
+            #[cfg(target_arch = "wasm32")]
+            crate::web::wake(&context);
+            #[cfg(not(target_arch = "wasm32"))]
             context.request_repaint();
         }
     }

@@ -55,6 +55,36 @@ fn keep_panics() {
     }));
 }
 
+/// Tells boot.js when the next frame is due, so that it asks for none before.
+struct Due;
+
+impl egui::Plugin for Due {
+    fn debug_name(&self) -> &'static str {
+        "when the next frame is due"
+    }
+
+    fn output_hook(&mut self, _ctx: &egui::Context, output: &mut egui::FullOutput) {
+        let root = output.viewport_output.get(&egui::ViewportId::ROOT);
+        let delay = root.map_or(std::time::Duration::ZERO, |o| o.repaint_delay);
+        let Some(window) = web_sys::window() else { return };
+        let now = window.performance().map_or(0.0, |p| p.now());
+        // A delay without end becomes a time without end.
+        let due = now + delay.as_secs_f64() * 1e3;
+        // A page that refuses this is asked for frames all the time, as it would be without.
+        let _ = js_sys::Reflect::set(&window, &"model1_next".into(), &due.into());
+    }
+}
+
+/// Asks for a frame because something arrived that is no event of the page.
+pub(crate) fn wake(ctx: &egui::Context) {
+    ctx.request_repaint();
+    let wake = web_sys::window().and_then(|w| js_sys::Reflect::get(&w, &"model1_wake".into()).ok());
+    if let Some(wake) = wake.and_then(|w| w.dyn_into::<js_sys::Function>().ok()) {
+        // It cannot fail, and without it the next event brings the frame.
+        let _ = wake.call0(&JsValue::UNDEFINED);
+    }
+}
+
 /// A command of the test bridge alone: the page about a fault has to be seen, too.
 const PANIC: &str = "test: panic";
 
@@ -73,7 +103,7 @@ impl Page {
     fn new(ctx: &egui::Context) -> Result<Self, String> {
         let in_shell = tauri::is_here();
         let dialer: Dialer = if in_shell {
-            Box::new(|ctx| Box::new(TauriLink::connect(ctx)))
+            Box::new(|ctx| Box::new(TauriLink::connect(ctx, None)))
         } else {
             let url = socket_address().ok_or("the page has no address")?;
             Box::new(move |ctx| Box::new(WebLink::connect(&url, ctx)))
@@ -83,6 +113,7 @@ impl Page {
         } else {
             Box::new(crate::platform::web::Web::new(ctx))
         };
+        ctx.add_plugin(Due);
         let app = App::new(ctx, dialer, platform, if in_shell { "tauri" } else { "browser" });
         Ok(Self {
             app,

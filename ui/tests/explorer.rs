@@ -196,10 +196,24 @@ fn the_plan_expands_in_place_with_costs() {
         "{all:?}"
     );
     d.shot("plan-open");
+    // The edges are said, too: what an op reads, and what reads it.
+    let row = |name: &str| all.iter().find(|r| r.starts_with(name)).expect("a row").clone();
+    assert!(
+        row("attend ").ends_with("; reads rope, write row, select; read by out"),
+        "{}",
+        row("attend ")
+    );
+    assert!(
+        row("norm ").ends_with("; reads hc pre; read by q_a, kv, indexer scores"),
+        "{}",
+        row("norm ")
+    );
     let whole = d.said("whole step: ");
     assert!(whole[0].contains("FLOPs"), "{whole:?}");
     hover(&mut d, all.iter().find(|r| r.starts_with("attend ")).expect("a row"));
     d.harness.get_by_label("cache moved");
+    d.harness.get_by_label("reads rope, write row, select");
+    d.shot("plan-edges");
     let context = d.app().store.state.as_ref().expect("a state").position / 128 * 128;
     let asked = d.scene.last(|r| matches!(r, Request::GetPlan { .. }));
     assert_eq!(asked, Some(Request::GetPlan { tokens: 1, context }));
@@ -325,6 +339,7 @@ fn block(layer: u32, block: &str) -> BlockView {
 fn plan(layers: u32, tokens: u32, context: u64) -> PlanView {
     let op = |layer: u32, i: u32, block: &str| protocol::OpView {
         id: layer * 20 + i,
+        inputs: (layer * 20 + i).checked_sub(1).into_iter().collect(),
         layer: Some(layer),
         block: block.into(),
         name: format!("op {i}"),

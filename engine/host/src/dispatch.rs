@@ -59,7 +59,8 @@ pub(crate) fn changes_things(request: &Request) -> bool {
         | R::ReplayText
         | R::SetOpTiming(_)
         | R::Compare(_)
-        | R::SetSettings(_) => true,
+        | R::SetSettings(_)
+        | R::LookAtHost { .. } => true,
     }
 }
 
@@ -91,6 +92,15 @@ pub(crate) fn request(hub: &Arc<Hub>, client: ClientId, to: Responder, request: 
         }
         r @ (R::ListModels | R::PredictMemory { .. } | R::ForgetModel(_) | R::FindFont(_)) => on_disk(hub, to, r),
         r @ (R::OpenModel { .. } | R::CloseModel) => model(hub, to, r),
+        R::LookAtHost {
+            address,
+            token,
+            same_build,
+        } => {
+            // The network takes its time: not on the pool, where others wait.
+            let work = move || to.send(crate::remote::look(&address, &token, same_build).map(Reply::RemoteHost));
+            fetching::on_thread(work, |_| {});
+        }
         r @ (R::Send { .. } | R::Generate { .. } | R::EditMessage { .. } | R::BranchAt { .. }) => write(hub, to, r),
         R::ListDocs => to.send(Ok(Reply::Docs(hub.with(|inner| inner.docs.list())))),
         r @ (R::NewDoc(_)
@@ -149,14 +159,12 @@ fn on_disk(hub: &Arc<Hub>, to: Responder, request: Request) {
     errand(hub, to, move |hub| match request {
         Request::ListModels => Ok(Reply::Models(models::view(hub))),
         Request::PredictMemory { source, context } => {
-            let path = match models::locate(&source, &hub.paths)? {
-                Place::Here(path) => path,
-                Place::SmolLm2(_) | Place::Hub { .. } => {
-                    let what = format!("{} is not on this machine yet.", models::name(&source));
-                    return Err(refused(what, "Its memory can be predicted once it is fetched."));
-                }
+            let plan = match models::locate(&source, &hub.paths)? {
+                Place::Here(path) => crate::memory::predict(&path, context)?,
+                Place::SmolLm2(_) => crate::memory::of_smollm2(context),
+                Place::Hub { .. } => crate::memory::unknown(context),
             };
-            crate::memory::predict(&path, context).map(Reply::Memory)
+            Ok(Reply::Memory(plan))
         }
         Request::ForgetModel(path) => {
             models::forget(&hub.paths, &path);

@@ -114,13 +114,26 @@ fn memory_is_predicted_from_headers_and_moves_with_the_context() {
         (1 << 20, 1024, large.weights)
     );
     assert!(small.weights > 0 && small.refusal.is_empty());
-    let e = c
-        .ask(Request::PredictMemory {
-            source: ModelSource::SmolLm2,
-            context: 0,
-        })
-        .unwrap_err();
-    assert!(e.what.contains("not on this machine"), "{e}");
+    assert_eq!(small.basis, MemoryBasis::Headers);
+    // What is not here yet is told from its shape; of a repository nothing is known before it is fetched.
+    let Ok(Reply::Memory(shape)) = c.ask(Request::PredictMemory {
+        source: ModelSource::SmolLm2,
+        context: 2048,
+    }) else {
+        panic!()
+    };
+    assert_eq!(
+        (shape.basis, shape.context, shape.max_context),
+        (MemoryBasis::Shape, 2048, 8192)
+    );
+    assert!(shape.weights > 90 << 20 && shape.kv.total() == 2048 * 23_040);
+    let Ok(Reply::Memory(nothing)) = c.ask(Request::PredictMemory {
+        source: ModelSource::Hub("o/never".into()),
+        context: 0,
+    }) else {
+        panic!()
+    };
+    assert_eq!((nothing.basis, nothing.total()), (MemoryBasis::Nothing, 0));
 }
 
 #[test]

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AttentionMap, AttentionSpec, BlockView, CompareResult, CompareSpec, DeviceView, DocInfo, DocKind, DocView, Edit,
     ErrorInfo, FinishView, FontFile, GenerateSpec, KeptRows, KvBaselines, LoadedModel, MAX_FRAME, MemoryPlan,
-    ModelSource, ModelState, ModelsView, PROTOCOL_VERSION, PlanView, Preset, RecipeView, RouterMap, RunSummary,
-    SCHEMA_HASH, Settings, StepRecord, TensorStats, TokenEntry, TokenLayerMetric,
+    ModelSource, ModelState, ModelsView, PROTOCOL_VERSION, PlanView, Preset, RecipeView, RemoteHost, RouterMap,
+    RunSummary, SCHEMA_HASH, Settings, StepRecord, TensorStats, TokenEntry, TokenLayerMetric,
 };
 
 /// A long job of the host.
@@ -140,7 +140,7 @@ pub enum Request {
     TakeOver,
     /// Cards, recent models, device. -> Models
     ListModels,
-    /// Memory of a model at a context length, from its headers alone. -> Memory
+    /// Memory of a model at a context length, from its headers or what is known of its shape. -> Memory
     PredictMemory {
         /// The model.
         source: ModelSource,
@@ -288,6 +288,15 @@ pub enum Request {
     /// KV bytes of the recipe in force, then of the recipe with these edits; nothing is changed. An edit that would
     /// be refused is refused here. -> Baselines
     PreviewRecipe(Vec<Edit>),
+    /// (driver) Look whether another machine has a host that lets this one in. Spends no link. -> RemoteHost
+    LookAtHost {
+        /// `HOST:PORT`, or the whole link.
+        address: String,
+        /// Token of the link; may be empty where the address has it.
+        token: String,
+        /// Refuse a host of another build: its frames could not be read here.
+        same_build: bool,
+    },
 }
 
 /// Replies.
@@ -327,6 +336,7 @@ pub enum Reply {
     Names(Vec<String>),
     Font(FontFile),
     Text(String),
+    RemoteHost(RemoteHost),
 }
 
 /// What a job does.

@@ -3,7 +3,20 @@
 //! The first frame of either side begins with its numbers, so that builds of any version can read them in each
 //! other's frames, whatever follows.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{ClientFrame, HostFrame, MAX_FRAME, PROTOCOL_VERSION, ProtocolError, SCHEMA_HASH, Welcome, decode};
+
+/// A host on another machine that would let us in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteHost {
+    /// `HOST:PORT`.
+    pub authority: String,
+    /// Token of its link.
+    pub token: String,
+    /// Version of its program.
+    pub version: String,
+}
 
 /// Why an interface and a host cannot talk; `None` if they can. Both are (protocol version, schema hash), `client` is
 /// what the interface calls itself ([`crate::Hello::client`]).

@@ -21,6 +21,7 @@ mod model;
 mod plan;
 mod recipe;
 mod settings;
+mod sweep;
 mod telemetry;
 
 pub use compare::{
@@ -35,19 +36,20 @@ pub use frames::{
     ClientBody, ClientFrame, Cursor, Event, Hello, HostFrame, HostInfo, JobId, JobKind, JobState, JobView, Notice,
     ProtocolError, Reply, Request, StateView, Update, Welcome, decode, encode,
 };
-pub use handshake::{decode_first, decode_welcome, mismatch};
+pub use handshake::{RemoteHost, decode_first, decode_welcome, mismatch};
 pub use inspect::{
     AttentionMap, AttentionSpec, KeptRows, RouterMap, RowSpan, Segment, TensorStats, TokenLabel, TokenLayerMetric,
 };
 pub use model::{
-    CardModel, DeviceView, FactsView, LayerFactsView, LoadedModel, MemoryPlan, ModelSource, ModelState, ModelsView,
-    RecentModel, SourceKind,
+    CardModel, DeviceView, FactsView, LayerFactsView, LoadedModel, MemoryBasis, MemoryPlan, ModelSource, ModelState,
+    ModelsView, RecentModel, SourceKind,
 };
 pub use plan::{BlockView, OpTimeView, OpView, PlanView, TensorView};
 pub use recipe::{
     ChoiceView, Edit, LayerSlots, OptionChoice, OptionView, Preset, RecipeView, Refusal, SlotView, VariantView,
 };
 pub use settings::{FontFile, Settings, ThemeChoice};
+pub use sweep::SweepRow;
 pub use telemetry::{KvBaselines, KvBytes, KvFit, Label, LayerRecord, RunSummary, StepRecord, TELEMETRY_VERSION};
 
 /// Raised when the meaning of messages changes.

@@ -90,9 +90,22 @@ pub struct ModelsView {
     pub device: DeviceView,
 }
 
-/// Predicted memory of a model at a context length. All figures are estimates from its headers.
+/// What a prediction of memory was computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryBasis {
+    /// The model's own headers.
+    Headers,
+    /// It is not on this machine yet, but its shape is known.
+    Shape,
+    /// It is not on this machine yet, and its shape is not known: all figures are 0.
+    Nothing,
+}
+
+/// Predicted memory of a model at a context length. All figures are estimates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
+    /// What they come from.
+    pub basis: MemoryBasis,
     /// Weights as stored.
     pub weights: u64,
     /// Cache at that context, by component.

@@ -51,6 +51,8 @@ pub struct OpView {
     pub cache_bytes: u64,
     /// Workspace bytes moved.
     pub activation_bytes: u64,
+    /// Numbers of the ops of this step whose results it reads, ascending: buffers, and what they wrote into the cache.
+    pub inputs: Vec<u32>,
     /// Base ops executed together with this one on the current backend (1 = alone).
     pub fused_with: u32,
     /// Measured time; `None` where op timing has not run.

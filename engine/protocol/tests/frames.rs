@@ -96,6 +96,11 @@ fn requests() -> Vec<Request> {
         R::SetSettings(Box::default()),
         R::About,
         R::PreviewRecipe(vec![edit()]),
+        R::LookAtHost {
+            address: text(),
+            token: text(),
+            same_build: true,
+        },
     ]
 }
 
@@ -147,6 +152,7 @@ fn number_of(r: &Request) -> usize {
         R::SetSettings(_) => 41,
         R::About => 42,
         R::PreviewRecipe(_) => 43,
+        R::LookAtHost { .. } => 44,
     }
 }
 
@@ -166,6 +172,7 @@ fn replies() -> Vec<Reply> {
         device: device(),
     };
     let memory = MemoryPlan {
+        basis: MemoryBasis::Shape,
         weights: 1,
         kv: kv(),
         workspace: 2,
@@ -181,6 +188,7 @@ fn replies() -> Vec<Reply> {
         context: 2,
         ops: vec![OpView {
             id: 1,
+            inputs: vec![0],
             layer: None,
             block: "head".into(),
             name: "logits".into(),
@@ -308,6 +316,11 @@ fn replies() -> Vec<Reply> {
             missing: "m".into(),
         }),
         R::Text("about".into()),
+        R::RemoteHost(RemoteHost {
+            authority: "box:80".into(),
+            token: "0123".into(),
+            version: "0.1.0".into(),
+        }),
     ]
 }
 
@@ -339,6 +352,7 @@ fn reply_number(r: &Reply) -> usize {
         R::Names(_) => 21,
         R::Font(_) => 22,
         R::Text(_) => 23,
+        R::RemoteHost(_) => 24,
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests_desktop::desktop::{Desktop, find};
 use tests_desktop::webdriver::WebDriver;
-use tests_web::flow::{self, text};
-use tests_web::host::{bundled_model, program};
+use tests_web::flow::{self, number, text};
+use tests_web::host::{HostProcess, bundled_model, program};
 use tests_web::page::{Browser, Page};
 use tests_web::skip;
 
@@ -62,6 +62,56 @@ fn the_window_writes_stops_and_survives_a_reload() -> Result<()> {
     picture(&desktop, "shell-writing")?;
     flow::reload_while_writing(&mut page)?;
     picture(&desktop, "shell-written")
+}
+
+#[test]
+fn the_whole_flow_in_the_window() -> Result<()> {
+    let Some((mut page, desktop)) = start()? else {
+        return Ok(());
+    };
+    flow::wait_ready(&mut page)?;
+    flow::write(&mut page, "Once upon a time")?;
+    flow::wait_tokens(&mut page, 20)?;
+    flow::charts_move(&mut page)?;
+    let swapped = flow::swap(&mut page)?;
+    ensure!(
+        flow::writing(&swapped),
+        "it was over before the swap: {}",
+        swapped.state
+    );
+    picture(&desktop, "shell-swapped")?;
+    // The swap is in force from the next token on, and the text goes on.
+    flow::wait_tokens(&mut page, number(&swapped, "tokens") + 10)?;
+    flow::stop(&mut page)?;
+    let compared = flow::compare(&mut page)?;
+    for words in ["KL", "tok/s", "KV"] {
+        ensure!(compared.reads(words), "{words} is missing from:\n{}", compared.words());
+    }
+    picture(&desktop, "shell-compared")?;
+    flow::export(&mut page, &desktop.file("evidence"))
+}
+
+#[test]
+fn the_window_works_on_a_host_of_another_machine_and_comes_back() -> Result<()> {
+    let Some((mut page, desktop)) = start()? else {
+        return Ok(());
+    };
+    let other = HostProcess::start(&[])?;
+    let own = flow::wait_ready(&mut page)?;
+    flow::ask_remote(&mut page, &other.address)?;
+    page.wait("the other host", |s| {
+        s.state["connection"] == "ready" && s.state["model"] == "ready" && s.state["run"] != own.state["run"]
+    })?;
+    flow::write(&mut page, "Far away")?;
+    flow::wait_tokens(&mut page, 10)?;
+    let there = flow::stop(&mut page)?;
+    picture(&desktop, "shell-remote")?;
+    page.invoke("Back to this machine")?;
+    let back = page.wait("the own host", |s| {
+        s.state["connection"] == "ready" && s.state["run"] == own.state["run"]
+    })?;
+    ensure!(text(&back, "written") != text(&there, "written"), "{}", back.state);
+    Ok(())
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Steps of the flow, the same in a browser and in the desktop shell.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::page::{Browser, Key, Page, Snapshot};
 
@@ -54,24 +55,40 @@ fn endless<B: Browser>(page: &mut Page<B>) -> Result<()> {
     Ok(())
 }
 
-/// Types a prompt as a person would and lets the model go on until it is stopped.
-pub fn write<B: Browser>(page: &mut Page<B>, prompt: &str) -> Result<()> {
-    endless(page)?;
+/// Types into a field of this name in place of what it has, until it has the text.
+pub fn fill<B: Browser>(page: &mut Page<B>, field: &str, value: &str) -> Result<()> {
     // What is typed before the frame that gives the field the focus goes nowhere: then it is typed again.
     for _ in 0..8 {
-        page.click("Prompt")?;
-        std::thread::sleep(Duration::from_millis(300));
-        page.browser.type_text(prompt)?;
+        page.click(field)?;
+        page.frames(2)?;
+        page.browser.press(Key::Char('a'), true)?;
+        page.browser.type_text(value)?;
         let until = Instant::now() + Duration::from_secs(5);
         while Instant::now() < until {
-            let there = |s: &Snapshot| s.widget("Prompt").is_some_and(|w| w.value.contains(prompt));
+            let there = |s: &Snapshot| s.widget(field).is_some_and(|w| w.value.contains(value));
             if there(&page.snapshot()?) {
-                return page.browser.press(Key::Enter, true);
+                return Ok(());
             }
             std::thread::sleep(Duration::from_millis(40));
         }
     }
-    bail!("the prompt does not take what is typed: {}", page.snapshot()?.words())
+    bail!("{field} does not take what is typed: {}", page.snapshot()?.words())
+}
+
+/// Asks for the host behind this link, through the form.
+pub fn ask_remote<B: Browser>(page: &mut Page<B>, link: &str) -> Result<()> {
+    if page.snapshot()?.widget("Button: Connect").is_none() {
+        page.invoke("Remote host")?;
+    }
+    fill(page, "Address", link)?;
+    page.click("Button: Connect")
+}
+
+/// Types a prompt as a person would and lets the model go on until it is stopped.
+pub fn write<B: Browser>(page: &mut Page<B>, prompt: &str) -> Result<()> {
+    endless(page)?;
+    fill(page, "Prompt", prompt)?;
+    page.browser.press(Key::Enter, true)
 }
 
 /// Stops the model while it writes; what the page shows then.
@@ -177,6 +194,43 @@ pub fn open_compare<B: Browser>(page: &mut Page<B>) -> Result<()> {
         s.widget(COMPARE).is_some_and(|w| w.enabled)
     })
     .map(drop)
+}
+
+/// What the chart of speeds says of its newest values.
+fn chart(snapshot: &Snapshot) -> Option<String> {
+    let of_speed = |w: &&crate::page::Widget| w.name.starts_with("Tokens per second: ");
+    snapshot.widgets.iter().find(of_speed).map(|w| w.name.clone())
+}
+
+/// Waits until the charts say something else than they do now, while a text is written.
+pub fn charts_move<B: Browser>(page: &mut Page<B>) -> Result<()> {
+    let before = page.wait("figures in the charts", |s| {
+        chart(s).is_some() && number(s, "steps") > 0
+    })?;
+    page.wait("figures that move", |s| {
+        chart(s).is_some() && chart(s) != chart(&before) && number(s, "steps") > number(&before, "steps")
+    })
+    .map(drop)
+}
+
+/// Writes the comparison that is shown into a folder; its files must be there.
+pub fn export<B: Browser>(page: &mut Page<B>, folder: &Path) -> Result<()> {
+    let path = folder.to_str().context("a path in letters")?;
+    fill(page, "Folder of the evidence", path)?;
+    page.click("Button: Export evidence")?;
+    page.wait_words("written; open")?;
+    let files: Vec<String> = std::fs::read_dir(folder)?
+        .flatten()
+        .map(|f| f.file_name().to_string_lossy().into_owned())
+        .collect();
+    for kind in [".html", ".csv", ".json", ".png"] {
+        let sizes = files.iter().filter(|f| f.ends_with(kind));
+        let full = sizes
+            .filter(|f| std::fs::metadata(folder.join(f)).is_ok_and(|m| m.len() > 0))
+            .count();
+        ensure!(full > 0, "no {kind} in {files:?}");
+    }
+    Ok(())
 }
 
 /// Compares the checkpoint's own recipe with the one in force on the text that is there.

@@ -99,6 +99,8 @@ fn a_change_is_compared_with_the_checkpoint() -> Result<()> {
         ensure!(compared.reads(words), "{words} is missing from:\n{}", compared.words());
     }
     ensure!(compared.state["jobs"] == serde_json::json!([]), "{}", compared.state);
+    let folder = tempfile::tempdir()?;
+    flow::export(&mut page, &folder.path().join("evidence"))?;
     flow::ensure_quiet(&page)
 }
 
@@ -144,6 +146,29 @@ fn a_killed_host_is_named_and_its_text_comes_back() -> Result<()> {
 }
 
 #[test]
+fn an_idle_page_asks_for_no_frames_and_wakes_with_what_comes() -> Result<()> {
+    const ASLEEP: &str = "window.model1_asleep === true";
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    enter(&mut page, &host)?;
+    page.wait_for("rest", ASLEEP)?;
+    // Events wake it, and so does what the host sends; then it rests again.
+    flow::write(&mut page, "Once upon a time")?;
+    flow::wait_tokens(&mut page, 10)?;
+    let stopped = flow::stop(&mut page)?;
+    page.wait_for("rest after a text", ASLEEP)?;
+    // A frame that is due by itself comes: the text field's cursor needs none, a toast that goes does.
+    page.invoke("Copy the text")?;
+    page.wait_words("Copied")?;
+    page.wait("the words gone", |s| !s.reads("Copied"))?;
+    page.wait_for("rest at the end", ASLEEP)?;
+    let after = page.snapshot()?;
+    ensure!(after.frame > stopped.frame, "no frame was painted");
+    flow::ensure_quiet(&page)
+}
+
+#[test]
 fn without_the_link_the_page_says_what_to_do() -> Result<()> {
     let Some((mut page, host)) = start(&[])? else {
         return Ok(());
@@ -159,6 +184,26 @@ fn without_the_link_the_page_says_what_to_do() -> Result<()> {
         refused.state
     );
     page.picture("web-refused")
+}
+
+#[test]
+fn another_host_is_reached_from_the_page_and_errors_stay_in_the_form() -> Result<()> {
+    let Some((mut page, host)) = start(&[])? else {
+        return Ok(());
+    };
+    let other = HostProcess::start(&[])?;
+    enter(&mut page, &host)?;
+    flow::ask_remote(&mut page, &format!("{}/enter/{}", other.base(), "0".repeat(64)))?;
+    page.wait_words("The token is not one of the host at")?;
+    page.picture("web-remote-refused")?;
+    flow::ensure_quiet(&page)?;
+    flow::ask_remote(&mut page, &other.address)?;
+    let there = format!(
+        "location.href.startsWith('{}') && document.getElementById('cover')?.className.includes('gone') === true",
+        other.base()
+    );
+    page.wait_for("the other host's page", &there)?;
+    page.picture("web-remote-there")
 }
 
 #[test]

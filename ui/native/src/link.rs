@@ -1,8 +1,10 @@
 //! The host in this process, and the interface's connection to it.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use anyhow::{Context, Result};
+use host::remote::{Remote, RemoteConnection};
 use host::{Connection, Host, HostOptions};
 use protocol::ModelSource;
 use ui::link::{Dialer, Link, LinkEvent};
@@ -55,12 +57,76 @@ impl Link for HostLink {
         let Some(connection) = &self.connection else {
             return events;
         };
-        events.extend(connection.poll().into_iter().map(|e| match e {
-            host::LinkEvent::Frame(bytes) => LinkEvent::Frame(bytes),
-            host::LinkEvent::Closed(why) => LinkEvent::Closed(why),
-        }));
+        events.extend(connection.poll().into_iter().map(said));
         if matches!(events.last(), Some(LinkEvent::Closed(_))) {
             self.connection = None;
+        }
+        events
+    }
+}
+
+fn said(event: host::LinkEvent) -> LinkEvent {
+    match event {
+        host::LinkEvent::Frame(bytes) => LinkEvent::Frame(bytes),
+        host::LinkEvent::Closed(why) => LinkEvent::Closed(why),
+    }
+}
+
+/// A dialer that reaches a host on another machine.
+pub fn remote_dialer(authority: &str, token: &str) -> Dialer {
+    let remote = Remote::new(authority, token);
+    Box::new(move |ctx| {
+        let (tell, told) = channel();
+        let (remote, ctx) = (remote.clone(), ctx.clone());
+        // Networks take their time: the window goes on meanwhile.
+        let dialling = std::thread::Builder::new().name("dial".into()).spawn(move || {
+            let woken = ctx.clone();
+            // A window that gave up meanwhile needs no connection.
+            let _ = tell.send(remote.connect(move || woken.request_repaint()));
+            ctx.request_repaint();
+        });
+        Box::new(match dialling {
+            Ok(_) => RemoteLink::Dialling(told),
+            Err(e) => RemoteLink::Failed(e.to_string()),
+        })
+    })
+}
+
+enum RemoteLink {
+    Dialling(Receiver<Result<RemoteConnection, String>>),
+    Open(RemoteConnection),
+    /// What is still to be said.
+    Failed(String),
+    Over,
+}
+
+impl Link for RemoteLink {
+    fn send(&mut self, frame: Vec<u8>) {
+        if let RemoteLink::Open(connection) = self {
+            connection.send(&frame);
+        }
+    }
+
+    fn poll(&mut self) -> Vec<LinkEvent> {
+        let mut events = Vec::new();
+        if let RemoteLink::Dialling(told) = self {
+            match told.try_recv() {
+                Ok(Ok(connection)) => {
+                    *self = RemoteLink::Open(connection);
+                    events.push(LinkEvent::Open);
+                }
+                Ok(Err(why)) => *self = RemoteLink::Failed(why),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => *self = RemoteLink::Failed("the connection broke".into()),
+            }
+        }
+        match self {
+            RemoteLink::Open(connection) => events.extend(connection.poll().into_iter().map(said)),
+            RemoteLink::Failed(why) => {
+                events.push(LinkEvent::Closed(std::mem::take(why)));
+                *self = RemoteLink::Over;
+            }
+            RemoteLink::Dialling(_) | RemoteLink::Over => {}
         }
         events
     }

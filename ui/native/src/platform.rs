@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use desktop::{DialogError, Message};
 use egui::{SystemTheme, ViewportCommand};
 use protocol::ThemeChoice;
-use ui::platform::{Hovering, Platform, PlatformEvent};
+use ui::platform::{Hovering, Platform, PlatformEvent, Reach};
 
 /// What arrives from other threads.
 pub enum Heard {
@@ -73,6 +73,10 @@ impl Platform for Native {
         let hovering = &mut self.hovering;
         events.extend(self.ctx.input(|i| hovering.look(i)));
         events
+    }
+
+    fn reach(&mut self, authority: &str, token: &str) -> Reach {
+        Reach::Through(crate::link::remote_dialer(authority, token))
     }
 
     fn has_dialogs(&self) -> bool {

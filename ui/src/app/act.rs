@@ -102,7 +102,11 @@ impl App {
     }
 
     fn run(&mut self, ctx: &egui::Context, command: Command) {
-        if let Err(why) = commands::available(command, &self.store) {
+        let able = match command {
+            Command::LocalHost if self.remote.at.is_none() => Err("this window works on this machine's host"),
+            _ => commands::available(command, &self.store),
+        };
+        if let Err(why) = able {
             // Keys that do nothing now stay silent; a command chosen by name says why.
             if self.palette.ran(command) {
                 self.store.toasts.info(format!("Not now: {why}"), self.store.now);
@@ -174,6 +178,8 @@ impl App {
             Command::Settings => self.windows.open(super::windows::Window::Settings),
             Command::Keyboard => self.windows.open(super::windows::Window::Keyboard),
             Command::About => self.windows.open(super::windows::Window::About),
+            Command::RemoteHost => self.windows.open(super::windows::Window::Remote),
+            Command::LocalHost => self.go_home(),
             Command::Tour => self.tour.start(),
             _ => {}
         }

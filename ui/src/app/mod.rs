@@ -5,6 +5,7 @@ mod centre;
 mod fonts;
 mod history;
 mod palette;
+mod remote;
 mod scrubber;
 mod side;
 mod start;
@@ -82,6 +83,7 @@ pub struct App {
     start: start::Start,
     windows: windows::Windows,
     tour: tour::Tour,
+    remote: remote::Remote,
     fonts: fonts::Fonts,
     anchors: BTreeMap<&'static str, egui::Rect>,
     shots: Shots,
@@ -132,6 +134,7 @@ impl App {
             start: start::Start::default(),
             windows: windows::Windows::default(),
             tour: tour::Tour::default(),
+            remote: remote::Remote::default(),
             fonts: fonts::Fonts::default(),
             anchors: BTreeMap::new(),
             shots: Shots::default(),

@@ -145,6 +145,17 @@ fn right(app: &mut App, ui: &mut Ui, narrow: bool) {
         }
         ui.add_space(8.0);
     }
+    if let Some(at) = app.remote.at.clone() {
+        let name = format!("Host at {at}");
+        let response = if narrow {
+            icon_button(ui, icons::BROADCAST, &name)
+        } else {
+            controls::chip(ui, icons::BROADCAST, &at, p.second).on_hover_text(name)
+        };
+        if response.clicked() {
+            app.invoke(Command::RemoteHost);
+        }
+    }
     if ui.available_width() < 60.0 {
         return;
     }

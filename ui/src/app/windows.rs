@@ -20,6 +20,8 @@ pub(super) enum Window {
     Keyboard,
     /// About.
     About,
+    /// A host on another machine.
+    Remote,
 }
 
 impl Window {
@@ -28,6 +30,7 @@ impl Window {
             Window::Settings => "Settings",
             Window::Keyboard => "Keyboard",
             Window::About => "About MODEL1 Explorer",
+            Window::Remote => "Remote host",
         }
     }
 }
@@ -61,7 +64,7 @@ pub(super) fn show(app: &mut App, ctx: &egui::Context) {
     let modal = egui::Modal::new(egui::Id::unique("window"))
         .frame(frame)
         .backdrop_color(p.canvas.gamma_multiply(0.6));
-    let mut close = false;
+    let (mut close, mut done) = (false, false);
     let room = (screen.height() - 110.0).max(40.0);
     let response = modal.show(ctx, |ui| {
         ui.set_width(width - 32.0);
@@ -79,9 +82,10 @@ pub(super) fn show(app: &mut App, ctx: &egui::Context) {
                 Window::Settings => settings(app, ui),
                 Window::Keyboard => keyboard(ui),
                 Window::About => about(app, ui),
+                Window::Remote => done = super::remote::show(app, ui),
             });
     });
-    if close || response.should_close() {
+    if close || done || response.should_close() {
         app.windows.close();
     }
 }
@@ -272,6 +276,9 @@ pub(super) fn refused(app: &mut App, ui: &mut Ui) {
             }
             if controls::button(ui, icons::COPY, "Copy the message").clicked() {
                 app.actions.push(Action::Copy(sentence));
+            }
+            if app.remote.at.is_some() && controls::button(ui, icons::ARROW_LEFT, "Back to this machine").clicked() {
+                app.invoke(Command::LocalHost);
             }
         });
     });

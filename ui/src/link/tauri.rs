@@ -66,7 +66,7 @@ impl Shared {
         if !self.over.get() {
             self.over.set(matches!(event, LinkEvent::Closed(_)));
             self.inbox.borrow_mut().push(event);
-            ctx.request_repaint();
+            crate::web::wake(ctx);
         }
     }
 }
@@ -79,7 +79,7 @@ pub struct TauriLink {
 
 impl TauriLink {
     /// Connects; wakes `ctx` when something arrives.
-    pub fn connect(ctx: &egui::Context) -> Self {
+    pub fn connect(ctx: &egui::Context, remote: Option<(&str, &str)>) -> Self {
         let shared: Rc<Shared> = Rc::default();
         let (heard, woken) = (shared.clone(), ctx.clone());
         let channel = Channel::hearing(move |message| {
@@ -91,8 +91,14 @@ impl TauriLink {
             heard.say(event, &woken);
         });
         let (opened, woken) = (shared.clone(), ctx.clone());
+        let arguments = object("frames", channel.as_ref());
+        if let Some((authority, token)) = remote {
+            let host = object("authority", &authority.into());
+            // Plain objects take any member.
+            let _ = js_sys::Reflect::set(&host, &"token".into(), &token.into());
+            let _ = js_sys::Reflect::set(&arguments, &"remote".into(), &host);
+        }
         wasm_bindgen_futures::spawn_local(async move {
-            let arguments = object("frames", channel.as_ref());
             match invoke("host_connect", arguments, JsValue::UNDEFINED).await {
                 Ok(_) => opened.say(LinkEvent::Open, &woken),
                 Err(e) => opened.say(LinkEvent::Closed(text_of(&e)), &woken),

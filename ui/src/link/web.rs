@@ -30,7 +30,7 @@ impl WebLink {
             let (inbox, ctx) = (inbox.clone(), ctx.clone());
             move |event: LinkEvent| {
                 inbox.borrow_mut().push(event);
-                ctx.request_repaint();
+                crate::web::wake(&ctx);
             }
         };
         let opened = put(&inbox, ctx);

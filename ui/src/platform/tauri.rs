@@ -8,8 +8,8 @@ use protocol::ThemeChoice;
 use wasm_bindgen::JsCast;
 use wasm_bindgen::prelude::JsValue;
 
-use super::{Platform, PlatformEvent};
-use crate::link::tauri::{Channel, invoke, object};
+use super::{Platform, PlatformEvent, Reach};
+use crate::link::tauri::{Channel, TauriLink, invoke, object};
 use crate::link::web::text_of;
 
 /// A frame that takes so long, in milliseconds, makes the native window worth offering.
@@ -31,7 +31,7 @@ impl Tauri {
         let channel = Channel::hearing(move |message| {
             if let Some(event) = event_of(&message) {
                 heard.borrow_mut().push(event);
-                woken.request_repaint();
+                crate::web::wake(&woken);
             }
         });
         let own = Self {
@@ -63,7 +63,7 @@ impl Tauri {
             };
             if let Some(event) = event {
                 inbox.borrow_mut().push(event);
-                ctx.request_repaint();
+                crate::web::wake(&ctx);
             }
         });
     }
@@ -130,6 +130,13 @@ impl Platform for Tauri {
 
     fn toggle_full_screen(&mut self, _ctx: &egui::Context) {
         self.call("toggle_fullscreen", JsValue::UNDEFINED, JsValue::UNDEFINED, |_| None);
+    }
+
+    fn reach(&mut self, authority: &str, token: &str) -> Reach {
+        let (authority, token) = (authority.to_string(), token.to_string());
+        Reach::Through(Box::new(move |ctx| {
+            Box::new(TauriLink::connect(ctx, Some((&authority, &token))))
+        }))
     }
 
     fn reload(&mut self) -> Option<()> {

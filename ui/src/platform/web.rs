@@ -4,7 +4,7 @@ use protocol::ThemeChoice;
 use wasm_bindgen::JsCast;
 use wasm_bindgen::prelude::JsValue;
 
-use super::{Hovering, Platform, PlatformEvent};
+use super::{Hovering, Platform, PlatformEvent, Reach};
 use crate::link::web::text_of;
 
 /// The page in a browser.
@@ -60,6 +60,20 @@ impl Platform for Web {
             && let Err(e) = root.request_fullscreen()
         {
             self.events.push(PlatformEvent::Failed(text_of(&e)));
+        }
+    }
+
+    fn carries_frames(&self) -> bool {
+        false
+    }
+
+    fn reach(&mut self, authority: &str, token: &str) -> Reach {
+        let link = format!("http://{authority}/enter/{token}");
+        let gone = web_sys::window().map(|w| w.location().assign(&link));
+        match gone {
+            Some(Ok(())) => Reach::Leaves,
+            Some(Err(e)) => Reach::Not(text_of(&e)),
+            None => Reach::Not("There is no page.".into()),
         }
     }
 

@@ -51,6 +51,11 @@ impl Wire {
         }
     }
 
+    /// The way to the host, for another time; the connection ends.
+    pub(super) fn into_dialer(self) -> Dialer {
+        self.dialer
+    }
+
     /// What this interface calls itself.
     pub(super) fn client(&self) -> &str {
         &self.client

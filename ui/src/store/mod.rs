@@ -131,6 +131,17 @@ impl Store {
         self.wire.reconnect_now();
     }
 
+    /// Leaves the host for the one this dialer reaches; the dialer until now. Nothing of the old host is kept.
+    pub fn redial(&mut self, dialer: Dialer) -> Dialer {
+        let client = self.wire.client().to_string();
+        let fresh = Self {
+            generation: self.generation + 1,
+            now: self.now,
+            ..Self::new(dialer, &client)
+        };
+        std::mem::replace(self, fresh).wire.into_dialer()
+    }
+
     /// Reads what arrived and keeps the connection alive. `now` in seconds from any start.
     pub fn pump(&mut self, ctx: &egui::Context, now: f64) {
         self.now = now;

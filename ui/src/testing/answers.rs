@@ -1,6 +1,8 @@
 //! What the scripted host answers.
 
-use protocol::{ErrorInfo, ErrorKind, FontFile, JobId, KvBytes, MemoryPlan, ModelSource, Reply, Request, Update};
+use protocol::{
+    ErrorInfo, ErrorKind, FontFile, JobId, KvBytes, MemoryBasis, MemoryPlan, ModelSource, Reply, Request, Update,
+};
 
 use super::{Script, facts, inside, story};
 
@@ -113,6 +115,10 @@ fn memory(source: &ModelSource, context: u64) -> MemoryPlan {
         ..KvBytes::default()
     };
     let mut plan = MemoryPlan {
+        basis: match source {
+            ModelSource::SmolLm2 => MemoryBasis::Shape,
+            _ => MemoryBasis::Headers,
+        },
         weights,
         kv,
         workspace: 64 << 20,

@@ -95,14 +95,42 @@ pub fn tree() -> Vec<BlockView> {
     out
 }
 
+/// The ops that an op of this name reads: the newest of each name; for the first of a block, the one before.
+fn inputs(ops: &[OpView], layer: Option<u32>, block: &str, name: &str) -> Vec<u32> {
+    let names: &[&str] = match (block, name) {
+        ("attention", "norm") => &["hc pre"],
+        ("attention", "q_a" | "kv") => &["norm"],
+        ("attention", "q_b") => &["q_a"],
+        ("attention", "rope") => &["q_b", "kv"],
+        ("attention", "write row") => &["rope"],
+        ("attention", "indexer scores") => &["norm", "q_a"],
+        ("attention", "select") => &["indexer scores"],
+        ("attention", "attend") => &["rope", "write row", "select"],
+        ("attention", "out") => &["attend"],
+        ("ffn", "route") => &["norm"],
+        ("ffn", "experts") => &["norm", "route"],
+        ("ffn", "hc post") => &["hc pre", "out", "experts"],
+        _ => &[],
+    };
+    let newest = |name: &&str| ops.iter().rposition(|o| o.layer == layer && o.name == **name);
+    let mut found: Vec<u32> = names.iter().filter_map(newest).map(|i| i as u32).collect();
+    if names.is_empty() {
+        found.extend((ops.len() as u32).checked_sub(1));
+    }
+    found.sort_unstable();
+    found
+}
+
 /// A plan with costs.
 pub fn plan(tokens: u32, context: u64, timed: bool) -> PlanView {
-    let mut ops = Vec::new();
+    let mut ops: Vec<OpView> = Vec::new();
     let t = u64::from(tokens.max(1));
     let mut push = |layer: Option<u32>, block: &str, name: &str, kind: &str, weights: u64, cache: u64, fused: u32| {
         let id = ops.len() as u32;
+        let inputs = inputs(&ops, layer, block, name);
         ops.push(OpView {
             id,
+            inputs,
             layer,
             block: block.into(),
             name: name.into(),

@@ -20,7 +20,7 @@ use protocol::{
 use crate::link::{Dialer, Link, LinkEvent};
 
 pub use facts::{baselines, loaded, models, presets, recipe};
-pub use inside::{comparison, router, rows as kept_rows};
+pub use inside::{comparison, plan, router, rows as kept_rows};
 pub use story::{WORDS, doc, steps, token};
 
 type Custom = Box<dyn Fn(&Request) -> Option<Result<Reply, ErrorInfo>>>;

@@ -90,6 +90,57 @@ async function measureFrames() {
   window.model1_frame_ms = sorted[sorted.length >> 1];
 }
 
+// The interface's runner asks for an animation frame after every animation frame, only to look whether there is something
+// to paint. That costs percents of a core all day, so it gets its frame when something happened, arrived
+// (`model1_wake`) or is due (`model1_next`, on the clock of `performance.now`).
+function rest() {
+  const ask = window.requestAnimationFrame.bind(window);
+  const cancel = window.cancelAnimationFrame.bind(window);
+  const PARKED = -1;
+  let parked = null;
+  let timer = 0;
+  let awake = 0;
+  function wake() {
+    // What an event causes is painted in the frames after it.
+    awake = performance.now() + 250;
+    if (parked === null) return;
+    clearTimeout(timer);
+    const callback = parked;
+    parked = null;
+    window.model1_asleep = false;
+    ask(callback);
+  }
+  window.model1_next = 0;
+  window.model1_wake = wake;
+  window.requestAnimationFrame = (callback) => {
+    const now = performance.now();
+    const wait = window.model1_next - now;
+    if (now < awake || wait < 20) return ask(callback);
+    parked = callback;
+    window.model1_asleep = true;
+    // Timers hold 24 days; what is due later is due never.
+    timer = wait < 2 ** 31 ? setTimeout(wake, wait) : 0;
+    return PARKED;
+  };
+  window.cancelAnimationFrame = (id) => {
+    if (id !== PARKED) return cancel(id);
+    clearTimeout(timer);
+    parked = null;
+  };
+  const happens = [
+    "pointerdown", "pointermove", "pointerup", "pointercancel", "pointerleave", "mousedown", "mousemove", "mouseup",
+    "mouseleave", "wheel", "touchstart", "touchmove", "touchend", "touchcancel", "keydown", "keyup", "beforeinput", "input",
+    "compositionstart", "compositionupdate", "compositionend", "copy", "cut", "paste", "dragenter", "dragover", "dragleave",
+    "drop", "focus", "blur", "resize", "contextmenu", "fullscreenchange", "visibilitychange", "webglcontextrestored",
+  ];
+  for (const name of happens) addEventListener(name, wake, { capture: true, passive: true });
+  for (const query of ["(prefers-color-scheme: dark)", "(prefers-reduced-motion: reduce)"]) {
+    matchMedia(query).addEventListener("change", wake);
+  }
+  // The pixels per point may change without the window's size (another display, the browser's zoom).
+  new ResizeObserver(wake).observe(canvas);
+}
+
 async function main() {
   if (typeof WebAssembly !== "object") {
     return fail("This browser cannot run the interface", "It has no WebAssembly. Any browser of the last years has it.", "");
@@ -106,6 +157,7 @@ async function main() {
     const ui = await import("./ui.js");
     await ui.default();
     await measured;
+    rest();
     await ui.start("model1");
     if (!broken) cover.classList.add("gone");
     canvas.focus();

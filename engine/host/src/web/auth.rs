@@ -71,6 +71,18 @@ impl Auth {
         Ok(token)
     }
 
+    /// What a link is worth, without opening it: `good`, `spent` or `unknown`.
+    pub fn worth(&self, token: &str) -> &'static str {
+        let keys = self.keys();
+        if keys.links.iter().any(|t| same(t, token)) {
+            "good"
+        } else if keys.spent.iter().any(|t| same(t, token)) {
+            "spent"
+        } else {
+            "unknown"
+        }
+    }
+
     /// Opens a link.
     pub fn enter(&self, token: &str) -> Result<Entry, StartError> {
         let fresh = key()?;
@@ -126,7 +138,9 @@ mod tests {
         let auth = Auth::new(80);
         let token = auth.new_link().unwrap();
         assert!(matches!(auth.enter("x").unwrap(), Entry::Unknown));
+        assert_eq!((auth.worth(&token), auth.worth("x")), ("good", "unknown"));
         let key = granted(auth.enter(&token).unwrap());
+        assert_eq!(auth.worth(&token), "spent");
         assert!(matches!(auth.enter(&token).unwrap(), Entry::Spent));
         assert_ne!(key, token);
         assert_eq!(key.len(), 64);

@@ -260,11 +260,14 @@ fn plain(status: StatusCode, text: &'static str) -> Response {
     (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }
 
-/// For scripts that wait until the host is up.
-async fn health(State(shared): State<Arc<Shared>>) -> Response {
+/// For scripts that wait until the host is up, and for windows that ask whether they could come in: `?link=TOKEN`
+/// tells what a link is worth without spending it.
+async fn health(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
+    let link = query.as_deref().and_then(|q| q.strip_prefix("link="));
     let body = serde_json::json!({
         "program": "model1", "version": env!("CARGO_PKG_VERSION"), "protocol": protocol::PROTOCOL_VERSION,
         "schema": format!("{:016x}", protocol::SCHEMA_HASH), "clients": shared.host.clients(), "ok": true,
+        "link": link.map(|token| shared.auth.worth(token)),
     });
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }

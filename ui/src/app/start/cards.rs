@@ -28,7 +28,6 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, models: &ModelsView, which: usize
                     &mut cx,
                     ui,
                     &models.bundled,
-                    models.device.free_bytes,
                     "bundled",
                     "Tell a story",
                     icons::BOOK_OPEN,
@@ -39,7 +38,6 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, models: &ModelsView, which: usize
                     &mut cx,
                     ui,
                     &models.chat,
-                    models.device.free_bytes,
                     "chat",
                     "Chat",
                     icons::CHAT_CIRCLE,
@@ -68,7 +66,6 @@ fn model(
     cx: &mut Context<'_>,
     ui: &mut Ui,
     model: &CardModel,
-    free: u64,
     tag: &str,
     verb: &str,
     icon: &str,
@@ -88,8 +85,7 @@ fn model(
     let memory = start.memory.entry(model.name.clone()).or_default();
     let mut fits = true;
     if model.missing.is_empty() {
-        let fetch = (!model.present).then_some((model.bytes, free));
-        fits = memory.show(cx, ui, &model.source, fetch);
+        fits = memory.show(cx, ui, &model.source);
     } else {
         ui.add(egui::Label::new(RichText::new(&model.missing).color(p.warn)).wrap());
     }
@@ -242,7 +238,7 @@ fn chosen(start: &mut Start, cx: &mut Context<'_>, ui: &mut Ui, name: &str, sour
     ui.add(egui::Label::new(RichText::new(from).font(theme::mono_caption()).color(p.secondary)).wrap());
     ui.add_space(4.0);
     let memory = start.memory.entry(format!("{source:?}")).or_default();
-    let fits = memory.show(cx, ui, source, None);
+    let fits = memory.show(cx, ui, source);
     let context = memory.context;
     ui.add_space(8.0);
     ui.horizontal(|ui| {

@@ -1,7 +1,7 @@
 //! Whether a model fits: a bar that moves with a context slider.
 
 use egui::{Color32, RichText, Sense, Ui, WidgetInfo, pos2, vec2};
-use protocol::{ErrorInfo, ErrorKind, MemoryPlan, ModelSource};
+use protocol::{ErrorInfo, MemoryBasis, MemoryPlan, ModelSource};
 
 use crate::fmt;
 use crate::store::{Fetched, Query};
@@ -23,15 +23,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// The bar with its slider. Returns whether the model can be opened like this. `fetch`: bytes of a model that is not
-    /// on this machine yet, and free ones; its cache can be told once its headers are here.
-    pub(super) fn show(
-        &mut self,
-        cx: &mut Context<'_>,
-        ui: &mut Ui,
-        source: &ModelSource,
-        fetch: Option<(u64, u64)>,
-    ) -> bool {
+    /// The bar with its slider. Returns whether the model can be opened like this.
+    pub(super) fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, source: &ModelSource) -> bool {
         match cx.fetch(&Query::memory(source.clone(), self.context)) {
             Fetched::Ready(plan) | Fetched::Stale(plan) => {
                 self.last = Some(plan.clone());
@@ -42,23 +35,8 @@ impl Memory {
         }
         let p = Palette::of(ui);
         if let Some(why) = &self.failed {
-            // A model that is still to be fetched has no headers to read: nothing is wrong with it.
-            let absent = why.kind == ErrorKind::Refused;
-            let words = match fetch {
-                Some((bytes, free)) if absent && free > 0 => format!(
-                    "est. {} of {} free; its cache is known once it is fetched",
-                    fmt::bytes(bytes).plain(),
-                    fmt::bytes(free).plain()
-                ),
-                _ => why.to_string(),
-            };
-            let words = if absent {
-                RichText::new(words).font(theme::caption()).color(p.secondary).italics()
-            } else {
-                RichText::new(words).color(p.bad)
-            };
-            ui.add(egui::Label::new(words).wrap());
-            return absent && fetch.is_none_or(|(bytes, free)| free == 0 || bytes <= free);
+            ui.add(egui::Label::new(RichText::new(why.to_string()).color(p.bad)).wrap());
+            return false;
         }
         // The former plan stands while the next one is on its way, so that the bar glides.
         let Some(plan) = self.last.clone() else {
@@ -69,21 +47,30 @@ impl Memory {
             );
             return true;
         };
+        if plan.basis == MemoryBasis::Nothing {
+            let words = "Its size and memory are known once its headers are here.";
+            ui.add(egui::Label::new(RichText::new(words).font(theme::caption()).color(p.secondary)).wrap());
+            return true;
+        }
         bar(ui, &plan);
         self.slider(ui, &plan);
         let fits = plan.refusal.is_empty();
         if fits {
+            let est = if plan.basis == MemoryBasis::Shape { "est. " } else { "" };
             let words = if plan.free > 0 {
                 format!(
-                    "fits: {} of {} free",
+                    "fits: {est}{} of {} free",
                     fmt::bytes(plan.total()).plain(),
                     fmt::bytes(plan.free).plain()
                 )
             } else {
-                format!("needs {}", fmt::bytes(plan.total()).plain())
+                format!("needs {est}{}", fmt::bytes(plan.total()).plain())
             };
-            ui.label(RichText::new(words).font(theme::caption()).color(p.good))
-                .on_hover_ui(|ui| tip(ui, &plan));
+            let mut words = RichText::new(words).font(theme::caption()).color(p.good);
+            if plan.basis == MemoryBasis::Shape {
+                words = words.italics();
+            }
+            ui.label(words).on_hover_ui(|ui| tip(ui, &plan));
         } else {
             let why = RichText::new(format!("does not fit: {}", plan.refusal))
                 .font(theme::caption())
@@ -197,9 +184,9 @@ fn tip(ui: &mut Ui, plan: &MemoryPlan) {
             ui.painter().rect_filled(rect, 2, color);
         });
     }
-    ui.label(
-        RichText::new("estimated from the model's headers")
-            .font(theme::caption())
-            .color(p.faint),
-    );
+    let from = match plan.basis {
+        MemoryBasis::Shape => "estimated from its shape: it is not on this machine yet",
+        _ => "estimated from the model's headers",
+    };
+    ui.label(RichText::new(from).font(theme::caption()).color(p.faint));
 }

@@ -87,19 +87,25 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
     });
 }
 
-fn connecting(app: &App, ui: &mut Ui) {
+fn connecting(app: &mut App, ui: &mut Ui) {
     let p = Palette::of(ui);
     ui.vertical_centered(|ui| {
         ui.add_space(ui.available_height() * 0.35);
         top::logo(ui);
         ui.add_space(8.0);
         ui.label(RichText::new("MODEL1 Explorer").font(theme::title()));
-        let what = if app.store.host.is_some() {
-            "Waiting for the host's state …"
-        } else {
-            "Connecting to the host …"
+        let what = match &app.remote.at {
+            _ if app.store.host.is_some() => "Waiting for the host's state …".to_string(),
+            Some(at) => format!("Connecting to the host at {at} …"),
+            None => "Connecting to the host …".to_string(),
         };
         ui.label(RichText::new(what).color(p.secondary));
+        if app.remote.at.is_some() {
+            ui.add_space(8.0);
+            if controls::button(ui, icons::ARROW_LEFT, "Back to this machine").clicked() {
+                app.invoke(Command::LocalHost);
+            }
+        }
     });
 }
 
@@ -119,6 +125,18 @@ fn head(app: &mut App, ui: &mut Ui) {
             }
             if icon_button(ui, icons::COMMAND, "All commands").clicked() {
                 app.invoke(Command::Palette);
+            }
+            let remote = match &app.remote.at {
+                Some(at) => format!("Host at {at}"),
+                None => "Remote host".to_string(),
+            };
+            let clicked = if ui.available_width() > 200.0 {
+                controls::button(ui, icons::BROADCAST, &remote).clicked()
+            } else {
+                icon_button(ui, icons::BROADCAST, &remote).clicked()
+            };
+            if clicked {
+                app.invoke(Command::RemoteHost);
             }
             if app.store.model().is_some() && controls::button(ui, icons::ARROW_LEFT, "Back to the text").clicked() {
                 app.start.open = false;

@@ -120,7 +120,14 @@ pub(super) fn paint_costs(ui: &egui::Ui, columns: &Columns, y: f32, costs: &Cost
 }
 
 /// Everything about a row.
-pub(super) fn about(ui: &mut egui::Ui, name: &str, costs: &Costs, total: &Costs, timed: bool) {
+pub(super) fn about(
+    ui: &mut egui::Ui,
+    name: &str,
+    costs: &Costs,
+    total: &Costs,
+    timed: bool,
+    neighbours: &[(&'static str, String)],
+) {
     let p = Palette::of(ui);
     ui.label(RichText::new(name).font(theme::strong()));
     let share = costs.weight(timed) / total.weight(timed).max(1.0);
@@ -159,6 +166,13 @@ pub(super) fn about(ui: &mut egui::Ui, name: &str, costs: &Costs, total: &Costs,
         ));
     }
     readout_table(ui, &rows);
+    for (what, names) in neighbours {
+        ui.set_max_width(300.0);
+        let words = RichText::new(format!("{what} {names}"))
+            .font(theme::caption())
+            .color(p.secondary);
+        ui.add(egui::Label::new(words).wrap());
+    }
 }
 
 /// The plan as a table.

@@ -159,6 +159,7 @@ mod tests {
             cache_bytes: 2,
             activation_bytes: 1,
             fused_with: 1,
+            inputs: Vec::new(),
             time: time.map(|steps| OpTimeView { nanos: 100.0, steps }),
         }
     }

@@ -3,6 +3,7 @@
 
 mod cost;
 mod digest;
+mod flow;
 mod memory;
 mod panel;
 mod plan;

@@ -8,6 +8,7 @@ use protocol::{OpView, PlanView, Request};
 
 use super::cost::{Columns, about, csv, paint_costs, spoken};
 use super::digest::{Costs, Digest};
+use super::flow::{self, Flow};
 use super::row::{ROW, Row, STEP};
 use crate::fmt;
 use crate::icons;
@@ -23,6 +24,8 @@ use crate::widgets::plots::{Explain, choice, elided, figure_menu};
 const STREAM: f32 = 16.0;
 /// Left edge of level 0.
 const LEFT: f32 = 26.0;
+/// Where the ops of an open block stand, from the stream.
+const BRANCH: f32 = 10.0 + STEP;
 /// Tokens the costs are shown for change with the text in steps of this: a plan serves many tokens.
 const CONTEXT_STEP: u64 = 128;
 
@@ -92,7 +95,9 @@ pub struct Plan {
     at: At,
     open_parts: BTreeSet<usize>,
     open_runs: BTreeSet<usize>,
-    made: Option<(Stamp, Digest)>,
+    made: Option<(Stamp, Digest, Flow)>,
+    /// The op that the pointer is on, and the one it was on in the last frame.
+    pointed: [Option<u32>; 2],
     rows: Vec<(Node, u8, Option<bool>)>,
     dirty: bool,
 }
@@ -130,16 +135,18 @@ impl Plan {
             ops: plan.ops.len(),
             nanos: plan.ops.iter().filter_map(|o| o.time).map(|t| t.nanos).sum(),
         };
-        let same = self.made.as_ref().is_some_and(|(s, _)| *s == stamp);
+        let same = self.made.as_ref().is_some_and(|(s, ..)| *s == stamp);
         if same && !self.dirty {
             return;
         }
         if !same {
-            self.made = Some((stamp, Digest::new(plan)));
+            let digest = Digest::new(plan);
+            let flow = Flow::new(plan, &digest.runs);
+            self.made = Some((stamp, digest, flow));
         }
         self.dirty = false;
         self.rows.clear();
-        let Some((_, digest)) = &self.made else { return };
+        let Some((_, digest, _)) = &self.made else { return };
         for (i, part) in digest.parts.iter().enumerate() {
             let open = self.open_parts.contains(&i);
             self.rows.push((Node::Part(i), 0, Some(open)));
@@ -178,12 +185,21 @@ impl Plan {
         let Some((node, depth, open)) = self.rows.get(at).copied() else {
             return;
         };
-        let Some((_, digest)) = &self.made else { return };
+        let Some((_, digest, flow)) = &self.made else { return };
         let p = Palette::of(ui);
         let (name, second, costs, layer) = label(cx, digest, plan, node);
         let timed = digest.timed;
         let layered = layer.is_some();
-        let said = format!("{name} {second}: {}", spoken(&costs));
+        let edges = match node {
+            Node::Op(k, ..) => flow.at(k).map(|e| (k as u32, e)),
+            _ => None,
+        };
+        let neighbours = edges.map(|(_, e)| neighbours(plan, e)).unwrap_or_default();
+        let spoken_edges: String = neighbours
+            .iter()
+            .map(|(what, names)| format!("; {what} {names}"))
+            .collect();
+        let said = format!("{name} {second}: {}{spoken_edges}", spoken(&costs));
         let lit = matches!(node, Node::Part(_)) && layer.is_some() && cx.shown().layer == layer;
         let shown = Row {
             id: Id::unique(("plan", node)),
@@ -206,8 +222,12 @@ impl Plan {
         );
         let columns = Columns::new(rect);
         let mut content = shown.content;
-        if matches!(node, Node::Op(..)) {
-            content.min.x -= 12.0;
+        if let Some((op, edges)) = edges {
+            let stream = rect.left() + STREAM;
+            let dot = pos2(if layered { stream + BRANCH } else { stream }, rect.center().y);
+            flow::paint(ui, rect, dot, stream, (op, edges), self.pointed[1]);
+            let run = digest.runs.iter().find(|r| r.ops.contains(&(op as usize)));
+            content.min.x = dot.x + 10.0 + run.map_or(0.0, |r| flow.width(r));
         }
         let font = if matches!(node, Node::Op(..)) {
             theme::mono_caption()
@@ -225,10 +245,11 @@ impl Plan {
             ui.painter().galley(pos2(x, y - galley.size().y * 0.5), galley, p.faint);
         }
         paint_costs(ui, &columns, y, &costs, digest, digest.largest);
-        if shown.response.hovered()
-            && let Some(l) = layer
-        {
-            cx.hover(Spot::layer(l));
+        if shown.response.hovered() {
+            if let Some(l) = layer {
+                cx.hover(Spot::layer(l));
+            }
+            self.pointed[0] = edges.map(|(op, _)| op);
         }
         let turned = shown
             .turned
@@ -237,11 +258,13 @@ impl Plan {
         if let Some(open) = turned {
             self.turn(node, open);
         }
-        shown.response.on_hover_ui(|ui| about(ui, &name, &costs, &total, timed));
+        shown
+            .response
+            .on_hover_ui_at_pointer(|ui| about(ui, &name, &costs, &total, timed, &neighbours));
     }
 
     fn total(&self, cx: &mut Context<'_>, ui: &mut egui::Ui, plan: &PlanView) {
-        let Some((_, digest)) = &self.made else { return };
+        let Some((_, digest, _)) = &self.made else { return };
         let p = Palette::of(ui);
         let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 2.0 * ROW - 6.0), Sense::click());
         let columns = Columns::new(rect);
@@ -278,7 +301,7 @@ impl Plan {
         let explain = Explain::estimated(ABOUT);
         figure_menu(cx, &response, "Plan", ui.clip_rect(), &said, &|| csv(plan), &explain);
         let total = digest.total;
-        response.on_hover_ui(|ui| about(ui, "whole step", &total, &total, digest.timed));
+        response.on_hover_ui(|ui| about(ui, "whole step", &total, &total, digest.timed, &[]));
     }
 }
 
@@ -325,6 +348,32 @@ fn kind_of(op: &OpView) -> String {
     }
 }
 
+/// What an op reads and what reads it, by name.
+fn neighbours(plan: &PlanView, edges: &flow::Edges) -> Vec<(&'static str, String)> {
+    // Longer lists are seen in the graph.
+    const MOST: usize = 6;
+    let names = |ops: &[u32]| {
+        let mut names: Vec<&str> = ops
+            .iter()
+            .filter_map(|i| plan.ops.get(*i as usize))
+            .map(|o| o.name.as_str())
+            .collect();
+        let more = names.len().saturating_sub(MOST);
+        names.truncate(MOST);
+        let list = names.join(", ");
+        if more > 0 {
+            format!("{list} and {more} more")
+        } else {
+            list
+        }
+    };
+    [("reads", &edges.inputs), ("read by", &edges.outputs)]
+        .into_iter()
+        .filter(|(_, ops)| !ops.is_empty())
+        .map(|(what, ops)| (what, names(ops)))
+        .collect()
+}
+
 fn first_or_last(at: usize, rows: usize) -> (bool, bool) {
     (at == 0, at + 1 == rows)
 }
@@ -344,7 +393,7 @@ fn graph(ui: &egui::Ui, rect: Rect, node: Node, layered: bool, open: bool, (firs
         rect.bottom()
     };
     painter.vline(x, top..=bottom, stream);
-    let branch = x + 10.0 + STEP;
+    let branch = x + BRANCH;
     match node {
         Node::Part(_) => {
             painter.circle(pos2(x, y), 4.0, p.panel, stream);
@@ -352,23 +401,15 @@ fn graph(ui: &egui::Ui, rect: Rect, node: Node, layered: bool, open: bool, (firs
         Node::Run(..) => {
             painter.hline(x..=branch - 2.0, y, thin);
             painter.circle_filled(pos2(x, y), 2.0, thin.color);
-            if open {
-                painter.vline(branch, y + 7.0..=rect.bottom(), thin);
-            } else {
+            if !open {
                 plus(ui, pos2(x, rect.bottom() - 4.0), thin);
             }
         }
-        Node::Op(_, end, _) if layered => {
-            painter.vline(branch, rect.top()..=if end { y } else { rect.bottom() }, thin);
-            painter.circle_filled(pos2(branch, y), 2.5, p.accent);
-            if end {
-                painter.line_segment([pos2(branch, y), pos2(x + 4.0, rect.bottom() - 4.0)], thin);
-                plus(ui, pos2(x, rect.bottom() - 4.0), thin);
-            }
+        Node::Op(_, end, _) if layered && end => {
+            painter.line_segment([pos2(branch, y), pos2(x + 4.0, rect.bottom() - 4.0)], thin);
+            plus(ui, pos2(x, rect.bottom() - 4.0), thin);
         }
-        Node::Op(..) => {
-            painter.circle_filled(pos2(x, y), 2.5, p.accent);
-        }
+        Node::Op(..) => {}
     }
 }
 
@@ -415,7 +456,7 @@ impl View for Plan {
             if any {
                 self.open_parts.clear();
                 self.open_runs.clear();
-            } else if let Some((_, digest)) = &self.made {
+            } else if let Some((_, digest, _)) = &self.made {
                 self.open_parts = (0..digest.parts.len())
                     .filter(|i| digest.parts[*i].layer.is_some())
                     .collect();
@@ -458,5 +499,10 @@ impl View for Plan {
                     self.row(cx, ui, plan, at);
                 }
             });
+        // Rows above the pointer were painted before it was known where it is.
+        let now = self.pointed[0].take();
+        if std::mem::replace(&mut self.pointed[1], now) != now {
+            ui.ctx().request_repaint();
+        }
     }
 }
