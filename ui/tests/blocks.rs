@@ -354,3 +354,64 @@ fn both_themes_both_zooms_and_narrow() {
     click(&mut d, "layer 1 attention: own");
     d.shot("blocks-narrow");
 }
+
+/// The panel as a person makes it large: from its place in the window, not alone in it.
+fn enlarged(size: [f32; 2], dark: bool, zoom: f32) -> Desk {
+    let mut d = common::desk(Scene::live(), Look { size, dark, zoom });
+    d.app_mut().layout.show("blocks");
+    d.frames(4);
+    click(&mut d, "Enlarge Blocks");
+    d.harness.get_by_label("Restore Blocks");
+    d
+}
+
+#[test]
+fn every_slots_cells_are_chosen_and_changed_in_a_wide_panel() {
+    for (size, dark, zoom) in [
+        ([1440.0, 900.0], true, 1.0),
+        ([1440.0, 900.0], false, 2.0),
+        ([2560.0, 1200.0], false, 1.0),
+    ] {
+        let mut d = enlarged(size, dark, zoom);
+        // Cells of a layer: each opens the editor of its slot beside the grid, with the form of its options.
+        for (slot, own) in [
+            ("attention", "own"),
+            ("ffn", "own"),
+            ("kv_cache", "fp8_model1"),
+            ("index_cache", "fp4"),
+        ] {
+            let cell = format!("layer 2 {slot}: {own}");
+            click(&mut d, &cell);
+            assert!(!d.says("broke"), "{slot}: {:#?}", d.said("broke"));
+            assert!(on(&d, &cell), "{slot} at {size:?}, zoom {zoom}");
+            let (at, editor) = (d.harness.get_by_label(&cell).rect(), d.node("Close the editor").rect());
+            assert!(editor.left() > at.right(), "{slot}: the editor stands beside the grid");
+            assert!(d.says(&format!("{slot} {own}")), "{slot}: its variants are there");
+            // Everything of it is in the window.
+            let right = d.said(&format!("{slot} {own}")).len();
+            assert!(right > 0 && editor.right() * zoom <= size[0], "{slot}: {editor:?}");
+        }
+        // Slots of the model as a whole, too.
+        click(&mut d, "weights.lm_head: own");
+        assert!(!d.says("broke") && on(&d, "weights.lm_head: own"));
+        d.harness
+            .get_by_label("layer 3 kv_cache: fp8_model1")
+            .click_modifiers(egui::Modifiers::default());
+        d.frames(4);
+        d.harness
+            .get_by_label("layer 6 kv_cache: fp8_model1")
+            .click_modifiers(egui::Modifiers::SHIFT);
+        d.frames(4);
+        click(&mut d, "kv_cache bf16");
+        assert_eq!(edits(&d), ["layers.3-6.kv_cache=bf16"]);
+        for layer in 3..7 {
+            let cell = format!("layer {layer} kv_cache: bf16, changed");
+            assert!(on(&d, &cell), "{cell} stays chosen");
+        }
+        d.shot(&format!(
+            "blocks-enlarged-{}-{}-{zoom}",
+            size[0],
+            if dark { "dark" } else { "light" }
+        ));
+    }
+}
