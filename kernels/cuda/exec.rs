@@ -219,10 +219,12 @@ impl Cuda {
         let device = self.device.as_ref();
         let mut block = vec![0u8; p.arena.output_bytes];
         device.download(p.at(p.arena.output), &mut block)?;
-        let logits = p.buf(plan.logits);
-        let n = readback::rows(plan, plan.logits, &request.step) * logits.width;
-        out.logits.resize(n, 0.0);
-        device.download(logits.ptr, bytemuck::cast_slice_mut(&mut out.logits))?;
+        let draws = request.sampler.is_some() && plan.ops.iter().any(|o| matches!(o.op, Op::Sample { .. }));
+        out.logits.clear();
+        // A step that draws its token here leaves the logits where they are: 150,000 of them are 0.6 MB a step.
+        if !draws || plan.all_logits {
+            self.logits(plan, p, request, &mut out.logits)?;
+        }
         readback::layers(plan, &p.arena, &request.step, &block, &mut out.layers);
         for (base, at) in plan.ops.iter().zip(&p.arena.probes) {
             let (Op::Probe { x, name }, Some(at)) = (&base.op, at) else {
@@ -236,38 +238,52 @@ impl Cuda {
             }
             out.probes.push((name.clone(), b.width, values));
         }
-        out.sampled = self.sampled(plan, request, &block, &out.logits, logits.width)?;
+        if let Some(params) = request.sampler.filter(|_| draws) {
+            out.sampled = Some(self.sampled(plan, p, request, params, &block)?);
+        }
         Ok(())
     }
 
+    /// Copies the step's logits out.
+    fn logits(
+        &self,
+        plan: &Plan,
+        p: &Prepared,
+        request: &StepRequest<'_>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), ExecError> {
+        let logits = p.buf(plan.logits);
+        out.resize(readback::rows(plan, plan.logits, &request.step) * logits.width, 0.0);
+        self.device.download(logits.ptr, bytemuck::cast_slice_mut(out))
+    }
+
+    /// The token the step drew.
     fn sampled(
         &self,
         plan: &Plan,
+        p: &Prepared,
         request: &StepRequest<'_>,
+        params: &SamplerParams,
         block: &[u8],
-        logits: &[f32],
-        width: usize,
-    ) -> Result<Option<Sampled>, ExecError> {
-        let Some(params) = request.sampler else { return Ok(None) };
-        if !plan.ops.iter().any(|o| matches!(o.op, Op::Sample { .. })) {
-            return Ok(None);
-        }
+    ) -> Result<Sampled, ExecError> {
         let drawn: DevSampled = bytemuck::pod_read_unaligned(&block[..size_of::<DevSampled>()]);
         if drawn.status == 0 && params.logprobs == 0 {
-            return Ok(Some(Sampled {
+            return Ok(Sampled {
                 token: drawn.token,
                 logprob: drawn.logprob,
                 top: Vec::new(),
-            }));
+            });
         }
         // Lists of alternatives, and what is wrong with logits that cannot be drawn from, are the host's.
-        let last = &logits[logits.len() - width..];
+        let mut logits = Vec::new();
+        self.logits(plan, p, request, &mut logits)?;
+        let last = &logits[logits.len() - plan.width(plan.logits)..];
         let mut host = sample::sample(last, params, request.history, request.step.rng_counter)
             .map_err(|e| ExecError::Sample(e.to_string()))?;
         if drawn.status == 0 {
             (host.token, host.logprob) = (drawn.token, drawn.logprob);
         }
-        Ok(Some(host))
+        Ok(host)
     }
 }
 

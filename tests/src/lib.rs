@@ -3,3 +3,4 @@
 pub mod goldens;
 pub mod models;
 pub mod oracle;
+pub mod table;

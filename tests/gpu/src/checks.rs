@@ -8,8 +8,10 @@ use engine::{Cancel, Engine, GenerateOptions, Recipe, SamplerParams, Session, Se
 use kernels::cpu::Cpu;
 use kernels::cpu::exec::CpuBackend;
 use kernels::cuda::measure::{copy_bandwidth, read_bandwidth};
+use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::{Backend, StepOutput};
 use model1_tests::goldens::{Ran, Values, argmax, engine_with, max_abs, probing, relative, run, schedules, tensors};
+use model1_tests::table::{GROUPS, Group, Make, On};
 use protocol::StepRecord;
 
 use crate::runner::{Bench, Case};
@@ -132,6 +134,21 @@ pub fn device() -> Vec<Case> {
             copy / 1e12
         )
     })]
+}
+
+/// The op table: the first backend against the CPU, a second run of it and one with graphs against the first.
+pub fn ops() -> Vec<Case> {
+    let run = |(name, group): Group| {
+        Case::new("ops", name, move |b| {
+            let make = |graphs: bool, guarded: bool| -> Make {
+                let device = b.device.clone();
+                Box::new(move || Box::new(Cuda::on(device.clone(), CudaOptions { graphs, guarded })))
+            };
+            group(&On(vec![make(false, true), make(false, true), make(true, false)]));
+            String::new()
+        })
+    };
+    GROUPS.into_iter().map(run).collect()
 }
 
 /// Rows of every probe and of the logits, drawn tokens, and the step records.
@@ -395,7 +412,16 @@ pub fn sessions() -> Vec<Case> {
     all
 }
 
-/// Greedy tokens from a session, with the margin of each step.
+/// A session whose logits are read back at every step.
+fn watched(engine: &Arc<Engine>) -> Session {
+    let options = SessionOptions {
+        all_logits: true,
+        ..SessionOptions::default()
+    };
+    engine.session(engine.recipe(), options).unwrap()
+}
+
+/// Greedy tokens from a [`watched`] session, with the margin of each step.
 fn greedy_run(session: &mut Session, prompt: &[u32], n: usize) -> Vec<(u32, f32)> {
     let sampler = SamplerParams::default();
     let mut out = Vec::new();
@@ -405,7 +431,8 @@ fn greedy_run(session: &mut Session, prompt: &[u32], n: usize) -> Vec<(u32, f32)
             .feed(&next, Some(&sampler), &Cancel::default(), &mut ())
             .unwrap();
         let token = session.sampled().unwrap().token;
-        let logits = &session.output().logits;
+        let all = &session.output().logits;
+        let logits = &all[all.len() - session.engine().facts().vocab..];
         let best = logits[token as usize];
         let second = logits
             .iter()
@@ -434,7 +461,7 @@ fn text_as_cpu(b: &Bench) -> String {
     let n = if b.quick { 64 } else { 300 };
     let run = |backend: Arc<dyn Backend>| {
         let engine = open(&bundled_folder(b), backend);
-        let mut session = engine.session(engine.recipe(), SessionOptions::default()).unwrap();
+        let mut session = watched(&engine);
         let prompt = story(&engine);
         let ran = greedy_run(&mut session, &prompt, n);
         let ids: Vec<u32> = ran.iter().map(|r| r.0).collect();
@@ -468,7 +495,7 @@ fn text_as_cpu(b: &Bench) -> String {
 
 fn rewinds(b: &Bench) -> String {
     let engine = open(&bundled_folder(b), b.cuda());
-    let mut session = engine.session(engine.recipe(), SessionOptions::default()).unwrap();
+    let mut session = watched(&engine);
     let first = greedy_run(&mut session, &story(&engine), 200);
     let position = session.position();
     session.truncate(position - 60, &Cancel::default()).unwrap();
@@ -580,7 +607,7 @@ fn sampling(b: &Bench) -> String {
 fn soak(b: &Bench) -> String {
     let n = if b.quick { 300 } else { 3500 };
     let engine = open(&bundled_folder(b), b.cuda());
-    let mut session = engine.session(engine.recipe(), SessionOptions::default()).unwrap();
+    let mut session = watched(&engine);
     let start = std::time::Instant::now();
     let ran = greedy_run(&mut session, &story(&engine), n);
     format!(

@@ -86,6 +86,7 @@ fn device(o: &Options) -> Result<Arc<dyn Device>, String> {
 
 fn cases() -> Vec<Case> {
     let mut all = checks::device();
+    all.extend(checks::ops());
     all.extend(checks::plans());
     all.extend(checks::goldens());
     all.extend(checks::sessions());

@@ -1,4 +1,10 @@
-//! Plans of a few ops made by hand, run on two backends.
+//! One table of cases per op: shapes x dtypes, a device's backend against the CPU oracle. Plans of a few ops made by hand.
+//! The emulator and the program for GPU machines run the same table.
+
+mod attention;
+mod choices;
+mod products;
+mod rows;
 
 use kernels::cpu::Cpu;
 use kernels::cpu::exec::CpuBackend;
@@ -326,7 +332,7 @@ pub fn compare(what: &str, ours: &Ran, want: &Ran, limit: f64, bits: bool) {
                 assert!(same, "{what}: {name} row {row}: {a:?} instead of {b:?}");
                 continue;
             }
-            let e = model1_tests::goldens::relative(a, b);
+            let e = crate::goldens::relative(a, b);
             assert!(e <= limit, "{what}: {name} row {row} differs by {e:.2e}");
         }
     }
@@ -340,3 +346,86 @@ pub fn compare(what: &str, ours: &Ran, want: &Ran, limit: f64, bits: bool) {
         assert!(same || !bits, "{what}: cache {c} holds other bits");
     }
 }
+
+/// Summation order and last bits of exp.
+pub const CLOSE: f64 = 1e-5;
+
+/// Makes a fresh backend.
+pub type Make = Box<dyn Fn() -> Box<dyn Backend>>;
+
+/// The backends a table is run on: the first is compared with the oracle, the others with the first, bit by bit.
+pub struct On(pub Vec<Make>);
+
+impl On {
+    /// A fresh one of the first kind.
+    pub fn first(&self) -> Box<dyn Backend> {
+        self.0[0]()
+    }
+}
+
+/// Against the oracle within `limit` (0: the same bits), and the same bits on every backend.
+pub fn check(on: &On, what: &str, case: &Case, position: u64, steps: &[usize], limit: f64) {
+    check_sampled(on, what, case, position, steps, limit, None);
+}
+
+/// As [`check`], drawing a token in every step.
+pub fn check_sampled(
+    on: &On,
+    what: &str,
+    case: &Case,
+    position: u64,
+    steps: &[usize],
+    limit: f64,
+    sampler: Option<&SamplerParams>,
+) {
+    let want = case.run(&oracle(), position, steps, sampler);
+    let ours = case.run(on.first().as_ref(), position, steps, sampler);
+    compare(what, &ours, &want, limit, limit == 0.0);
+    for (a, b) in ours.logprobs.iter().zip(&want.logprobs) {
+        assert!((a - b).abs() < 1e-5, "{what}: log probability {a} instead of {b}");
+    }
+    for (i, make) in on.0.iter().enumerate().skip(1) {
+        let other = case.run(make().as_ref(), position, steps, sampler);
+        compare(
+            &format!("{what}, backend {i} against the first"),
+            &other,
+            &ours,
+            0.0,
+            true,
+        );
+    }
+}
+
+/// A group of cases by name.
+pub type Group = (&'static str, fn(&On));
+
+/// Every group.
+pub const GROUPS: [Group; 18] = [
+    ("embeddings", products::embeddings),
+    ("products in every format", products::products_in_every_format),
+    (
+        "products with scales of every kind",
+        products::products_with_scales_of_every_kind,
+    ),
+    ("products stored the other way", products::products_stored_the_other_way),
+    ("grouped products", products::grouped_products),
+    ("norms", rows::norms),
+    ("rotations", rows::rotations),
+    ("gates and sums", rows::gates_and_sums),
+    ("cache rows have the cpus bytes", rows::cache_rows_have_the_cpus_bytes),
+    ("rounding and hadamard", rows::rounding_and_hadamard),
+    ("pooling", rows::pooling),
+    ("streams", rows::streams),
+    (
+        "the indexer selects what the cpu selects",
+        attention::the_indexer_selects_what_the_cpu_selects,
+    ),
+    ("dense attention", attention::dense_attention),
+    (
+        "dense attention over stored rows",
+        attention::dense_attention_over_stored_rows,
+    ),
+    ("window and compressed rows", attention::window_and_compressed_rows),
+    ("routers and experts", choices::routers_and_experts),
+    ("draws", choices::draws),
+];

@@ -1,0 +1,271 @@
+//! Attention over every kind of source, and the indexer.
+
+use kernels::ir::{CacheFormat, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions};
+
+use super::{CLOSE, Case, On, check};
+
+/// An indexer over rows of `rate`: keys are written step by step.
+fn indexer(c: &mut Case, format: CacheFormat, (heads, dim): (usize, usize), (rate, k): (usize, usize), zero: bool) {
+    let ring = CacheRows::Ring {
+        capacity: rate,
+        live: rate,
+    };
+    let (kv, gate) = (c.input(dim, 1.0), c.input(dim, 1.0));
+    let ape = c.normal(rate, dim, 0.1);
+    let state = c.rows(Component::IndexPooling, ring, 1, (2 * dim, 0), CacheFormat::F32);
+    let out = c.buffer(Dim::Closed(rate), Dim::Const(dim), ElemType::F32);
+    c.op(Op::Pool {
+        kv,
+        gate,
+        ape,
+        state,
+        out,
+        rate,
+        overlap: false,
+    });
+    let keys = c.rows(Component::Index, CacheRows::Growing { rate }, 1, (dim, 0), format);
+    c.op(Op::CacheWrite {
+        src: out,
+        cache: keys,
+        rows: Positions::Closed { rate },
+    });
+    let (q, weights) = (c.input(heads * dim, if zero { 0.0 } else { 1.0 }), c.input(heads, 1.0));
+    let scores = c.buffer(Dim::Tokens, Dim::ContextRows(rate), ElemType::F32);
+    c.op(Op::IndexScore {
+        q,
+        weights,
+        keys,
+        heads,
+        dim,
+        rate,
+        scale: 0.1,
+        skip: k,
+        out: scores,
+    });
+    let chosen = c.buffer(Dim::Tokens, Dim::Const(k), ElemType::I32);
+    c.op(Op::SelectTopK {
+        scores,
+        k,
+        rate,
+        out: chosen,
+    });
+    c.probe(chosen, "chosen");
+}
+
+pub(super) fn the_indexer_selects_what_the_cpu_selects(on: &On) {
+    for format in [
+        CacheFormat::F32,
+        CacheFormat::Bf16,
+        CacheFormat::Fp8B64,
+        CacheFormat::Fp4,
+    ] {
+        for (heads, dim, rate, k) in [(16, 16, 4, 3), (3, 128, 2, 16), (64, 64, 4, 20), (1, 4, 1, 1)] {
+            let mut c = Case::new(40, 1024);
+            indexer(&mut c, format, (heads, dim), (rate, k), false);
+            check(
+                on,
+                &format!("{format:?} {heads} x {dim}, {k} kept"),
+                &c,
+                0,
+                &[40, 1, 40, 5, 40],
+                1e-9,
+            );
+        }
+    }
+    // All scores are equal: the lower rows stay.
+    let mut c = Case::new(40, 1024);
+    indexer(&mut c, CacheFormat::F32, (4, 8), (2, 5), true);
+    check(on, "ties", &c, 0, &[40, 1, 40], 0.0);
+}
+
+/// Queries over a growing cache of keys and one of values.
+fn dense(c: &mut Case, (heads, kv_heads, d): (usize, usize, usize), format: CacheFormat, mask: Mask, sinks: bool) {
+    let growing = CacheRows::Growing { rate: 1 };
+    let (k, v, q) = (
+        c.input(kv_heads * d, 1.0),
+        c.input(kv_heads * d, 1.0),
+        c.input(heads * d, 1.0),
+    );
+    let keys = c.rows(Component::Keys, growing, kv_heads, (d, 0), format);
+    let values = c.rows(Component::Values, growing, kv_heads, (d, 0), format);
+    for (src, cache) in [(k, keys), (v, values)] {
+        c.op(Op::CacheWrite {
+            src,
+            cache,
+            rows: Positions::Tokens,
+        });
+    }
+    let out = c.floats(heads * d);
+    let sinks = sinks.then(|| c.normal(1, heads, 1.0));
+    c.op(Op::Attend {
+        q,
+        out,
+        heads,
+        kv_heads,
+        head_dim: d,
+        scale: 1.0 / (d as f32).sqrt(),
+        sources: vec![KeySource {
+            keys,
+            values,
+            rows: KeyRows::Causal,
+        }],
+        sinks,
+        mask,
+    });
+    c.probe(out, "attention");
+}
+
+pub(super) fn dense_attention(on: &On) {
+    let masks = [
+        Mask::None,
+        Mask::SlidingWindow { window: 9, sinks: 2 },
+        Mask::SlidingWindow { window: 1, sinks: 0 },
+        Mask::TopK { k: 5 },
+    ];
+    for (heads, kv_heads, d) in [(4, 2, 8), (6, 1, 64), (3, 3, 128), (32, 1, 20), (2, 1, 256), (5, 5, 4)] {
+        for (i, mask) in masks.into_iter().enumerate() {
+            for tokens in [1, 20] {
+                let mut c = Case::new(tokens, if tokens == 1 { 4096 } else { 128 });
+                dense(&mut c, (heads, kv_heads, d), CacheFormat::F32, mask, i % 2 == 0);
+                let steps: &[usize] = if tokens == 1 { &[1; 12] } else { &[20, 1, 17, 3] };
+                check(
+                    on,
+                    &format!("dense {heads}/{kv_heads} x {d} {mask:?}, {tokens} tokens"),
+                    &c,
+                    0,
+                    steps,
+                    CLOSE,
+                );
+            }
+        }
+    }
+}
+
+pub(super) fn dense_attention_over_stored_rows(on: &On) {
+    for format in [CacheFormat::Bf16, CacheFormat::Fp8B64, CacheFormat::Fp4] {
+        for (heads, kv_heads, d) in [(4, 2, 8), (6, 1, 64), (4, 4, 128)] {
+            for mask in [Mask::None, Mask::TopK { k: 3 }] {
+                let mut c = Case::new(20, 4096);
+                dense(&mut c, (heads, kv_heads, d), format, mask, true);
+                check(
+                    on,
+                    &format!("dense {format:?} {heads}/{kv_heads} x {d}"),
+                    &c,
+                    0,
+                    &[20, 1, 1, 19],
+                    CLOSE,
+                );
+            }
+        }
+    }
+}
+
+/// A window ring and compressed rows in one softmax, all rows or selected ones.
+fn sparse(
+    c: &mut Case,
+    (heads, d, rope): (usize, usize, usize),
+    format: CacheFormat,
+    rate: usize,
+    k: Option<usize>,
+    mask: Mask,
+) {
+    let (x, q) = (c.input(d, 1.0), c.input(heads * d, 1.0));
+    let ring = CacheRows::Ring {
+        capacity: 8 + 40,
+        live: 8,
+    };
+    let window = c.rows(Component::Window, ring, 1, (d, rope), format);
+    c.op(Op::CacheWrite {
+        src: x,
+        cache: window,
+        rows: Positions::Tokens,
+    });
+    let pool = CacheRows::Ring {
+        capacity: rate,
+        live: rate,
+    };
+    let gate = c.input(d, 1.0);
+    let ape = c.normal(rate, d, 0.1);
+    let state = c.rows(Component::Pooling, pool, 1, (2 * d, 0), CacheFormat::F32);
+    let closed = c.buffer(Dim::Closed(rate), Dim::Const(d), ElemType::F32);
+    c.op(Op::Pool {
+        kv: x,
+        gate,
+        ape,
+        state,
+        out: closed,
+        rate,
+        overlap: false,
+    });
+    let rows = c.rows(Component::Rows, CacheRows::Growing { rate }, 1, (d, rope), format);
+    c.op(Op::CacheWrite {
+        src: closed,
+        cache: rows,
+        rows: Positions::Closed { rate },
+    });
+    let selection = k.map(|k| {
+        indexer(c, CacheFormat::F32, (4, 8), (rate, k), false);
+        let Some(Op::SelectTopK { out, .. }) = c
+            .plan
+            .ops
+            .iter()
+            .rev()
+            .map(|o| &o.op)
+            .find(|o| matches!(o, Op::SelectTopK { .. }))
+        else {
+            panic!("the indexer selects")
+        };
+        *out
+    });
+    let out = c.floats(heads * d);
+    let sinks = Some(c.normal(1, heads, 1.0));
+    c.op(Op::Attend {
+        q,
+        out,
+        heads,
+        kv_heads: 1,
+        head_dim: d,
+        scale: 1.0 / (d as f32).sqrt(),
+        sources: vec![
+            KeySource {
+                keys: window,
+                values: window,
+                rows: KeyRows::Window { window: 8 },
+            },
+            KeySource {
+                keys: rows,
+                values: rows,
+                rows: KeyRows::Compressed { rate, selection },
+            },
+        ],
+        sinks,
+        mask,
+    });
+    c.probe(out, "attention");
+}
+
+pub(super) fn window_and_compressed_rows(on: &On) {
+    let shapes = [
+        (4, 32, 8, CacheFormat::F32),
+        (4, 512, 64, CacheFormat::Fp8Model1),
+        (20, 64, 0, CacheFormat::Bf16),
+        (3, 32, 8, CacheFormat::Fp8B64),
+    ];
+    for (heads, d, rope, format) in shapes {
+        for (rate, k) in [(4, Some(3)), (16, None), (2, Some(200))] {
+            for mask in [Mask::None, Mask::TopK { k: 6 }] {
+                let mut c = Case::new(40, 4096);
+                sparse(&mut c, (heads, d, rope), format, rate, k, mask);
+                let what = format!("{format:?} {heads} x {d}, rate {rate}, {k:?} {mask:?}");
+                // Rows pooled here differ in the last bit from the CPU's: stored in 8 bits, that can be a whole step.
+                let limit = if format == CacheFormat::F32 { CLOSE } else { 2e-2 };
+                let steps: &[usize] = if d == 512 { &[18, 1] } else { &[40, 1, 1, 33] };
+                check(on, &what, &c, 0, steps, limit);
+            }
+        }
+    }
+    // The first token of all sees nothing compressed.
+    let mut c = Case::new(1, 4096);
+    sparse(&mut c, (4, 32, 8), CacheFormat::F32, 4, Some(3), Mask::None);
+    check(on, "first token", &c, 0, &[1], CLOSE);
+}

@@ -1,0 +1,142 @@
+//! Embeddings and matrix products in every stored format.
+
+use kernels::ir::{Format, Layout, Op, ScaleFormat};
+
+use super::{Case, On, check};
+
+const FLOATS: [Format; 11] = [
+    Format::F32,
+    Format::F16,
+    Format::Bf16,
+    Format::F8E4m3,
+    Format::Fp4E2m1,
+    Format::Q8_0,
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Q5_0,
+    Format::Q4K,
+    Format::Q6K,
+];
+
+pub(super) fn embeddings(on: &On) {
+    for format in FLOATS {
+        let mut c = Case::new(8, 4096);
+        let cols = 3 * format.block_len();
+        let table = c.weight(20, cols, format, Layout::OutIn);
+        let out = c.floats(cols * 2);
+        c.op(Op::Embed { table, out, copies: 2 });
+        c.probe(out, "embedded");
+        check(on, &format!("embed {format}"), &c, 0, &[8, 1, 3], 0.0);
+    }
+    let mut c = Case::new(8, 4096);
+    let x = c.input(24, 1.0);
+    let table = c.normal(40, 24, 1.0);
+    c.op(Op::EmbedPosition { table, x });
+    c.probe(x, "positioned");
+    check(on, "embed position", &c, 7, &[8, 1], 0.0);
+}
+
+/// (outputs, inputs in blocks, tokens)
+const SHAPES: [(usize, usize, usize); 6] = [(1, 1, 1), (37, 2, 1), (33, 5, 3), (40, 3, 8), (70, 2, 9), (130, 4, 21)];
+
+pub(super) fn products_in_every_format(on: &On) {
+    for format in FLOATS {
+        for (rows, blocks, tokens) in SHAPES {
+            // Plain formats in odd widths, too; blocks as they are.
+            let unit = format.block_len();
+            for cols in [blocks * unit.max(7), blocks * unit.max(16)] {
+                if !cols.is_multiple_of(unit) {
+                    continue;
+                }
+                let mut c = Case::new(tokens, 4096);
+                let x = c.input(cols, 1.0);
+                let weight = c.weight(rows, cols, format, Layout::OutIn);
+                let bias = (rows % 2 == 1).then(|| c.normal(1, rows, 1.0));
+                let out = c.floats(rows);
+                c.op(Op::MatMul { x, weight, bias, out });
+                c.probe(out, "product");
+                check(
+                    on,
+                    &format!("{format} {rows} x {cols}, {tokens} tokens"),
+                    &c,
+                    0,
+                    &[tokens, 1],
+                    2e-5,
+                );
+            }
+        }
+    }
+}
+
+pub(super) fn products_with_scales_of_every_kind(on: &On) {
+    for format in [ScaleFormat::F32, ScaleFormat::Bf16, ScaleFormat::E8m0] {
+        for tokens in [1, 12] {
+            // Partial blocks at both edges.
+            let (rows, cols) = (150, 272);
+            let mut c = Case::new(tokens, 4096);
+            let x = c.input(cols, 1.0);
+            let weight = c.weight(rows, cols, Format::F8E4m3, Layout::OutIn);
+            c.scale(weight, format, 128, 128);
+            let out = c.floats(rows);
+            c.op(Op::MatMul {
+                x,
+                weight,
+                bias: None,
+                out,
+            });
+            c.probe(out, "product");
+            check(
+                on,
+                &format!("fp8, scales {format:?}, {tokens} tokens"),
+                &c,
+                0,
+                &[tokens],
+                2e-5,
+            );
+        }
+    }
+}
+
+pub(super) fn products_stored_the_other_way(on: &On) {
+    for format in [Format::F32, Format::F16, Format::Bf16] {
+        for (rows, cols, tokens) in [(5, 7, 1), (96, 64, 3), (33, 40, 17)] {
+            let mut c = Case::new(tokens, 4096);
+            let x = c.input(cols, 1.0);
+            let weight = c.weight(rows, cols, format, Layout::InOut);
+            let bias = Some(c.normal(1, rows, 1.0));
+            let out = c.floats(rows);
+            c.op(Op::MatMul { x, weight, bias, out });
+            c.probe(out, "product");
+            check(
+                on,
+                &format!("[in, out] {format} {rows} x {cols}"),
+                &c,
+                0,
+                &[tokens, 1],
+                2e-5,
+            );
+        }
+    }
+}
+
+pub(super) fn grouped_products(on: &On) {
+    for format in [Format::F32, Format::Bf16, Format::F8E4m3, Format::Q8_0] {
+        for tokens in [1, 5, 20] {
+            let (groups, n, k) = (3, 24, 64);
+            let mut c = Case::new(tokens, 4096);
+            let x = c.input(groups * k, 1.0);
+            let weight = c.weight(groups * n, k, format, Layout::OutIn);
+            let out = c.floats(groups * n);
+            c.op(Op::GroupedMatMul { x, weight, groups, out });
+            c.probe(out, "grouped");
+            check(
+                on,
+                &format!("grouped {format}, {tokens} tokens"),
+                &c,
+                0,
+                &[tokens, 1],
+                2e-5,
+            );
+        }
+    }
+}
