@@ -20,6 +20,7 @@ enum class Status : uint8_t { kReady, kWarp, kBlock, kDone };
 struct Warp {
     unsigned live = 0, arrived = 0;
     uint64_t given[32], taken[32];
+    void* pointers[32];
 };
 
 struct Fiber {
@@ -221,6 +222,23 @@ void sync_warp(unsigned mask) {
     w.arrived |= 1u << (f->index & 31);
     if ((w.arrived & mask) == (mask & w.live)) {
         release_warp(s, f, mask);
+        return;
+    }
+    f->status = Status::kWarp;
+    to_scheduler(f);
+}
+
+void together(void* mine, void (*run)(void* const* all)) {
+    Scheduler& s = scheduler;
+    Fiber* f = current;
+    Warp& w = *f->warp;
+    const unsigned bit = 1u << (f->index & 31);
+    if (w.arrived == 0) memset(w.pointers, 0, sizeof w.pointers);
+    w.pointers[f->index & 31] = mine;
+    w.arrived |= bit;
+    if (w.arrived == w.live) {
+        run(w.pointers);
+        release_warp(s, f, 0xffffffffu);
         return;
     }
     f->status = Status::kWarp;

@@ -47,6 +47,9 @@ void sync_block();
 void sync_warp(unsigned mask);
 // Gives `value` to the warp and returns what lane `from` gave (own value if it is not in the mask).
 uint64_t exchange(unsigned mask, uint64_t value, unsigned from);
+// Waits for all lanes of the warp, then the last one calls `run` with what each of the 32 gave (null for lanes that are
+// not there), then all go on.
+void together(void* mine, void (*run)(void* const* all));
 // All 32 values of the last exchange of this lane's warp.
 const uint64_t* exchanged();
 unsigned lane();

@@ -3,9 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch, unsupported};
+use super::gemm;
+use super::gemv::{self, Experts, Product, Project};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
-use crate::ir::{ExecError, Layout, Op};
+use crate::ir::{ExecError, Layout, Op, Plan};
 
 /// Tokens one warp of the kernels for few tokens takes.
 const TOKENS: usize = 8;
@@ -72,11 +74,64 @@ pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr) -> Result<(), Ex
         }
         _ => {}
     }
-    let rows = weight.desc.rows;
-    if weight.desc.layout == Layout::InOut && args.experts == 0 && args.group_rows == 0 {
-        let grid = [rows.div_ceil(32), x.rows.div_ceil(TOKENS), 1];
+    let d = weight.desc;
+    if x.rows > gemv::TOKENS && gemm::takes(cx.plan, op) {
+        return gemm::gemm(cx, op, &args, d);
+    }
+    if x.rows <= gemv::TOKENS && x.width.is_multiple_of(4) && gemv::takes(d) {
+        let bias = match op {
+            Op::MatMul { bias, .. } => *bias,
+            _ => None,
+        };
+        let out = match op {
+            Op::MatMul { out, .. } | Op::GroupedMatMul { out, .. } | Op::ExpertMatMul { out, .. } => *out,
+            _ => return unsupported("this op as a product"),
+        };
+        let mut project = Project {
+            products: vec![Product { weight: w, bias, out }],
+            ..Project::default()
+        };
+        let mut fits = true;
+        match op {
+            Op::GroupedMatMul { groups, .. } => {
+                fits = gemv::takes_groups(cx.plan, w, *groups);
+                project.groups = *groups;
+            }
+            Op::ExpertMatMul {
+                experts, k, per_slot, ..
+            } => {
+                project.experts = Some(Experts {
+                    table,
+                    partners: 0,
+                    chosen: *experts,
+                    k: *k,
+                    per_slot: *per_slot,
+                    weights: None,
+                });
+            }
+            _ => {}
+        }
+        if fits {
+            let x = match op {
+                Op::MatMul { x, .. } | Op::GroupedMatMul { x, .. } | Op::ExpertMatMul { x, .. } => *x,
+                _ => return unsupported("this op as a product"),
+            };
+            return gemv::project(cx, x, &project);
+        }
+    }
+    if d.layout == Layout::InOut && args.experts == 0 && args.group_rows == 0 {
+        let grid = [d.rows.div_ceil(32), x.rows.div_ceil(TOKENS), 1];
         return launch(cx, "matmul_in_out", grid, 256, 0, &args);
     }
-    let grid = [rows.div_ceil(8), slots.unwrap_or(x.rows.div_ceil(TOKENS)), 1];
+    let grid = [d.rows.div_ceil(8), slots.unwrap_or(x.rows.div_ceil(TOKENS)), 1];
     launch(cx, "matmul_any", grid, 256, 0, &args)
+}
+
+/// Working memory of a product, bytes.
+pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
+    if plan.token_bucket > gemv::TOKENS && gemm::takes(plan, op) {
+        gemm::scratch_bytes(plan, op)
+    } else {
+        0
+    }
 }

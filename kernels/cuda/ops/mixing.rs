@@ -3,20 +3,37 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{CacheArg, WeightArg, launch, unsupported};
-use super::pointwise::MAX_STREAMS;
 use crate::cuda::cx::{LaunchCx, cache_code, closed_rate};
 use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, CacheFormat, CacheId, ExecError, Op, Positions, Scoring};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct CacheWriteArgs {
+pub(super) struct CacheWriteArgs {
     cache: CacheArg,
     src: DevPtr,
     step: DevPtr,
     stats: DevPtr,
     src_rows: u32,
     rate: u32,
+}
+
+pub(super) fn cache_write_args(
+    cx: &LaunchCx<'_>,
+    src: BufId,
+    cache: CacheId,
+    rows: Positions,
+    stats: DevPtr,
+) -> CacheWriteArgs {
+    let src = cx.buf(src);
+    CacheWriteArgs {
+        cache: CacheArg::of(&cx.cache(cache)),
+        src: src.ptr,
+        step: cx.step,
+        stats,
+        src_rows: src.code,
+        rate: closed_rate(rows),
+    }
 }
 
 pub(super) fn cache_write(
@@ -26,21 +43,13 @@ pub(super) fn cache_write(
     rows: Positions,
     stats: DevPtr,
 ) -> Result<(), ExecError> {
-    let src = cx.buf(src);
-    let args = CacheWriteArgs {
-        cache: CacheArg::of(&cx.cache(cache)),
-        src: src.ptr,
-        step: cx.step,
-        stats,
-        src_rows: src.code,
-        rate: closed_rate(rows),
-    };
-    launch(cx, "cache_write", [src.rows, 1, 1], 256, 0, &args)
+    let args = cache_write_args(cx, src, cache, rows, stats);
+    launch(cx, "cache_write", [cx.buf(src).rows, 1, 1], 256, 0, &args)
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct RunsArgs {
+pub(super) struct RunsArgs {
     x: DevPtr,
     step: DevPtr,
     rows: u32,
@@ -49,22 +58,35 @@ struct RunsArgs {
     format: u32,
 }
 
-/// `RoundTrip` in a format, or `Hadamard` without one.
-pub(super) fn runs(cx: &LaunchCx<'_>, x: BufId, width: usize, format: Option<CacheFormat>) -> Result<(), ExecError> {
+pub(super) fn runs_args(
+    cx: &LaunchCx<'_>,
+    x: BufId,
+    width: usize,
+    format: Option<CacheFormat>,
+) -> Result<RunsArgs, ExecError> {
+    match format {
+        Some(CacheFormat::Fp8Model1) => return unsupported("rounding to fp8_model1 without a cache"),
+        None if !width.is_power_of_two() => return unsupported(format!("a Hadamard transform of {width} values")),
+        _ => {}
+    }
     let x = cx.buf(x);
-    let args = RunsArgs {
+    Ok(RunsArgs {
         x: x.ptr,
         step: cx.step,
         rows: x.code,
         runs: (x.width / width) as u32,
         width: width as u32,
         format: format.map_or(0, cache_code),
-    };
+    })
+}
+
+/// `RoundTrip` in a format, or `Hadamard` without one.
+pub(super) fn runs(cx: &LaunchCx<'_>, x: BufId, width: usize, format: Option<CacheFormat>) -> Result<(), ExecError> {
+    let args = runs_args(cx, x, width, format)?;
+    let x = cx.buf(x);
     let grid = [x.width / width, x.rows, 1];
     match format {
-        Some(CacheFormat::Fp8Model1) => unsupported("rounding to fp8_model1 without a cache"),
         Some(_) => launch(cx, "round_trip", grid, 128, 0, &args),
-        None if !width.is_power_of_two() => unsupported(format!("a Hadamard transform of {width} values")),
         None => launch(cx, "hadamard", grid, 128, 4 * width, &args),
     }
 }
@@ -257,70 +279,6 @@ pub(super) fn route(cx: &LaunchCx<'_>, op: &Op, copy: DevPtr) -> Result<(), Exec
         pad: 0,
     };
     launch(cx, "route", [logits.rows, 1, 1], 128, 8 * logits.width, &args)
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct HcMixArgs {
-    matrix: WeightArg,
-    base: WeightArg,
-    scale: WeightArg,
-    x: DevPtr,
-    pre: DevPtr,
-    post: DevPtr,
-    comb: DevPtr,
-    step: DevPtr,
-    rows: u32,
-    width: u32,
-    n: u32,
-    outputs: u32,
-    iterations: u32,
-    eps: f32,
-    norm_eps: f32,
-    pad: u32,
-}
-
-pub(super) fn hc_mix(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
-    let Op::HcMix {
-        x,
-        matrix,
-        base,
-        scale,
-        pre,
-        post,
-        comb,
-        streams,
-        iterations,
-        eps,
-        norm_eps,
-    } = op
-    else {
-        return unsupported("this op as stream mixing");
-    };
-    if *streams > MAX_STREAMS {
-        return unsupported(format!("{streams} residual streams (at most {MAX_STREAMS})"));
-    }
-    let x = cx.buf(*x);
-    let matrix = WeightArg::get(cx, *matrix);
-    let args = HcMixArgs {
-        matrix,
-        base: WeightArg::get(cx, *base),
-        scale: WeightArg::get(cx, *scale),
-        x: x.ptr,
-        pre: cx.buf(*pre).ptr,
-        post: post.map_or(0, |b| cx.buf(b).ptr),
-        comb: comb.map_or(0, |b| cx.buf(b).ptr),
-        step: cx.step,
-        rows: x.code,
-        width: x.width as u32,
-        n: *streams as u32,
-        outputs: matrix.rows,
-        iterations: *iterations as u32,
-        eps: *eps,
-        norm_eps: *norm_eps,
-        pad: 0,
-    };
-    launch(cx, "hc_mix", [x.rows, 1, 1], 256, 0, &args)
 }
 
 #[repr(C)]

@@ -2,6 +2,11 @@
 
 mod args;
 mod attend;
+mod chain;
+mod fuse;
+mod gemm;
+mod gemv;
+mod hc;
 mod matmul;
 mod mixing;
 mod pointwise;
@@ -14,6 +19,10 @@ use crate::ir::{ExecError, Op, OpId, Plan};
 pub enum GroupKind {
     /// One base op as it is.
     Single,
+    /// Products of one input, with a norm before and a gate or a residual behind them.
+    Project,
+    /// Ops that go row by row.
+    Chain,
 }
 
 /// Base ops that are launched together, in plan order. Every op of a plan is in exactly one group.
@@ -27,12 +36,7 @@ pub struct Group {
 
 /// The groups of a plan, in order.
 pub fn groups(plan: &Plan) -> Vec<Group> {
-    (0..plan.ops.len())
-        .map(|i| Group {
-            kind: GroupKind::Single,
-            origin: vec![OpId(i as u32)],
-        })
-        .collect()
+    fuse::groups(plan)
 }
 
 /// Working memory the launches of a plan need, bytes (the largest of all groups).
@@ -40,6 +44,8 @@ pub fn scratch_bytes(plan: &Plan) -> usize {
     let of = |op: &Op| match op {
         Op::Attend { .. } => attend::scratch_bytes(plan, op),
         Op::Sample { logits } => mixing::sample_scratch(plan.width(*logits)),
+        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::ExpertMatMul { .. } => matmul::scratch_bytes(plan, op),
+        Op::HcMix { .. } => hc::scratch_bytes(plan, op),
         _ => 0,
     };
     plan.ops.iter().map(|o| of(&o.op)).max().unwrap_or(0)
@@ -49,6 +55,14 @@ pub fn scratch_bytes(plan: &Plan) -> usize {
 pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
     match group.kind {
         GroupKind::Single => group.origin.iter().try_for_each(|id| single(cx, *id)),
+        GroupKind::Chain => chain::chain(cx, &group.origin),
+        GroupKind::Project => {
+            let first = group.origin[0].index();
+            match fuse::describe(cx.plan, first) {
+                Some((p, n, x)) if n == group.origin.len() => gemv::project(cx, x, &p),
+                _ => args::unsupported("a group that is none of the plan's"),
+            }
+        }
     }
 }
 
@@ -73,7 +87,7 @@ fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
         Op::Glu { .. } | Op::Activate { .. } => pointwise::glu(cx, op),
         Op::Route { .. } => mixing::route(cx, op, stats),
         Op::ExpertSum { x, k, shared, out } => pointwise::expert_sum(cx, *x, *k, *shared, *out),
-        Op::HcMix { .. } => mixing::hc_mix(cx, op),
+        Op::HcMix { .. } => chain::chain(cx, &[id]),
         Op::HcCollapse { .. } | Op::HcExpand { .. } => pointwise::streams(cx, op),
         Op::TakeOutput { x, out } => pointwise::rows(cx, "take_output", *x, None, *out, 0),
         Op::Sample { logits } => mixing::sample(cx, *logits),

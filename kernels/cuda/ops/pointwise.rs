@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{POINTWISE, WeightArg, launch, pointwise, unsupported};
-use crate::cuda::cx::{LaunchCx, closed_rate};
+use crate::cuda::cx::{DevBuf, LaunchCx, closed_rate};
 use crate::cuda::device::DevPtr;
 use crate::ir::{Activation, BufId, ExecError, NormKind, Op, RopeStyle, WeightId};
 
@@ -160,13 +160,31 @@ pub(super) fn glu(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct ExpertSumArgs {
+pub(super) struct ExpertSumArgs {
     x: DevPtr,
     shared: DevPtr,
     out: DevPtr,
     step: DevPtr,
     k: u32,
     width: u32,
+}
+
+pub(super) fn expert_sum_args(
+    cx: &LaunchCx<'_>,
+    x: BufId,
+    k: usize,
+    shared: Option<BufId>,
+    out: BufId,
+) -> ExpertSumArgs {
+    let out = cx.buf(out);
+    ExpertSumArgs {
+        x: cx.buf(x).ptr,
+        shared: shared.map_or(0, |s| cx.buf(s).ptr),
+        out: out.ptr,
+        step: cx.step,
+        k: k as u32,
+        width: out.width as u32,
+    }
 }
 
 pub(super) fn expert_sum(
@@ -176,21 +194,14 @@ pub(super) fn expert_sum(
     shared: Option<BufId>,
     out: BufId,
 ) -> Result<(), ExecError> {
+    let args = expert_sum_args(cx, x, k, shared, out);
     let out = cx.buf(out);
-    let args = ExpertSumArgs {
-        x: cx.buf(x).ptr,
-        shared: shared.map_or(0, |s| cx.buf(s).ptr),
-        out: out.ptr,
-        step: cx.step,
-        k: k as u32,
-        width: out.width as u32,
-    };
     launch(cx, "expert_sum", pointwise(out.width, out.rows), POINTWISE, 0, &args)
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct StreamsArgs {
+pub(super) struct StreamsArgs {
     x: DevPtr,
     o: DevPtr,
     pre: DevPtr,
@@ -204,8 +215,8 @@ struct StreamsArgs {
     pad: u32,
 }
 
-/// `HcCollapse` and `HcExpand`.
-pub(super) fn streams(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+/// Kernel, buffer of plain width and arguments of `HcCollapse` and `HcExpand`.
+pub(super) fn streams_args(cx: &LaunchCx<'_>, op: &Op) -> Result<((&'static str, DevBuf), StreamsArgs), ExecError> {
     let ptr = |id: BufId| cx.buf(id).ptr;
     let (kernel, plain, n, mut args) = match op {
         Op::HcCollapse { x, pre, streams, out } => {
@@ -231,12 +242,18 @@ pub(super) fn streams(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
     }
     args.step = cx.step;
     (args.rows, args.width, args.n) = (plain.code, plain.width as u32, n as u32);
+    Ok(((kernel, plain), args))
+}
+
+/// `HcCollapse` and `HcExpand`.
+pub(super) fn streams(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+    let ((kernel, plain), args) = streams_args(cx, op)?;
     launch(cx, kernel, pointwise(plain.width, plain.rows), POINTWISE, 0, &args)
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct NormArgs {
+pub(super) struct NormArgs {
     weight: WeightArg,
     bias: WeightArg,
     x: DevPtr,
@@ -250,7 +267,7 @@ struct NormArgs {
     pad: u32,
 }
 
-pub(super) fn norm(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+pub(super) fn norm_args(cx: &LaunchCx<'_>, op: &Op) -> Result<NormArgs, ExecError> {
     let Op::Norm {
         kind,
         x,
@@ -265,7 +282,7 @@ pub(super) fn norm(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
     };
     let (x, out) = (cx.buf(*x), cx.buf(*out));
     let groups = x.width / group;
-    let args = NormArgs {
+    Ok(NormArgs {
         weight: WeightArg::optional(cx, *weight),
         bias: WeightArg::optional(cx, *bias),
         x: x.ptr,
@@ -277,15 +294,22 @@ pub(super) fn norm(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
         layer: u32::from(*kind == NormKind::Layer),
         eps: *eps,
         pad: 0,
+    })
+}
+
+pub(super) fn norm(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+    let (Op::Norm { x, group, .. }, args) = (op, norm_args(cx, op)?) else {
+        return unsupported("this op as a norm");
     };
+    let x = cx.buf(*x);
     // A quarter of the values per thread: short rows are latency, not bandwidth.
     let block = (group / 4).next_power_of_two().clamp(32, 256);
-    launch(cx, "norm_rows", [groups, x.rows, 1], block, 0, &args)
+    launch(cx, "norm_rows", [x.width / group, x.rows, 1], block, 0, &args)
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct RopeArgs {
+pub(super) struct RopeArgs {
     x: DevPtr,
     freqs: DevPtr,
     step: DevPtr,
@@ -301,7 +325,7 @@ struct RopeArgs {
     pad: u32,
 }
 
-pub(super) fn rope(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+pub(super) fn rope_args(cx: &LaunchCx<'_>, op: &Op) -> Result<RopeArgs, ExecError> {
     let Op::Rope {
         x,
         heads,
@@ -320,7 +344,7 @@ pub(super) fn rope(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
         return unsupported(format!("{dims} rotated values per head (at most 512)"));
     }
     let x = cx.buf(*x);
-    let args = RopeArgs {
+    Ok(RopeArgs {
         x: x.ptr,
         freqs: cx.rope(*table).freqs,
         step: cx.step,
@@ -334,7 +358,13 @@ pub(super) fn rope(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
         rate: closed_rate(*positions),
         inverse: u32::from(*inverse),
         pad: 0,
+    })
+}
+
+pub(super) fn rope(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+    let (Op::Rope { x, heads, dims, .. }, args) = (op, rope_args(cx, op)?) else {
+        return unsupported("this op as a rotation");
     };
     let block = (heads * dims / 2).next_multiple_of(32).clamp(32, 256);
-    launch(cx, "rope", [x.rows, 1, 1], block, 0, &args)
+    launch(cx, "rope", [cx.buf(*x).rows, 1, 1], block, 0, &args)
 }

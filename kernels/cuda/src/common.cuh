@@ -8,36 +8,68 @@
 #define DYNAMIC_SHARED(name)                                   \
     extern __shared__ __align__(16) unsigned char name##_raw[]; \
     unsigned char* name = name##_raw
-// A kernel with one parameter struct by value; `threads` is the largest block it is launched with.
-#define KERNEL(name, Args, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+// A kernel with one parameter struct by value; `threads` is the largest block it is launched with. Where the launch
+// allows it (programmatic dependent launch), the next kernel may start at once, and this one waits here for what the
+// kernel before it writes; elsewhere both instructions do nothing.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define AWAIT_PREDECESSOR()                                                        \
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory")
+#else
+#define AWAIT_PREDECESSOR()
+#endif
+#define KERNEL(name, Args, threads)                                                               \
+    static __device__ __forceinline__ void name##_body(const Args& a);                            \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Args a) {   \
+        AWAIT_PREDECESSOR();                                                                      \
+        name##_body(a);                                                                           \
+    }                                                                                             \
+    static __device__ __forceinline__ void name##_body(const Args& a)
 #endif
 
 constexpr unsigned kAll = 0xffffffffu;
 
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-    for (int m = 16; m > 0; m >>= 1) v += __shfl_xor_sync(kAll, v, m);
+#ifdef MODEL1_EMULATE
+// The last lane to arrive adds up for all, in the same tree.
+template <class T, class F>
+inline T warp_reduce(T v, F) {
+    simt::together(&v, [](void* const* all) {
+        T tree[32];
+        for (unsigned i = 0; i < 32; i++) tree[i] = all[i] == nullptr ? T(0) : *(T*)all[i];
+        for (unsigned m = 16; m > 0; m >>= 1) {
+            for (unsigned i = 0; i < m; i++) tree[i] = F::combine(tree[i], tree[i + m]);
+        }
+        for (unsigned i = 0; i < 32; i++) {
+            if (all[i] != nullptr) *(T*)all[i] = tree[0];
+        }
+    });
     return v;
+}
+#else
+template <class T, class F>
+__device__ __forceinline__ T warp_reduce(T v, F) {
+#pragma unroll
+    for (int m = 16; m > 0; m >>= 1) v = F::combine(v, __shfl_xor_sync(kAll, v, m));
+    return v;
+}
+#endif
+
+struct Sum {
+    template <class T>
+    static __device__ __forceinline__ T combine(T a, T b) {
+        return a + b;
+    }
+};
+struct Largest {
+    static __device__ __forceinline__ float combine(float a, float b) { return fmaxf(a, b); }
+};
+
+// The same in every lane: each step adds the same two numbers on both sides.
+template <class T>
+__device__ __forceinline__ T warp_sum(T v) {
+    return warp_reduce(v, Sum());
 }
 
-__device__ __forceinline__ double warp_sum(double v) {
-#pragma unroll
-    for (int m = 16; m > 0; m >>= 1) v += __shfl_xor_sync(kAll, v, m);
-    return v;
-}
-
-__device__ __forceinline__ uint32_t warp_sum(uint32_t v) {
-#pragma unroll
-    for (int m = 16; m > 0; m >>= 1) v += __shfl_xor_sync(kAll, v, m);
-    return v;
-}
-
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-    for (int m = 16; m > 0; m >>= 1) v = fmaxf(v, __shfl_xor_sync(kAll, v, m));
-    return v;
-}
+__device__ __forceinline__ float warp_max(float v) { return warp_reduce(v, Largest()); }
 
 // Sum over the block, the same in every thread and in every run. `shared` holds one value per warp; it may be reused
 // after the next barrier.

@@ -1,19 +1,5 @@
 // RMSNorm and LayerNorm of runs of values, statistics in f32.
-#include "weights.cuh"
-
-struct NormArgs {
-    WeightRef weight;    // [group], null data = 1
-    WeightRef bias;      // [group], null data = 0
-    const float* x;      // [rows, groups, group]
-    float* out;          // the same shape; may be x
-    const DevStep* step;
-    uint32_t rows;       // code of x's rows
-    uint32_t groups;     // per row
-    uint32_t group;      // values per run
-    uint32_t layer;      // 1 = LayerNorm
-    float eps;
-    uint32_t pad;
-};
+#include "rows.cuh"
 
 // One block per run; every thread writes only what it read itself, so out may be x. grid (groups, rows)
 KERNEL(norm_rows, NormArgs, 256) {

@@ -1,5 +1,5 @@
 // Ops that touch every value once: embedding, residuals, gates, stream mixing.
-#include "weights.cuh"
+#include "rows.cuh"
 
 struct EmbedArgs {
     WeightRef table;       // [vocabulary, width]
@@ -93,15 +93,6 @@ KERNEL(glu, GluArgs, 256) {
     a.out[i] = v;
 }
 
-struct ExpertSumArgs {
-    const float* x;       // [tokens, k * width]
-    const float* shared;  // [tokens, width], null = none
-    float* out;           // [tokens, width]
-    const DevStep* step;
-    uint32_t k;
-    uint32_t width;
-};
-
 // grid (ceil(width / 256), tokens)
 KERNEL(expert_sum, ExpertSumArgs, 256) {
     const uint32_t t = blockIdx.y, c = blockIdx.x * blockDim.x + threadIdx.x;
@@ -112,48 +103,16 @@ KERNEL(expert_sum, ExpertSumArgs, 256) {
     a.out[i] = v;
 }
 
-struct StreamsArgs {
-    float* x;           // [tokens, n, width]
-    const float* o;     // [tokens, width] (expand)
-    const float* pre;   // [tokens, n] (collapse)
-    const float* post;  // [tokens, n] (expand)
-    const float* comb;  // [tokens, n, n] (expand)
-    float* out;         // [tokens, width] (collapse)
-    const DevStep* step;
-    uint32_t rows;
-    uint32_t width;
-    uint32_t n;         // streams, at most 8
-    uint32_t pad;
-};
-
 // out = sum_i pre_i X_i. grid (ceil(width / 256), rows)
 KERNEL(hc_collapse, StreamsArgs, 256) {
     const uint32_t t = blockIdx.y, c = blockIdx.x * blockDim.x + threadIdx.x;
     if (t >= step_rows(*a.step, a.rows) || c >= a.width) return;
-    const float* x = a.x + (size_t)t * a.n * a.width + c;
-    float v = 0.0f;
-    for (uint32_t i = 0; i < a.n; i++) v += a.pre[t * a.n + i] * x[(size_t)i * a.width];
-    a.out[(size_t)t * a.width + c] = v;
+    hc_collapse_at(a, t, c);
 }
 
 // X'_k = post_k o + sum_j comb_jk X_j, in place. grid (ceil(width / 256), rows)
 KERNEL(hc_expand, StreamsArgs, 256) {
     const uint32_t t = blockIdx.y, c = blockIdx.x * blockDim.x + threadIdx.x;
     if (t >= step_rows(*a.step, a.rows) || c >= a.width) return;
-    float* x = a.x + (size_t)t * a.n * a.width + c;
-    const float o = a.o[(size_t)t * a.width + c];
-    const float *post = a.post + t * a.n, *comb = a.comb + t * a.n * a.n;
-    float old[8];
-#pragma unroll
-    for (uint32_t j = 0; j < 8; j++) old[j] = j < a.n ? x[(size_t)j * a.width] : 0.0f;
-#pragma unroll
-    for (uint32_t k = 0; k < 8; k++) {
-        if (k >= a.n) break;
-        float v = post[k] * o;
-#pragma unroll
-        for (uint32_t j = 0; j < 8; j++) {
-            if (j < a.n) v += comb[j * a.n + k] * old[j];
-        }
-        x[(size_t)k * a.width] = v;
-    }
+    hc_expand_at(a, t, c);
 }

@@ -1,0 +1,235 @@
+//! Groups of base ops that are launched together.
+
+use super::chain;
+use super::gemv::{self, Product, Project};
+use super::{Group, GroupKind};
+use crate::ir::{BufId, KeyRows, NormKind, Op, OpId, Plan};
+
+/// Buffers an op reads. What it changes in place counts.
+fn reads(op: &Op) -> Vec<BufId> {
+    let some = |list: &[Option<BufId>]| list.iter().copied().flatten().collect();
+    match op {
+        Op::Embed { .. } => Vec::new(),
+        Op::EmbedPosition { x, .. }
+        | Op::Norm { x, .. }
+        | Op::MatMul { x, .. }
+        | Op::GroupedMatMul { x, .. }
+        | Op::Rope { x, .. }
+        | Op::Hadamard { x, .. }
+        | Op::RoundTrip { x, .. }
+        | Op::Slice { x, .. }
+        | Op::Activate { x, .. }
+        | Op::HcMix { x, .. }
+        | Op::TakeOutput { x, .. }
+        | Op::Probe { x, .. } => vec![*x],
+        Op::CacheWrite { src, .. } => vec![*src],
+        Op::Pool { kv, gate, .. } => vec![*kv, *gate],
+        Op::IndexScore { q, weights, .. } => vec![*q, *weights],
+        Op::SelectTopK { scores, .. } => vec![*scores],
+        Op::Attend { q, sources, .. } => {
+            let selected = sources.iter().filter_map(|s| match s.rows {
+                KeyRows::Compressed { selection, .. } => selection,
+                _ => None,
+            });
+            std::iter::once(*q).chain(selected).collect()
+        }
+        Op::Add { x, y, .. } => vec![*x, *y],
+        Op::Glu {
+            gate, up, row_weights, ..
+        } => some(&[Some(*gate), Some(*up), *row_weights]),
+        Op::Route { logits, .. } => vec![*logits],
+        Op::ExpertMatMul { x, experts, .. } => vec![*x, *experts],
+        Op::ExpertSum { x, shared, .. } => some(&[Some(*x), *shared]),
+        Op::HcCollapse { x, pre, .. } => vec![*x, *pre],
+        Op::HcExpand { o, x, post, comb, .. } => vec![*o, *x, *post, *comb],
+        Op::Sample { logits } => vec![*logits],
+    }
+}
+
+/// Buffers an op writes anew.
+fn writes(op: &Op) -> Vec<BufId> {
+    match op {
+        Op::Embed { out, .. }
+        | Op::Norm { out, .. }
+        | Op::MatMul { out, .. }
+        | Op::GroupedMatMul { out, .. }
+        | Op::Pool { out, .. }
+        | Op::IndexScore { out, .. }
+        | Op::SelectTopK { out, .. }
+        | Op::Attend { out, .. }
+        | Op::Slice { out, .. }
+        | Op::Add { out, .. }
+        | Op::Glu { out, .. }
+        | Op::ExpertMatMul { out, .. }
+        | Op::ExpertSum { out, .. }
+        | Op::HcCollapse { out, .. }
+        | Op::TakeOutput { out, .. } => vec![*out],
+        Op::Route {
+            out_experts,
+            out_weights,
+            ..
+        } => vec![*out_experts, *out_weights],
+        Op::HcMix { pre, post, comb, .. } => [Some(*pre), *post, *comb].into_iter().flatten().collect(),
+        Op::EmbedPosition { .. }
+        | Op::Rope { .. }
+        | Op::CacheWrite { .. }
+        | Op::Hadamard { .. }
+        | Op::RoundTrip { .. }
+        | Op::Activate { .. }
+        | Op::HcExpand { .. }
+        | Op::Probe { .. }
+        | Op::Sample { .. } => Vec::new(),
+    }
+}
+
+/// Whether nothing reads `b` from op `from` on before it is written anew.
+fn dead(plan: &Plan, b: BufId, from: usize) -> bool {
+    if b == plan.logits {
+        return false;
+    }
+    for base in &plan.ops[from..] {
+        if reads(&base.op).contains(&b) {
+            return false;
+        }
+        if writes(&base.op).contains(&b) {
+            return true;
+        }
+    }
+    true
+}
+
+/// The groups of a plan, in order.
+pub(super) fn groups(plan: &Plan) -> Vec<Group> {
+    let mut out = Vec::new();
+    let mut i = 0;
+    while i < plan.ops.len() {
+        let (kind, n) = match (projection(plan, i), chain::length(plan, i)) {
+            (n, _) if n > 1 => (GroupKind::Project, n),
+            (_, n) if n > 1 => (GroupKind::Chain, trim(plan, i, n)),
+            _ => (GroupKind::Single, 1),
+        };
+        out.push(Group {
+            kind: if n == 1 { GroupKind::Single } else { kind },
+            origin: (i..i + n).map(|i| OpId(i as u32)).collect(),
+        });
+        i += n;
+    }
+    out
+}
+
+/// A chain leaves its last norm to the products that follow, where they can take it along.
+fn trim(plan: &Plan, first: usize, n: usize) -> usize {
+    let last = first + n - 1;
+    if matches!(plan.ops[last].op, Op::Norm { .. }) && projection(plan, last) > 1 {
+        n - 1
+    } else {
+        n
+    }
+}
+
+/// How many ops from `first` on are one launch of `gemv`: an optional norm, products of one input, then an optional
+/// gate or residual. 0 or 1: nothing to gain.
+fn projection(plan: &Plan, first: usize) -> usize {
+    describe(plan, first).map_or(0, |(_, n, _)| n)
+}
+
+fn product(op: &Op) -> Option<(BufId, Product)> {
+    match op {
+        Op::MatMul { x, weight, bias, out } => Some((
+            *x,
+            Product {
+                weight: *weight,
+                bias: *bias,
+                out: *out,
+            },
+        )),
+        _ => None,
+    }
+}
+
+/// The launch that begins at op `first`, how many ops it stands for, and its input.
+pub(super) fn describe(plan: &Plan, first: usize) -> Option<(Project, usize, BufId)> {
+    if plan.token_bucket > gemv::TOKENS {
+        return None;
+    }
+    let op = |i: usize| plan.ops.get(i).map(|o| &o.op);
+    let mut p = Project::default();
+    let mut at = first;
+    let mut norm_out = None;
+    let (input, x) = match op(at)? {
+        Op::Norm {
+            kind: NormKind::Rms,
+            x,
+            weight,
+            bias: None,
+            out,
+            group,
+            eps,
+        } if plan.width(*x) == *group => {
+            p.norm = Some((*weight, *eps));
+            norm_out = Some(*out);
+            at += 1;
+            (*x, *out)
+        }
+        other => product(other).map(|(x, _)| (x, x))?,
+    };
+    if !plan.width(input).is_multiple_of(4) {
+        return None;
+    }
+    while let Some((from, one)) = op(at).and_then(product) {
+        let d = plan.weight(one.weight);
+        let fits = gemv::takes(d)
+            && p.products.first().is_none_or(|f| gemv::alike(plan.weight(f.weight), d))
+            && p.products.iter().all(|f| f.out != one.out);
+        if from != x || one.out == x || one.out == input || !fits || p.products.len() == gemv::SEGMENTS {
+            break;
+        }
+        p.products.push(one);
+        at += 1;
+    }
+    if p.products.is_empty() {
+        return None;
+    }
+    at = gate_or_residual(plan, &mut p, at, input);
+    // The normalised input is never stored, so nobody else may want it.
+    if norm_out.is_some_and(|b| !dead(plan, b, at)) {
+        return None;
+    }
+    Some((p, at - first, input))
+}
+
+/// Takes what follows the products into the launch; returns the op after it.
+fn gate_or_residual(plan: &Plan, p: &mut Project, at: usize, input: BufId) -> usize {
+    match plan.ops.get(at).map(|o| &o.op) {
+        Some(Op::Glu {
+            gate,
+            up,
+            out,
+            activation,
+            limit,
+            row_weights: None,
+        }) if p.products.len() == 2 => {
+            let (g, u) = (p.products[0], p.products[1]);
+            let same = plan.weight(g.weight).rows == plan.weight(u.weight).rows;
+            let unread = |b: BufId| b == *out || dead(plan, b, at + 1);
+            if same && g.out == *gate && u.out == *up && *out != input && unread(g.out) && unread(u.out) {
+                p.products[0].out = *out;
+                p.glu = Some((*activation, *limit));
+                return at + 1;
+            }
+            at
+        }
+        Some(Op::Add { x, y, out }) if p.products.len() == 1 => {
+            let product = p.products[0].out;
+            let residual = if *x == product { *y } else { *x };
+            let one = (*x == product) != (*y == product);
+            if one && *out != input && residual != input && (*out == product || dead(plan, product, at + 1)) {
+                p.products[0].out = *out;
+                p.residual = Some(residual);
+                return at + 1;
+            }
+            at
+        }
+        _ => at,
+    }
+}

@@ -1,0 +1,79 @@
+// Ops that work on rows one by one, several of them in one launch: a block takes a row through all of them. Saves what a
+// launch costs, which at one token is more than most of these ops.
+#include "rows.cuh"
+
+enum LinkKind : uint32_t {
+    kLinkNorm = 0,
+    kLinkRope,
+    kLinkCacheWrite,
+    kLinkHadamard,
+    kLinkRoundTrip,
+    kLinkExpertSum,
+    kLinkHcMix,
+    kLinkHcCollapse,
+    kLinkHcExpand,
+};
+
+constexpr uint32_t kLinks = 8, kLinkBytes = 240;
+
+// One op with its parameter struct. `LinkArg` in ../ops/chain.rs.
+struct Link {
+    uint32_t kind, pad;
+    __align__(8) unsigned char args[kLinkBytes];
+};
+
+struct ChainArgs {
+    Link links[kLinks];
+    const DevStep* step;
+    uint32_t rows;  // code
+    uint32_t n;
+};
+
+template <class T>
+__device__ __forceinline__ const T& link_args(const Link& l) {
+    static_assert(sizeof(T) <= kLinkBytes, "a link has room for every parameter struct");
+    return *(const T*)l.args;
+}
+
+// grid (rows), shared: the widest Hadamard run
+KERNEL(row_chain, ChainArgs, 512) {
+    DYNAMIC_SHARED(memory);
+    const DevStep step = *a.step;
+    const uint32_t row = blockIdx.x;
+    if (row >= step_rows(step, a.rows)) return;
+    for (uint32_t i = 0; i < a.n; i++) {
+        const Link& l = a.links[i];
+        // The row as the link before left it.
+        if (i > 0) __syncthreads();
+        switch (l.kind) {
+            case kLinkNorm: norm_row(link_args<NormArgs>(l), row); break;
+            case kLinkRope: rope_row(link_args<RopeArgs>(l), step, row); break;
+            case kLinkCacheWrite: cache_write_row(link_args<CacheWriteArgs>(l), step, row); break;
+            case kLinkHadamard:
+            case kLinkRoundTrip: {
+                const RunsArgs& r = link_args<RunsArgs>(l);
+                for (uint32_t run = 0; run < r.runs; run++) {
+                    float* x = r.x + ((size_t)row * r.runs + run) * r.width;
+                    if (l.kind == kLinkHadamard) {
+                        __syncthreads();
+                        hadamard_run(r, x, (float*)memory);
+                    } else {
+                        round_trip_run(r, x);
+                    }
+                }
+                break;
+            }
+            case kLinkExpertSum: expert_sum_row(link_args<ExpertSumArgs>(l), row); break;
+            case kLinkHcMix: hc_finish_row(link_args<HcMixArgs>(l), row); break;
+            case kLinkHcCollapse: {
+                const StreamsArgs& s = link_args<StreamsArgs>(l);
+                for (uint32_t c = threadIdx.x; c < s.width; c += blockDim.x) hc_collapse_at(s, row, c);
+                break;
+            }
+            default: {
+                const StreamsArgs& s = link_args<StreamsArgs>(l);
+                for (uint32_t c = threadIdx.x; c < s.width; c += blockDim.x) hc_expand_at(s, row, c);
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+// Products for many tokens (prefill) on tensor cores (mma.sync m16n8k16, bf16 in, f32 sums). Numbers are split into bf16
+// parts, each holding what the ones before left: activations into two (16 bits) beside weights that are bf16 numbers,
+// both into three (all of f32) where weights are f32 or anything else.
+//
+// One block: 64 tokens x 64 outputs, 32 inputs at a time; 4 warps of 32 x 32. The next step's operands are loaded into
+// registers while the tensor cores work on this one's.
+#pragma once
+
+#include "chunks.cuh"
+
+// A run of up to 64 (token, slot) pairs of one expert; `expert_tiles` makes them.
+struct ExpertTile {
+    uint32_t expert, begin, count, pad;
+};
+
+struct GemmArgs {
+    WeightRef w;
+    WeightRef bias;             // [rows], null data = none
+    const float* x;             // [tokens, x_stride]
+    float* out;                 // [tokens, out_stride]
+    float* partial;             // splits > 1: [splits, token bucket, rows]
+    const DevStep* step;
+    const DevExpert* experts;   // as in MatMulArgs
+    const ExpertTile* tiles;    // [grid.y], count 0 = none
+    const uint32_t* order;      // [tokens * k] slots, grouped by expert
+    uint32_t tokens;            // code of x's rows
+    uint32_t x_stride;
+    uint32_t out_stride;
+    uint32_t group_rows;
+    uint32_t k;
+    uint32_t per_slot;
+    uint32_t splits;
+    uint32_t bucket;            // tokens of `partial`
+};
+
+constexpr uint32_t kTile = 64, kStep = 32, kPitch = 20;  // pitch in words: rows of a fragment in different banks
+
+template <uint32_t XP, uint32_t WP>
+struct GemmShared {
+    uint32_t x[XP][kTile][kPitch], w[WP][kTile][kPitch];
+};
+
+// Two neighbours as bf16 in one word per part: part p holds what parts 0 .. p - 1 left.
+template <uint32_t P>
+__device__ __forceinline__ void split_pair(float a, float b, uint32_t (&words)[P]) {
+#pragma unroll
+    for (uint32_t p = 0; p < P; p++) {
+        const uint32_t ha = f32_to_bf16(a), hb = f32_to_bf16(b);
+        words[p] = ha | hb << 16;
+        a -= bf16_to_f32(ha);
+        b -= bf16_to_f32(hb);
+    }
+}
+
+// d += a b for fragments of m16n8k16.
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#ifdef MODEL1_EMULATE
+    struct Fragments {
+        float* d;
+        const uint32_t *a, *b;
+    } mine = {d, a, b};
+    simt::together(&mine, [](void* const* all) {
+        float x[16][16], w[16][8];
+        for (unsigned lane = 0; lane < 32; lane++) {
+            const Fragments& f = *(const Fragments*)all[lane];
+            const unsigned g = lane / 4, t = lane % 4;
+            for (unsigned i = 0; i < 4; i++) {
+                const unsigned row = g + i % 2 * 8, k = 2 * t + i / 2 * 8;
+                x[row][k] = bf16_to_f32(f.a[i] & 0xffffu);
+                x[row][k + 1] = bf16_to_f32(f.a[i] >> 16);
+                if (i < 2) {
+                    w[2 * t + 8 * i][g] = bf16_to_f32(f.b[i] & 0xffffu);
+                    w[2 * t + 8 * i + 1][g] = bf16_to_f32(f.b[i] >> 16);
+                }
+            }
+        }
+        float sums[16][8] = {};
+        for (unsigned r = 0; r < 16; r++) {
+            for (unsigned k = 0; k < 16; k++) {
+                for (unsigned c = 0; c < 8; c++) sums[r][c] += x[r][k] * w[k][c];
+            }
+        }
+        for (unsigned lane = 0; lane < 32; lane++) {
+            const Fragments& f = *(const Fragments*)all[lane];
+            for (unsigned i = 0; i < 4; i++) f.d[i] += sums[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+        }
+    });
+#else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// 16 neighbouring weights of a row as they lie, then as values.
+template <class F>
+struct Fast {
+    static constexpr uint32_t XP = F::LEN == 4 ? 3 : 2, WP = F::EXACT ? 1 : XP;
+    static constexpr uint32_t LOADS = F::LEN >= 16 ? 1 : 16 / F::LEN;
+    uint32_t raw[LOADS][4];
+    float scale;
+
+    __device__ __forceinline__ void load(const WeightRef& w, uint32_t row, uint32_t c) {
+        const uint8_t* at = w.data + (size_t)row * w.row_bytes;
+        const bool there = row < w.rows && c < w.cols;
+        scale = !F::SCALED || w.scales == nullptr || !there ? 1.0f : scale_at(w, row, c);
+        if constexpr (F::LEN == 32) {
+            const uint2 v = there ? *(const uint2*)(at + c / 2) : make_uint2(0, 0);
+            raw[0][0] = v.x;
+            raw[0][1] = v.y;
+        } else {
+#pragma unroll
+            for (uint32_t i = 0; i < LOADS; i++) {
+                const uint4 v = there ? *(const uint4*)(at + (c / F::LEN + i) * 16) : make_uint4(0, 0, 0, 0);
+                raw[i][0] = v.x;
+                raw[i][1] = v.y;
+                raw[i][2] = v.z;
+                raw[i][3] = v.w;
+            }
+        }
+    }
+    __device__ __forceinline__ float4 four(uint32_t i) const {
+        constexpr uint32_t PER = F::LEN / 4;
+        float4 v = LOADS == 1 ? F::four(raw[0], i) : F::four(raw[i / PER < LOADS ? i / PER : 0], i % PER);
+        if (F::SCALED) {
+            v.x *= scale;
+            v.y *= scale;
+            v.z *= scale;
+            v.w *= scale;
+        }
+        return v;
+    }
+};
+
+// Any format, layout and alignment.
+struct Slow {
+    static constexpr uint32_t XP = 3, WP = 3;
+    float v[16];
+
+    __device__ __forceinline__ void load(const WeightRef& w, uint32_t row, uint32_t c) {
+#pragma unroll
+        for (uint32_t i = 0; i < 16; i++) v[i] = row < w.rows && c + i < w.cols ? weight_at(w, row, c + i) : 0.0f;
+    }
+    __device__ __forceinline__ float4 four(uint32_t i) const {
+        return make_float4(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]);
+    }
+};
+
+template <class W>
+__device__ __forceinline__ void gemm(const GemmArgs& a) {
+    constexpr uint32_t XP = W::XP, WP = W::WP;
+    __shared__ GemmShared<XP, WP> s;
+    const uint32_t all = step_rows(*a.step, a.tokens);
+    WeightRef w = a.w;
+    uint32_t count, first = blockIdx.y * kTile;
+    if (a.experts != nullptr) {
+        const ExpertTile tile = a.tiles[blockIdx.y];
+        if (tile.count == 0) return;
+        count = tile.count;
+        first = tile.begin;
+        w.data = a.experts[tile.expert].data;
+        w.scales = a.experts[tile.expert].scales;
+    } else {
+        if (first >= all) return;
+        count = min(all - first, kTile);
+    }
+    // A thread brings 16 inputs of one token row and of one output row.
+    const uint32_t row = threadIdx.x / 2, half = threadIdx.x % 2 * 16, n0 = blockIdx.x * kTile;
+    const float* x = a.x;
+    if (row < count) {
+        if (a.experts != nullptr) {
+            const uint32_t slot = a.order[first + row];
+            x += (size_t)(slot / a.k) * a.x_stride + (a.per_slot != 0 ? (size_t)(slot % a.k) * w.cols : 0);
+        } else {
+            x += (size_t)(first + row) * a.x_stride + (a.group_rows != 0 ? (size_t)(n0 / a.group_rows) * w.cols : 0);
+        }
+    }
+    const bool whole = (w.cols & 3) == 0 && (a.x_stride & 3) == 0;
+    const uint32_t steps = (w.cols + kStep - 1) / kStep, per = (steps + a.splits - 1) / a.splits;
+    const uint32_t begin = min(blockIdx.z * per, steps), end = min(begin + per, steps);
+
+    float xs[16];
+    W ws;
+    auto load = [&](uint32_t step) {
+        const uint32_t c = step * kStep + half;
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            const uint32_t at = c + 4 * i;
+            if (row < count) {
+                if (whole) {
+                    if (at < w.cols) v = *(const float4*)(x + at);
+                } else {
+                    v.x = at < w.cols ? x[at] : 0.0f;
+                    v.y = at + 1 < w.cols ? x[at + 1] : 0.0f;
+                    v.z = at + 2 < w.cols ? x[at + 2] : 0.0f;
+                    v.w = at + 3 < w.cols ? x[at + 3] : 0.0f;
+                }
+            }
+            xs[4 * i] = v.x;
+            xs[4 * i + 1] = v.y;
+            xs[4 * i + 2] = v.z;
+            xs[4 * i + 3] = v.w;
+        }
+        ws.load(w, n0 + row, c);
+    };
+    auto store = [&]() {
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) {
+            uint32_t words[XP];
+            split_pair(xs[2 * i], xs[2 * i + 1], words);
+#pragma unroll
+            for (uint32_t p = 0; p < XP; p++) s.x[p][row][half / 2 + i] = words[p];
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            const float4 v = ws.four(i);
+            uint32_t left[WP], right[WP];
+            if (WP == 1) {
+                // bf16 numbers: the upper halves are all there is.
+                left[0] = __float_as_uint(v.x) >> 16 | (__float_as_uint(v.y) & 0xffff0000u);
+                right[0] = __float_as_uint(v.z) >> 16 | (__float_as_uint(v.w) & 0xffff0000u);
+            } else {
+                split_pair(v.x, v.y, left);
+                split_pair(v.z, v.w, right);
+            }
+#pragma unroll
+            for (uint32_t p = 0; p < WP; p++) {
+                s.w[p][row][half / 2 + 2 * i] = left[p];
+                s.w[p][row][half / 2 + 2 * i + 1] = right[p];
+            }
+        }
+    };
+
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+    const uint32_t m0 = warp / 2 * 32, c0 = warp % 2 * 32;
+    float acc[2][4][4] = {};
+    if (begin < end) load(begin);
+    for (uint32_t step = begin; step < end; step++) {
+        __syncthreads();
+        store();
+        __syncthreads();
+        if (step + 1 < end) load(step + 1);
+#pragma unroll
+        for (uint32_t k = 0; k < kStep / 2; k += 8) {
+            uint32_t xf[XP][2][4];
+#pragma unroll
+            for (uint32_t p = 0; p < XP; p++) {
+#pragma unroll
+                for (uint32_t m = 0; m < 2; m++) {
+#pragma unroll
+                    for (uint32_t i = 0; i < 4; i++) {
+                        xf[p][m][i] = s.x[p][m0 + 16 * m + g + i % 2 * 8][k + t + i / 2 * 4];
+                    }
+                }
+            }
+#pragma unroll
+            for (uint32_t n = 0; n < 4; n++) {
+                const uint32_t r = c0 + 8 * n + g;
+                // Small products first. Those of parts i and j with i + j >= 3 are below f32's last bit.
+#pragma unroll
+                for (int sum = (int)(XP > WP ? XP : WP) - 1; sum >= 0; sum--) {
+#pragma unroll
+                    for (uint32_t q = 0; q < WP; q++) {
+                        const int p = sum - (int)q;
+                        if (p < 0 || p >= (int)XP) continue;
+                        const uint32_t wf[2] = {s.w[q][r][k + t], s.w[q][r][k + t + 4]};
+#pragma unroll
+                        for (uint32_t m = 0; m < 2; m++) mma(acc[m][n], xf[p][m], wf);
+                    }
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (uint32_t m = 0; m < 2; m++) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            const uint32_t r = m0 + 16 * m + g + i / 2 * 8;
+            if (r >= count) continue;
+            float* out = a.out;
+            if (a.experts != nullptr) {
+                const uint32_t slot = a.order[first + r];
+                out += (size_t)(slot / a.k) * a.out_stride + (size_t)(slot % a.k) * w.rows;
+            } else if (a.splits > 1) {
+                out = a.partial + ((size_t)blockIdx.z * a.bucket + first + r) * w.rows;
+            } else {
+                out += (size_t)(first + r) * a.out_stride;
+            }
+#pragma unroll
+            for (uint32_t n = 0; n < 4; n++) {
+                const uint32_t o = n0 + c0 + 8 * n + 2 * t + i % 2;
+                if (o >= w.rows) continue;
+                float v = acc[m][n][i];
+                if (a.splits == 1 && a.bias.data != nullptr) v += vector_at(a.bias, o);
+                out[o] = v;
+            }
+        }
+    }
+}

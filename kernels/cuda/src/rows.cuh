@@ -1,0 +1,347 @@
+// Ops on one row by one block: what kernels/cuda/src/chain.cu strings together. Every function is called by all threads
+// of the block and begins where the row's earlier values are visible to all of them.
+#pragma once
+
+#include "records.cuh"
+#include "weights.cuh"
+
+struct NormArgs {
+    WeightRef weight;    // [group], null data = 1
+    WeightRef bias;      // [group], null data = 0
+    const float* x;      // [rows, groups, group]
+    float* out;          // the same shape; may be x
+    const DevStep* step;
+    uint32_t rows;       // code of x's rows
+    uint32_t groups;     // per row
+    uint32_t group;      // values per run
+    uint32_t layer;      // 1 = LayerNorm
+    float eps;
+    uint32_t pad;
+};
+
+struct RopeArgs {
+    float* x;              // [rows, width]
+    const double* freqs;   // [dims / 2]
+    const DevStep* step;
+    uint32_t rows;         // code of x's rows
+    uint32_t width;
+    uint32_t heads;
+    uint32_t head_dim;
+    uint32_t offset;       // first rotated value of a head
+    uint32_t dims;         // rotated values of a head, at most 512
+    uint32_t half;         // 1 = pairs (i, i + dims / 2), 0 = (2i, 2i + 1)
+    uint32_t rate;         // rows are closed rows of this rate; 0 = tokens
+    uint32_t inverse;
+    uint32_t pad;
+};
+
+struct CacheWriteArgs {
+    CacheRef cache;
+    const float* src;    // [rows, records * width]
+    const DevStep* step;
+    DevRowStats* stats;  // [rows], null = none
+    uint32_t src_rows;   // code of src's rows
+    uint32_t rate;       // rows are closed rows of this rate; 0 = tokens
+};
+
+struct RunsArgs {
+    float* x;             // [rows, runs, width]
+    const DevStep* step;
+    uint32_t rows;        // code of x's rows
+    uint32_t runs;        // per row
+    uint32_t width;       // values per run
+    uint32_t format;      // CacheFormat (round_trip)
+};
+
+struct ExpertSumArgs {
+    const float* x;       // [tokens, k * width]
+    const float* shared;  // [tokens, width], null = none
+    float* out;           // [tokens, width]
+    const DevStep* step;
+    uint32_t k;
+    uint32_t width;
+};
+
+struct StreamsArgs {
+    float* x;           // [tokens, n, width]
+    const float* o;     // [tokens, width] (expand)
+    const float* pre;   // [tokens, n] (collapse)
+    const float* post;  // [tokens, n] (expand)
+    const float* comb;  // [tokens, n, n] (expand)
+    float* out;         // [tokens, width] (collapse)
+    const DevStep* step;
+    uint32_t rows;
+    uint32_t width;
+    uint32_t n;         // streams, at most 8
+    uint32_t pad;
+};
+
+constexpr uint32_t kHcSlice = 256, kHcOutputs = 80;
+
+struct HcMixArgs {
+    WeightRef matrix;   // [outputs, width]
+    WeightRef base;     // [outputs]
+    WeightRef scale;    // [3], or [1]
+    const float* x;     // [rows, width], the streams side by side
+    float* partial;     // [rows, slices, outputs + 1]: products per slice, then the sum of squares
+    float* pre;         // [rows, n]
+    float* post;        // [rows, n], null = head form
+    float* comb;        // [rows, n, n], null = head form
+    const DevStep* step;
+    uint32_t rows;      // code of x's rows
+    uint32_t width;
+    uint32_t n;         // streams, at most 8
+    uint32_t outputs;   // n, or (2 + n) n
+    uint32_t iterations;
+    float eps;
+    float norm_eps;
+    uint32_t slices;    // of the width, 256 values each
+};
+
+__device__ inline void rope_row(const RopeArgs& a, const DevStep& step, uint32_t row) {
+    __shared__ float2 turns[256];
+    const uint32_t pairs = a.dims / 2;
+    const uint64_t position = a.rate == 0 ? step.position + row : (first_closed(step, a.rate) + row) * a.rate;
+    for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x) {
+        const double turn = (double)position * a.freqs[i] * 0.15915494309189533577;
+        double sine, cosine;
+        sincospi(2.0 * (turn - rint(turn)), &sine, &cosine);
+        turns[i] = make_float2((float)(a.inverse != 0 ? -sine : sine), (float)cosine);
+    }
+    __syncthreads();
+    float* x = a.x + (size_t)row * a.width;
+    for (uint32_t n = threadIdx.x; n < a.heads * pairs; n += blockDim.x) {
+        const uint32_t head = n / pairs, i = n % pairs;
+        float* v = x + head * a.head_dim + a.offset;
+        const uint32_t first = a.half != 0 ? i : 2 * i, second = a.half != 0 ? i + pairs : 2 * i + 1;
+        const float p = v[first], q = v[second];
+        v[first] = p * turns[i].y - q * turns[i].x;
+        v[second] = p * turns[i].x + q * turns[i].y;
+    }
+}
+
+// Adds up what the threads of a block noted and stores it.
+__device__ inline void write_stats(const RoundTrip& trip, DevRowStats* out) {
+    __shared__ float floats[2][32];
+    __shared__ uint32_t counts[2][32];
+    const float err = block_sum(trip.err, floats[0]), ref = block_sum(trip.ref, floats[1]);
+    const uint32_t saturated = block_sum(trip.saturated, counts[0]), flushed = block_sum(trip.flushed, counts[1]);
+    if (threadIdx.x == 0 && out != nullptr) *out = {err, ref, saturated, flushed};
+}
+
+// Warps take blocks of values that share a scale.
+__device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& step, uint32_t row) {
+    const CacheRef& c = a.cache;
+    const uint32_t rows = step_rows(step, a.src_rows);
+    const uint64_t index = (a.rate == 0 ? step.position : first_closed(step, a.rate)) + row;
+    // A later row of the step takes the same slot: the last one stays.
+    const bool hidden = c.ring != 0 && row + c.ring < rows;
+    const size_t slot = cache_slot(c, index);
+    RoundTrip trip;
+    const uint32_t nope = c.format == kCacheFp8Model1 || c.format == kCacheFp8B64 ? c.width - c.rope : c.width;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, warps = blockDim.x / 32;
+    for (uint32_t r = 0; r < c.records && !hidden; r++) {
+        const float* v = a.src + ((size_t)row * c.records + r) * c.width;
+        const size_t at = slot * c.records + r;
+        uint8_t *data = c.data + at * c.data_bytes, *scales = c.scales + at * c.scale_bytes;
+        switch (c.format) {
+            case kCacheF32:
+                for (uint32_t i = threadIdx.x; i < c.width; i += blockDim.x) ((float*)data)[i] = v[i];
+                break;
+            case kCacheBf16:
+                for (uint32_t i = threadIdx.x; i < c.width; i += blockDim.x) {
+                    ((uint16_t*)data)[i] = (uint16_t)f32_to_bf16(v[i]);
+                }
+                break;
+            default: {
+                const bool four = c.format == kCacheFp4;
+                const uint32_t block = four ? 32 : 64, blocks = (nope + block - 1) / block;
+                for (uint32_t b = warp; b < blocks; b += warps) {
+                    const uint32_t from = b * block, n = min(block, nope - from);
+                    encode_block(v + from, n, four, data + (four ? from / 2 : from), scales + b, trip);
+                }
+                for (uint32_t i = nope + threadIdx.x; i < c.width; i += blockDim.x) {
+                    const uint32_t bits = f32_to_bf16(v[i]);
+                    data[nope + 2 * (i - nope)] = (uint8_t)bits;
+                    data[nope + 2 * (i - nope) + 1] = (uint8_t)(bits >> 8);
+                }
+                // MODEL1's record has one unused scale byte.
+                for (uint32_t i = blocks + lane; warp == 0 && i < c.scale_bytes; i += 32) scales[i] = 0;
+            }
+        }
+    }
+    write_stats(trip, a.stats == nullptr ? nullptr : a.stats + row);
+}
+
+// One warp per run, or the whole block where there are fewer runs than warps.
+__device__ inline void norm_row(const NormArgs& a, uint32_t row) {
+    __shared__ float sums[2][32];
+    const uint32_t warps = blockDim.x / 32;
+    const bool alone = a.groups >= warps;
+    const uint32_t width = alone ? 32 : blockDim.x, me = alone ? threadIdx.x & 31 : threadIdx.x;
+    for (uint32_t g = alone ? threadIdx.x / 32 : 0; g < a.groups; g += alone ? warps : 1) {
+        const size_t at = ((size_t)row * a.groups + g) * a.group;
+        const float* x = a.x + at;
+        float mean = 0.0f;
+        if (a.layer != 0) {
+            float sum = 0.0f;
+            for (uint32_t i = me; i < a.group; i += width) sum += x[i];
+            mean = (alone ? warp_sum(sum) : block_sum(sum, sums[0])) / (float)a.group;
+        }
+        float square = 0.0f;
+        for (uint32_t i = me; i < a.group; i += width) {
+            const float v = x[i] - mean;
+            square += v * v;
+        }
+        square = alone ? warp_sum(square) : block_sum(square, sums[1]);
+        const float scale = 1.0f / sqrtf(square / (float)a.group + a.eps);
+        for (uint32_t i = me; i < a.group; i += width) {
+            float v = (x[i] - mean) * scale;
+            if (a.weight.data != nullptr) v *= vector_at(a.weight, i);
+            if (a.bias.data != nullptr) v += vector_at(a.bias, i);
+            a.out[at + i] = v;
+        }
+        if (!alone) __syncthreads();
+    }
+}
+
+// Rounds runs of values to a cache format and back.
+__device__ inline void round_trip_run(const RunsArgs& a, float* x) {
+    if (a.format == kCacheF32) return;
+    if (a.format == kCacheBf16) {
+        for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
+        return;
+    }
+    const bool four = a.format == kCacheFp4;
+    const uint32_t block = four ? 32 : 64, lane = threadIdx.x & 31;
+    RoundTrip trip;
+    for (uint32_t from = threadIdx.x / 32 * block; from < a.width; from += blockDim.x / 32 * block) {
+        const uint32_t n = min(block, a.width - from);
+        float amax = 0.0f;
+        for (uint32_t k = lane; k < n; k += 32) amax = fmaxf(amax, finite_magnitude(x[from + k]));
+        amax = warp_max(amax);
+        const uint32_t byte = four ? e2m1_scale_byte(amax) : e4m3_scale_byte(amax);
+        for (uint32_t k = lane; k < n; k += 32) {
+            float stored;
+            if (four) {
+                e2m1_encode(x[from + k], byte, &stored, trip);
+            } else {
+                e4m3_encode(x[from + k], byte, &stored, trip);
+            }
+            x[from + k] = stored;
+        }
+    }
+}
+
+// Normalised Walsh-Hadamard transform of a run of 2^n values in shared memory, strides 1, 2, 4, ... as on the CPU: the
+// same bits.
+__device__ inline void hadamard_run(const RunsArgs& a, float* x, float* v) {
+    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) v[i] = x[i];
+    for (uint32_t half = 1; half < a.width; half *= 2) {
+        __syncthreads();
+        for (uint32_t p = threadIdx.x; p < a.width / 2; p += blockDim.x) {
+            const uint32_t i = p / half * 2 * half + p % half;
+            const float first = v[i], second = v[i + half];
+            v[i] = first + second;
+            v[i + half] = first - second;
+        }
+    }
+    __syncthreads();
+    const float norm = (float)(1.0 / sqrt((double)a.width));
+    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) x[i] = __fmul_rn(v[i], norm);
+}
+
+__device__ inline void expert_sum_row(const ExpertSumArgs& a, uint32_t t) {
+    for (uint32_t c = threadIdx.x; c < a.width; c += blockDim.x) {
+        const size_t i = (size_t)t * a.width + c;
+        float v = a.shared == nullptr ? 0.0f : a.shared[i];
+        for (uint32_t s = 0; s < a.k; s++) v += a.x[((size_t)t * a.k + s) * a.width + c];
+        a.out[i] = v;
+    }
+}
+
+__device__ inline void hc_collapse_at(const StreamsArgs& a, uint32_t t, uint32_t c) {
+    const float* x = a.x + (size_t)t * a.n * a.width + c;
+    float v = 0.0f;
+    for (uint32_t i = 0; i < a.n; i++) v += a.pre[t * a.n + i] * x[(size_t)i * a.width];
+    a.out[(size_t)t * a.width + c] = v;
+}
+
+__device__ inline void hc_expand_at(const StreamsArgs& a, uint32_t t, uint32_t c) {
+    float* x = a.x + (size_t)t * a.n * a.width + c;
+    const float o = a.o[(size_t)t * a.width + c];
+    const float *post = a.post + t * a.n, *comb = a.comb + t * a.n * a.n;
+    float old[8];
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j++) old[j] = j < a.n ? x[(size_t)j * a.width] : 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < 8; k++) {
+        if (k >= a.n) break;
+        float v = post[k] * o;
+#pragma unroll
+        for (uint32_t j = 0; j < 8; j++) {
+            if (j < a.n) v += comb[j * a.n + k] * old[j];
+        }
+        x[(size_t)k * a.width] = v;
+    }
+}
+
+// Softmax over rows, then columns and rows in turn, ending on columns. Thread i < n has row i, then column i.
+__device__ inline void sinkhorn(float* c, uint32_t n, uint32_t iterations, float eps) {
+    const uint32_t i = threadIdx.x;
+    if (i < n) {
+        float best = -INFINITY, sum = 0.0f;
+        for (uint32_t k = 0; k < n; k++) best = fmaxf(best, c[i * n + k]);
+        for (uint32_t k = 0; k < n; k++) {
+            c[i * n + k] = expf(c[i * n + k] - best);
+            sum += c[i * n + k];
+        }
+        for (uint32_t k = 0; k < n; k++) c[i * n + k] = c[i * n + k] / sum + eps;
+    }
+    for (uint32_t round = 0; round < iterations; round++) {
+        __syncwarp();
+        if (round > 0 && i < n) {
+            float sum = 0.0f;
+            for (uint32_t k = 0; k < n; k++) sum += c[i * n + k];
+            for (uint32_t k = 0; k < n; k++) c[i * n + k] /= sum + eps;
+        }
+        __syncwarp();
+        if (i < n) {
+            float sum = 0.0f;
+            for (uint32_t j = 0; j < n; j++) sum += c[j * n + i];
+            for (uint32_t j = 0; j < n; j++) c[j * n + i] /= sum + eps;
+        }
+    }
+    __syncwarp();
+}
+
+// Adds up the slices of hc_partial and makes the coefficients of a row.
+__device__ inline void hc_finish_row(const HcMixArgs& a, uint32_t t) {
+    __shared__ float mixed[kHcOutputs + 1], c[64];
+    const float* parts = a.partial + (size_t)t * a.slices * (a.outputs + 1);
+    for (uint32_t o = threadIdx.x; o <= a.outputs; o += blockDim.x) {
+        float sum = 0.0f;
+        for (uint32_t s = 0; s < a.slices; s++) sum += parts[s * (a.outputs + 1) + o];
+        mixed[o] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    const uint32_t n = a.n, lane = threadIdx.x;
+    const float rho = 1.0f / sqrtf(mixed[a.outputs] / (float)a.width + a.norm_eps);
+    for (uint32_t o = lane; o < a.outputs; o += 32) mixed[o] *= rho;
+    __syncwarp();
+    if (lane < n) {
+        a.pre[t * n + lane] = sigmoid(mixed[lane] * vector_at(a.scale, 0) + vector_at(a.base, lane)) + a.eps;
+        if (a.post != nullptr) {
+            a.post[t * n + lane] =
+                2.0f * sigmoid(mixed[n + lane] * vector_at(a.scale, 1) + vector_at(a.base, n + lane));
+        }
+    }
+    if (a.comb == nullptr) return;
+    for (uint32_t i = lane; i < n * n; i += 32) {
+        c[i] = mixed[2 * n + i] * vector_at(a.scale, 2) + vector_at(a.base, 2 * n + i);
+    }
+    __syncwarp();
+    sinkhorn(c, n, a.iterations, a.eps);
+    for (uint32_t i = lane; i < n * n; i += 32) a.comb[(size_t)t * n * n + i] = c[i];
+}
