@@ -378,6 +378,7 @@ impl Backend for Cuda {
         };
         state.check(plan)?;
         check(plan, request)?;
+        request.go_on()?;
         out.probes.clear();
         out.times.clear();
         out.sampled = None;

@@ -146,6 +146,8 @@ pub struct CudaState {
     turn: Arc<Mutex<()>>,
     descs: Vec<CacheDesc>,
     stores: Vec<Store>,
+    /// Where checkpoints are gathered; grows, never shrinks.
+    room: Mutex<Mem>,
     /// Kept for as long as the addresses they refer to are.
     pub(super) prepared: Vec<Prepared>,
 }
@@ -162,6 +164,7 @@ impl CudaState {
             turn: turn.clone(),
             descs: caches.to_vec(),
             stores: Vec::new(),
+            room: Mutex::new(Mem::none(device)),
             prepared: Vec::new(),
         };
         {
@@ -249,7 +252,10 @@ impl CudaState {
         if pieces.is_empty() {
             return Ok(out);
         }
-        let room = Mem::new(&self.device, parts.bytes(), "a checkpoint of the cache")?;
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        if room.len() < parts.bytes() {
+            *room = Mem::new(&self.device, parts.bytes(), "a checkpoint of the cache")?;
+        }
         for &(_, from, at, bytes) in &pieces {
             self.device.copy(room.ptr() + at as u64, from, bytes)?;
         }
