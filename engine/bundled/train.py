@@ -36,6 +36,7 @@ def arguments():
     p = sub.add_parser("teacher", help="sample more stories from stories15M")
     p.add_argument("--model", required=True, help="folder of stories15M (Hugging Face layout)")
     p.add_argument("--packed", required=True, help="folder of `data`; the stories go there")
+    p.add_argument("--score", action="store_true", help="sample nothing: give the stories of `data` soft targets (with --name freshold)")
     p.add_argument("--name", default="fresh", help="beginning of the file names; must begin with fresh (default fresh)")
     p.add_argument("--seconds", type=float, default=60, help="how long to sample (default 60)")
     p.add_argument("--batch", type=int, default=8192, help="stories at a time (default 8192)")

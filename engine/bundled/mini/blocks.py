@@ -121,7 +121,8 @@ def attention(x, w, kind, tables, had, dense, knobs, s):
     dense: [B] bool, sequences whose CSA layers read all visible rows. knobs: [2] f32, strength of the cache's rounding (0 or 1)
     and weight of `_concentration` (tensors, so that changing them compiles nothing anew).
     statistics [5] f32: sums over queries with at least 2 top-k visible rows of attn_recall, the recall of the most recent rows,
-    of the best possible rows, top-1 hits, and their number.
+    of the best possible rows, top-1 hits, and their number; without gradients (measuring) two more, the sum of the kept rows'
+    share among the most recent ones and the lowest attn_recall of any such query.
     """
     b, t, _ = x.shape
     h, hd, rd = s.num_attention_heads, s.head_dim, s.qk_rope_head_dim
@@ -198,9 +199,9 @@ def _exp(z, width, mask):
 def _concentration(mass, kept, visible, s):
     """Teaches the attention to need few rows and not only recent ones; its gradient does not reach the indexer.
 
-    Per sequence, over queries with at least 2 top-k visible rows: r, the share of the attention's mass over compressed rows on the kept
-    ones, and c, that on the top-k most recent ones. Asked for are r >= RECALL and 1 - r <= MISSED (1 - c); what is
-    missing counts in logarithms, and nothing once both hold.
+    Per sequence, over queries with at least 2 top-k visible rows: r, the share of the attention's mass over compressed rows
+    on the kept ones, and c, that on the top-k most recent ones. Asked for are r >= RECALL and 1 - r <= MISSED (1 - c); what
+    is missing counts in logarithms, and nothing once both hold.
     """
     count = visible.sum(-1)
     judged = (count >= 2 * s.index_topk).float()
@@ -229,11 +230,13 @@ def _index_loss(score, mass, kept, visible, s):
     recent = torch.arange(score.shape[-1], device=score.device)[None, :] >= (count - k)[:, None]
     recall = (target * kept).sum(-1)
     hit = torch.gather(kept, -1, target.argmax(-1, keepdim=True))[..., 0].float()
-    best = target.topk(min(k, target.shape[-1]), -1).values.sum(-1) if not torch.is_grad_enabled() else recall
-    stats = torch.stack(
-        [(v * judged).sum() for v in (recall, (target * recent).sum(-1), best, hit)] + [judged.sum()]
-    )
-    return loss, stats.detach()
+    measured = [recall, (target * recent).sum(-1), recall, hit]
+    if torch.is_grad_enabled():
+        return loss, torch.stack([(v * judged).sum() for v in measured] + [judged.sum()]).detach()
+    measured[2] = target.topk(min(k, target.shape[-1]), -1).values.sum(-1)
+    local = (kept & recent & visible).sum(-1) / k
+    worst = torch.where(judged > 0, recall, 1.0).amin()
+    return loss, torch.stack([(v * judged).sum() for v in measured] + [judged.sum(), (local * judged).sum(), worst])
 
 
 def moe(x, ids, w, is_hash, s):

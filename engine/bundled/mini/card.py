@@ -91,8 +91,9 @@ def indexer(f):
     rows = []
     for layer, v in f["indexer"].items():
         missed = (1 - v["recall"]) / (1 - v["recent"])
-        rows.append([layer, v["recall"], v["recent"], v["best"], f"{missed:.2f}", v["top1_hit"]])
-    return table(["CSA layer", "attn_recall", "of the most recent rows", "of the best rows", "missed mass / recency's", "top1_hit"], rows)
+        rows.append([layer, v["recall"], v["recent"], v["best"], f"{missed:.2f}", v["recall_min"], v["top1_hit"], v["local"]])
+    head = ["CSA layer", "attn_recall", "of the most recent rows", "of the best rows", "missed mass / recency's"]
+    return table(head + ["attn_recall_min", "top1_hit", "select_local_ratio"], rows)
 
 
 def by_position(f):
@@ -120,7 +121,7 @@ def write(a):
     curve(checks, ROOT / "curve.svg")
     said = json.loads(Path(a.samples).read_text())
     speeds = sorted(r["tokens_per_s"] for r in steps)
-    taken = sum(r["tokens_in_it"] for r in lines if "taken" in r)
+    taken = sum(r["tokens_in_it"] for r in lines if "taken" in r) + sum(r["fresh_tokens"] for r in lines if "fresh_tokens" in r)
     words = {
         "parameters": grouped(total),
         "active": grouped(active),

@@ -47,10 +47,30 @@ def teacher(a):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(a.seed)
     begin = time.time()
-    stories = {x.text: x for x in t.sample(a.model, a.seconds, a.batch, a.temperature, device)}
+    if a.score:
+        found = t.score(a.model, _packed_texts(a.packed, "stories"), min(a.batch, 64), device)
+    else:
+        found = t.sample(a.model, a.seconds, a.batch, a.temperature, device)
+    stories = {x.text: x for x in found}
     print(f"teacher: {len(stories)} different stories after {time.time() - begin:.0f} s", flush=True)
     report = soft.pack(list(stories.values()), Path(a.model) / "tokenizer.json", Path(a.packed), a.name)
     print(f"teacher: {report}, ready after {time.time() - begin:.0f} s", flush=True)
+
+
+def _packed_texts(packed, name):
+    """(text, whether it ended) of every document of a packed source."""
+    from tokenizers import Tokenizer
+
+    from .config import BOS, EOS
+
+    tokenizer = Tokenizer.from_file(str(Path(packed) / "tokenizer.json"))
+    tokens, _ = bpe.load(packed, name)
+    starts = np.nonzero(tokens == BOS)[0]
+    ends = np.append(starts[1:], len(tokens))
+    documents = [tokens[s + 1 : e] for s, e in zip(starts, ends)]  # without BOS
+    whole = [len(d) > 0 and d[-1] == EOS for d in documents]
+    texts = tokenizer.decode_batch([(d[:-1] if w else d).tolist() for d, w in zip(documents, whole)], skip_special_tokens=False)
+    return list(zip(texts, whole))
 
 
 def _validation(packed, tokenizer):
@@ -126,8 +146,10 @@ def train(a):
             streams[file.stem] = batches.Stream(f["tokens"], f["starts"], a.device, f["soft_ids"], f["soft_p"])
         fresh = {n: len(x.tokens) for n, x in streams.items() if n.startswith("fresh")}
         total = sum(fresh.values())
-        part = {n: 0.85 * shares["stories"] * v / total for n, v in fresh.items()}
-        trainer.mixture = batches.Mixture(streams, {**shares, "stories": 0.15 * shares["stories"], **part}, a.seed)
+        # With `teacher --score` the old stories are among them.
+        old = 0.0 if any(n.startswith("freshold") for n in fresh) else 0.15
+        part = {n: (1 - old) * shares["stories"] * v / total for n, v in fresh.items()}
+        trainer.mixture = batches.Mixture(streams, {**shares, "stories": old * shares["stories"], **part}, a.seed)
         note({"fresh_tokens": total, "step": trainer.step})
 
     take_fresh(trainer, print)

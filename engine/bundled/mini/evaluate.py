@@ -64,7 +64,8 @@ def bits_per_byte(model, rows, rounding, dense=False):
 
 @torch.no_grad()
 def indexer(model, rows, rounding, dense=False):
-    """Per CSA layer: attn_recall (mean, min over queries' sums), recall of the most recent and of the best rows, top1_hit."""
+    """Per CSA layer: attn_recall (mean, and the lowest of any query), recall of the most recent and of the best rows, top1_hit,
+    select_local_ratio (share of the kept rows among the most recent ones)."""
     out = {}
     for ids, *_ in rows:
         x = torch.tensor(ids)[None, : len(ids) // 128 * 128].to(model.device)
@@ -73,11 +74,12 @@ def indexer(model, rows, rounding, dense=False):
         _, extra = model.logits(x, dense, rounding)
         for i, (kind, e) in enumerate(zip(model.shape.layer_types, extra)):
             if kind == CSA:
-                out[i] = out.get(i, 0) + e[1].double().cpu()
-    return {
-        i: dict(zip(("recall", "recent", "best", "top1_hit"), [round(v, 4) for v in (s[:4] / s[4].clamp_min(1)).tolist()]))
-        for i, s in out.items()
-    }
+                stats = e[1].double().cpu()
+                sums, worst = out.get(i, (0, 1.0))
+                out[i] = sums + stats[:6], min(worst, stats[6].item())
+    names = ("recall", "recent", "best", "top1_hit", "local", "recall_min")
+    figures = lambda s, worst: [*(s[:4] / s[4].clamp_min(1)).tolist(), (s[5] / s[4].clamp_min(1)).item(), worst]
+    return {i: dict(zip(names, [round(v, 4) for v in figures(*x)])) for i, x in out.items()}
 
 
 def quick(model, validation, rounding):

@@ -153,3 +153,33 @@ def sample(path, seconds, batch, temperature, device, log=print):
                 text = text[: max(text.rfind(x) for x in ".!?\"") + 1]
             if len(text) >= 100 and "\ufffd" not in text:
                 yield Story(text, bool(whole), row[:e].astype(np.int64), t[: e + 1].astype(np.int64), p[: e + 1])
+
+
+@torch.no_grad()
+def score(path, texts, batch, device, log=print):
+    """What the teacher thinks at every place of these texts: a Story each, without sampling. `texts`: (text, whether it
+    ended). Of a text longer than the teacher's context the first part has candidates."""
+    from tokenizers import Tokenizer
+
+    model = Llama(path, batch, device)
+    tokenizer = Tokenizer.from_file(str(Path(path) / "tokenizer.json"))
+    begin, tokens = time.time(), 0
+    encoded = tokenizer.encode_batch([t for t, _ in texts], add_special_tokens=False)
+    ids = [np.array(e.ids, dtype=np.int64) for e in encoded]
+    # Texts of similar length together, so that little is padded.
+    order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
+    for at in range(0, len(order), batch):
+        group = order[at : at + batch]
+        width = min(model.positions, max(len(ids[i]) for i in group) + 1)
+        rows = torch.full((len(group), width), BOS, dtype=torch.long)
+        for j, i in enumerate(group):
+            part = ids[i][: width - 1]
+            rows[j, 1 : 1 + len(part)] = torch.from_numpy(part)
+        p, candidates = model.all_logits(rows.to(device)).softmax(-1).topk(CANDIDATES)
+        p, candidates = p.half().cpu().numpy(), candidates.short().cpu().numpy()
+        for j, i in enumerate(group):
+            n = min(len(ids[i]), width - 1)
+            whole = texts[i][1] and n == len(ids[i])
+            tokens += n
+            yield Story(texts[i][0], whole, ids[i][:n], candidates[j, : n + 1].astype(np.int64), p[j, : n + 1])
+    log(f"teacher: {len(texts)} stories read, {tokens / (time.time() - begin):,.0f} tokens/s")
