@@ -1,6 +1,7 @@
 //! Compiles the CUDA kernels (feature `cuda`) into one fat binary per source and writes the list that the driver embeds.
 //!
-//! `MODEL1_CUDA` = `auto` (default: without nvcc 13 the list is empty, and the program says so), `off`, `require`.
+//! `MODEL1_CUDA` = `auto` (default: with kernels where there is an NVIDIA GPU and nvcc 13; elsewhere the list is empty, and
+//! the program says so), `off`, `require` (with kernels, or the build fails).
 //! `MODEL1_CUDA_ARCHS` = targets, comma separated: `90a` machine code, `+80` PTX. nvcc is looked for in `MODEL1_NVCC`,
 //! `CUDA_HOME`, `PATH`, `/usr/local/cuda`, and where `.ci/cuda.sh` puts it.
 
@@ -46,6 +47,9 @@ fn run() -> Result<(), String> {
         Ok(Vec::new())
     } else if mode == "off" {
         Err("it was built with MODEL1_CUDA=off".to_string())
+    } else if mode == "auto" && !gpu_present() {
+        // Kernels take minutes to compile: not for builds on machines that cannot run them.
+        Err("it was built on a machine without an NVIDIA GPU (MODEL1_CUDA=require builds with kernels anywhere)".into())
     } else {
         match find_nvcc() {
             Ok(nvcc) => Ok(compile(&nvcc, &out)?),
@@ -69,6 +73,13 @@ fn run() -> Result<(), String> {
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+/// Whether the machine has an NVIDIA GPU with a driver.
+fn gpu_present() -> bool {
+    ["/dev/nvidiactl", "/proc/driver/nvidia/version"]
+        .iter()
+        .any(|p| Path::new(p).exists())
 }
 
 /// The compiler, or why there is none.
