@@ -82,33 +82,51 @@ archs() {
   (IFS=,; printf '%s\n' "${list[*]}")
 }
 
+# One source for one target; says what is wrong, or nothing. What passed once is not compiled again.
+check_one() { # NVCC SOURCE ARCH HEADERS
+  local nvcc="$1" source="$2" arch="$3" stamp said spilled
+  stamp="$CACHE_DIR/cuda-checked/$({ printf '%s\n' "$arch" "$4" && cat "$source" .ci/cuda.sh; } | sha256sum | cut -d ' ' -f 1)"
+  [[ -s "$stamp" ]] && return 0
+  if ! said="$("$nvcc" -std=c++17 -O3 -Xptxas -O3,-v -Werror all-warnings \
+    "-gencode=arch=compute_$arch,code=sm_$arch" --cubin -o /dev/null "$source" 2>&1)"; then
+    say "$source does not compile for sm_$arch:" "$said"
+    return 1
+  fi
+  # "N bytes stack frame, N bytes spill stores, N bytes spill loads" per kernel.
+  spilled="$(awk '
+    /Compiling entry function/ { kernel = $0; sub(/^.*entry function ./, "", kernel); sub(/[^A-Za-z0-9_].*$/, "", kernel) }
+    /bytes stack frame/ && !/ 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads/ { sub(/^ */, ""); print "  " kernel ": " $0 }
+  ' <<<"$said")"
+  if [[ -n "$spilled" ]]; then
+    say "$source, sm_$arch: kernels that use local memory:" "$spilled"
+    return 1
+  fi
+  grep -c 'Compiling entry function' <<<"$said" >"$stamp" || { say "$source has no kernel"; rm -f "$stamp"; return 1; }
+}
+
 # Every kernel source, for both targets. ptxas says what each kernel takes.
 check() {
-  local nvcc source arch said bad=0 kernels=0
+  local nvcc headers source arch bad=0 running=0 jobs
   nvcc="$(find_nvcc)" || die "no CUDA compiler; .ci/cuda.sh --fetch gets one."
+  headers="$({ "$nvcc" --version && cat kernels/cuda/src/*.cuh; } | sha256sum)"
+  mkdir -p "$CACHE_DIR/cuda-checked"
+  find "$CACHE_DIR/cuda-checked" -type f -mtime +30 -delete
+  jobs="$(nproc 2>/dev/null || echo 2)"
   for source in kernels/cuda/src/*.cu; do
     for arch in 90a 80; do
-      if ! said="$("$nvcc" -std=c++17 -O3 -Xptxas -O3,-v -Werror all-warnings \
-        "-gencode=arch=compute_$arch,code=sm_$arch" --cubin -o /dev/null "$source" 2>&1)"; then
-        say "$source does not compile for sm_$arch:" "$said"
-        bad=1
-        continue
+      if ((running >= jobs)); then
+        wait -n || bad=1
+        running=$((running - 1))
       fi
-      kernels=$((kernels + $(grep -c 'Compiling entry function' <<<"$said" || true)))
-      # "N bytes stack frame, N bytes spill stores, N bytes spill loads" per kernel.
-      local spilled
-      spilled="$(awk '
-        /Compiling entry function/ { kernel = $0; sub(/^.*entry function ./, "", kernel); sub(/[^A-Za-z0-9_].*$/, "", kernel) }
-        /bytes stack frame/ && !/0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads/ { sub(/^ */, ""); print "  " kernel ": " $0 }
-      ' <<<"$said")"
-      if [[ -n "$spilled" ]]; then
-        say "$source, sm_$arch: kernels that use local memory:" "$spilled"
-        bad=1
-      fi
+      check_one "$nvcc" "$source" "$arch" "$headers" &
+      running=$((running + 1))
     done
   done
-  ((kernels > 0)) || { say "no kernel was compiled"; bad=1; }
-  ((bad == 0)) && say "$kernels kernels compiled for sm_90a and sm_80: no spills, no local memory"
+  while ((running > 0)); do
+    wait -n || bad=1
+    running=$((running - 1))
+  done
+  ((bad == 0)) && say "every kernel compiles for sm_90a and sm_80: no spills, no local memory"
   return "$bad"
 }
 
