@@ -17,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
         model1 show --plan\n  \
         model1 generate --model DIR --prompt Hi --set layers.3-8.kv_cache=bf16 --telemetry run.jsonl\n  \
         model1 compare --b-set layers.3-6.kv_cache=bf16 --isolate --export report\n  \
+        model1 sweep --sweep 'layers.*.kv_cache=bf16,fp8_b64' --per-layer --budget 0.01\n  \
         model1 logits --model DIR --ids 5,9,2 --out logits.safetensors\n  \
         model1 serve --model bundled --open\n\n\
         Exit codes: 0 done, 1 failure, 2 something to change in the command or its files, 130 stopped by Ctrl-C."
@@ -39,6 +40,8 @@ pub enum Command {
     Show(Show),
     /// Compare two recipes of a model on the same text: KL, perplexity, drift per layer, KV bytes, speed.
     Compare(Compare),
+    /// Compare many recipes with one: a table, a Pareto plot, which layers are tolerant, what to take for a budget.
+    Sweep(Sweep),
     /// Write logits and the residual after every block to a safetensors file.
     Logits(Logits),
     /// List devices and what they can do.
@@ -248,6 +251,70 @@ pub struct Compare {
     /// Write a report into this folder, which must not exist or be empty: page, recipes, CSV, PNG.
     #[arg(long, value_name = "DIR")]
     pub export: Option<PathBuf>,
+    /// Device: auto (the GPU if there is one that can be used and the model fits), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    pub device: String,
+    /// CPU threads. Default: all cores.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Do not print progress on stderr.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `model1 sweep`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Every combination of one choice per --sweep is compared with recipe A on the same tokens, each with its own \
+    cache. With --out, what is measured is kept at once: stopped by Ctrl-C, the same command goes on where it was.\n\n\
+    Examples:\n  \
+    model1 sweep --sweep weights.lm_head=bf16,fp8 --sweep 'layers.*.kv_cache=f32,bf16,fp8_b64'\n  \
+    model1 sweep --sweep 'layers.*.kv_cache=bf16,fp8_b64' --per-layer --budget 0.01 --out sweep\n  \
+    model1 sweep --sweep 'layers.*.attention=top_k:k=8,top_k:k=32,sliding_window:window=64,sinks=4'\n  \
+    model1 sweep --presets"
+)]
+pub struct Sweep {
+    /// Hugging Face folder, GGUF file, `bundled` (the MODEL1 story model that comes with the program), or `smollm2`
+    /// (fetched once). Default: $MODEL1_MODEL, else bundled.
+    #[arg(long, short, value_name = "PATH")]
+    pub model: Option<String>,
+    /// Recipe A, which all others are compared with: `own` (the checkpoint's) or a recipe file.
+    #[arg(long, value_name = "FILE", default_value = "own")]
+    pub a: String,
+    /// Change one slot of A. May be repeated.
+    #[arg(long = "a-set", value_name = "SLOT=VARIANT")]
+    pub a_sets: Vec<String>,
+    /// A slot and the choices to try there, e.g. layers.*.kv_cache=bf16,fp8_b64. May be repeated: all combinations are tried.
+    #[arg(long = "sweep", value_name = "SLOT=CHOICE,...", required_unless_present = "presets")]
+    pub axes: Vec<String>,
+    /// Also try every preset.
+    #[arg(long)]
+    pub presets: bool,
+    /// Also try every choice in one layer alone.
+    #[arg(long, requires = "axes")]
+    pub per_layer: bool,
+    /// Recommend the recipe that moves the fewest bytes per step with a mean KL of at most this, in nats (implies
+    /// --per-layer).
+    #[arg(long, value_name = "KL", requires = "axes", allow_hyphen_values = true)]
+    pub budget: Option<f64>,
+    /// File with the text to read; `-` reads standard input. Default: a story that comes with the program.
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// The text itself.
+    #[arg(long, short, value_name = "TEXT", conflicts_with = "text")]
+    pub prompt: Option<String>,
+    /// Token ids instead of text: 5,9,2 or @FILE.
+    #[arg(long, value_name = "IDS", conflicts_with_all = ["text", "prompt"])]
+    pub ids: Option<String>,
+    /// Most positions to compare.
+    #[arg(long, value_name = "N", default_value_t = engine::compare::DEFAULT_POSITIONS)]
+    pub positions: u64,
+    /// Folder for the figures (sweep.jsonl, table.csv, pareto.svg, recommended.json); a sweep that lies there goes on.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Machine-readable output.
+    #[arg(long)]
+    pub json: bool,
     /// Device: auto (the GPU if there is one that can be used and the model fits), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto", value_name = "NAME")]
     pub device: String,

@@ -107,14 +107,16 @@ fn job(args: &Compare, engine: &Engine) -> Result<CompareJob> {
     })
 }
 
-fn recipe(engine: &Engine, option: &str, from: &str) -> Result<Recipe> {
+/// `own` or a recipe file.
+pub fn recipe(engine: &Engine, option: &str, from: &str) -> Result<Recipe> {
     match from {
         "own" => Ok(engine.recipe()),
         file => setup::recipe_file(Path::new(file), option, engine),
     }
 }
 
-fn read(file: &Path) -> Result<String> {
+/// A text file, or standard input for `-`.
+pub fn read(file: &Path) -> Result<String> {
     if file == Path::new("-") {
         let mut text = String::new();
         setup::waiting(|| std::io::stdin().read_to_string(&mut text)).map_err(setup::stdin_failed)?;
@@ -187,7 +189,7 @@ fn print(out: &mut impl Write, r: &CompareResult) -> Result<()> {
 }
 
 /// `1.234e-5`, and `0` for nothing at all.
-fn sci(v: f64) -> String {
+pub fn sci(v: f64) -> String {
     if v == 0.0 { "0".into() } else { format!("{v:.3e}") }
 }
 

@@ -10,6 +10,7 @@ mod pull;
 mod serve;
 mod setup;
 mod show;
+mod sweep;
 mod telemetry;
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Chat(a) => chat::chat(&a),
         Command::Show(a) => show::show(&a),
         Command::Compare(a) => compare::compare(&a),
+        Command::Sweep(a) => sweep::sweep(&a),
         Command::Logits(a) => logits::logits(&a),
         Command::Devices(a) => show::devices(&a),
         Command::Pull(a) => pull::pull(&a),

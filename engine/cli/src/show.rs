@@ -199,8 +199,10 @@ pub fn devices(args: &Devices) -> Result<()> {
     let memory = engine::memory::available();
     let gpus = engine::device::list();
     if args.json {
-        let mut all = vec![serde_json::json!({ "name": backend.name(), "description": backend.describe(),
-            "threads": threads, "memory_available": memory, "usable": true })];
+        let mut all = vec![
+            serde_json::json!({ "name": backend.name(), "description": backend.describe(),
+            "threads": threads, "memory_available": memory, "usable": true }),
+        ];
         all.extend(gpus.iter().map(|(name, text, usable)| {
             let key = if *usable { "description" } else { "reason" };
             serde_json::json!({ "name": name, key: text, "usable": usable })

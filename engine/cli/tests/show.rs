@@ -200,7 +200,13 @@ fn devices_lists_the_cpu_and_what_is_with_gpus() {
     let list: Value = serde_json::from_str(&model1(&["devices", "--json"]).ok().stdout).unwrap();
     assert_eq!(list[0]["name"], "cpu");
     assert!(list[0]["threads"].as_u64().unwrap() >= 1);
-    assert_eq!((list[0]["usable"].as_bool(), list[1]["name"].as_str()), (Some(true), Some("cuda")));
+    assert_eq!(
+        (list[0]["usable"].as_bool(), list[1]["name"].as_str()),
+        (Some(true), Some("cuda"))
+    );
     let reason = list[1]["reason"].as_str();
-    assert!(reason.is_none_or(|r| text.contains(&format!("cuda   not usable: {r}\n"))), "{text}");
+    assert!(
+        reason.is_none_or(|r| text.contains(&format!("cuda   not usable: {r}\n"))),
+        "{text}"
+    );
 }

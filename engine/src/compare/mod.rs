@@ -6,13 +6,14 @@ pub mod export;
 mod figures;
 mod job;
 mod side;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use protocol::{Change, CompareResult, CompareSide, CompareToken, Divergence, IsolateRow, KvBytes, Label};
+use protocol::{Change, CompareResult, CompareSide, CompareToken, Divergence, IsolateRow, KvBytes, Label, SweepRow};
 
 use crate::engine::{Engine, default_threads};
 use crate::error::EngineError;
@@ -176,6 +177,10 @@ impl<'a> Pass<'a> {
             // What warms up is not measured: the second reading of A goes first. A and B take turns in going first,
             // so that neither always finds the weights in the processor's cache.
             let mut order: Vec<Option<usize>> = (0..self.others.len()).map(Some).collect();
+            if self.drift.is_none() {
+                // Many against one: every one of them goes first as often as the others.
+                order.rotate_left(step % self.others.len().max(1));
+            }
             order.insert(
                 if step % 2 == 0 {
                     1.min(order.len())
@@ -247,6 +252,36 @@ impl<'a> Pass<'a> {
             kl_max: kl.iter().copied().fold(0.0, f64::max),
             same_top1: share_se(self.same(side), kl.len())[0],
             kv_saved: used(&self.a) - used(&self.others[side]),
+        }
+    }
+
+    /// Everything about side `side`, which has this recipe, but how far its layers drift.
+    fn figures(&mut self, side: usize, candidate: &sweep::Candidate) -> SweepRow {
+        let n = self.ids.len();
+        let against = &self.against[side];
+        let ratio: Vec<f64> = against.logprob[..n - 1]
+            .iter()
+            .zip(&self.reference.logprob)
+            .map(|(b, a)| a - b)
+            .collect();
+        let nll: Vec<f64> = against.logprob[..n - 1].iter().map(|p| -p).collect();
+        let (ln_ratio, se) = mean_se(&ratio);
+        let row = SweepRow {
+            hash: candidate.recipe.hash(),
+            name: candidate.name.clone(),
+            edits: candidate.edits.clone(),
+            kl: kl_stats(&against.kl),
+            same_top1: share_se(self.same(side), n),
+            ln_ppl_ratio: [ln_ratio, se],
+            perplexity: mean_se(&nll).0.exp(),
+            kv: kv_layers(&self.others[side]).iter().map(KvBytes::total).sum(),
+            step_bytes: 0,
+            decode_tokens_per_s: self.others[side].decode_speed(),
+            prefill_tokens_per_s: self.others[side].prefill_speed(),
+        };
+        SweepRow {
+            step_bytes: self.others[side].step_bytes(),
+            ..row
         }
     }
 

@@ -73,6 +73,14 @@ impl Side {
         }
     }
 
+    /// Weight and cache bytes that a decode step moves where the text ends, by the plan.
+    pub fn step_bytes(&mut self) -> u64 {
+        let at = self.session.position();
+        let plan = self.session.plan(1, at.saturating_sub(1));
+        let costs = plan.ops.iter().map(|op| op.cost(&plan, 1, at.saturating_sub(1)));
+        costs.map(|c| c.weights + c.cache).sum()
+    }
+
     /// Tokens per second of chunks.
     pub fn prefill_speed(&self) -> f64 {
         speed(self.prefill.0 as f64, self.prefill.1 as f64)

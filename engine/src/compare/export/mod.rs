@@ -4,6 +4,7 @@ mod charts;
 mod csv;
 mod folder;
 mod html;
+mod pareto;
 mod picture;
 mod svg;
 #[cfg(test)]
@@ -17,6 +18,8 @@ use serde::Serialize;
 
 use crate::engine::Engine;
 use crate::memory;
+
+pub use pareto::pareto;
 
 /// Why a report could not be written.
 #[derive(Debug, thiserror::Error)]
