@@ -15,8 +15,9 @@ const KEYS: usize = 32;
 const THREADS: usize = 256;
 /// Largest head dimension: two columns per thread.
 const MAX_DIM: usize = 2 * THREADS;
-/// Blocks that keep a large device busy; the split count is chosen to reach it.
-const BLOCKS: usize = 264;
+/// Blocks that keep a large device busy (several per multiprocessor, so that one computes while another loads); the split
+/// count is chosen to reach it.
+const BLOCKS: usize = 528;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -55,7 +56,7 @@ struct AttendArgs {
 
 /// How the work is cut; depends on the plan's buckets alone.
 struct Shape {
-    /// Lanes (a head of a token) a block has room for: 4 or 16.
+    /// Lanes (a head of a token) a block has room for: 4, 8 or 16.
     lanes: usize,
     /// Heads per block.
     heads: usize,
@@ -92,11 +93,11 @@ impl Shape {
             .unwrap_or(1);
         let most = if causal { 16 / per_block } else { 1 };
         let tokens = most.min(plan.token_bucket).max(1);
-        let lanes = if per_block * tokens <= 4 { 4 } else { 16 };
+        let lanes = [4, 8].into_iter().find(|n| per_block * tokens <= *n).unwrap_or(16);
         let keys: usize = sources.iter().map(|s| most_keys(plan, s, mask)).sum();
         let blocks = plan.token_bucket.div_ceil(tokens) * kv_heads * (group / per_block);
         // At least four tiles per share: less is all overhead.
-        let splits = BLOCKS.div_ceil(blocks).min(keys.div_ceil(4 * KEYS)).clamp(1, 64);
+        let splits = BLOCKS.div_ceil(blocks).min(keys.div_ceil(4 * KEYS)).clamp(1, 128);
         Some(Self {
             lanes,
             heads: per_block,
@@ -140,12 +141,13 @@ pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     4 * plan.token_bucket * heads * shape.splits * (head_dim + 2)
 }
 
-/// Shared memory of `attend_*`: queries, a tile of keys (or the row groups' sums), weights, state, key lists.
-fn shared_bytes(lanes: usize, dim: usize) -> usize {
+/// Shared memory of `attend_*`: queries, a tile of keys and one of values kept apart (or the row groups' sums), weights, state, key lists.
+fn shared_bytes(lanes: usize, dim: usize, separate: bool) -> usize {
     let columns = dim.next_multiple_of(32).min(THREADS);
     let columns = THREADS / (THREADS / columns);
     let groups = THREADS / columns;
-    let tile = (KEYS * (dim + 4)).max(if groups > 1 { groups * lanes * columns } else { 0 });
+    let tile =
+        (KEYS * (dim + 4) * if separate { 2 } else { 1 }).max(if groups > 1 { groups * lanes * columns } else { 0 });
     4 * (lanes * dim + tile + lanes * KEYS + 3 * lanes + 3 * KEYS)
 }
 
@@ -200,12 +202,16 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
     let kernel = match (shape.lanes, *head_dim > THREADS) {
         (4, false) => "attend_4",
         (4, true) => "attend_4_wide",
+        (8, false) => "attend_8",
+        (8, true) => "attend_8_wide",
         (_, false) => "attend_16",
         (_, true) => "attend_16_wide",
     };
+    let separate = sources.iter().any(|s| s.keys != s.values);
+    let shared = shared_bytes(shape.lanes, *head_dim, separate);
     let parts = kv_heads * (heads / kv_heads / shape.heads);
     let grid = [q.rows.div_ceil(shape.tokens), parts, shape.splits];
-    launch(cx, kernel, grid, THREADS, shared_bytes(shape.lanes, *head_dim), &args)?;
+    launch(cx, kernel, grid, THREADS, shared, &args)?;
     if shape.splits > 1 {
         launch(cx, "attend_combine", [*heads, q.rows, 1], 128, 0, &args)?;
     }

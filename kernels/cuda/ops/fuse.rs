@@ -1,7 +1,7 @@
 //! Groups of base ops that are launched together.
 
 use super::chain;
-use super::gemv::{self, Product, Project};
+use super::gemv::{self, Experts, Product, Project};
 use super::{Group, GroupKind};
 use crate::ir::{BufId, KeyRows, NormKind, Op, OpId, Plan};
 
@@ -105,6 +105,7 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
     while i < plan.ops.len() {
         let (kind, n) = match (projection(plan, i), chain::length(plan, i)) {
             (n, _) if n > 1 => (GroupKind::Project, n),
+            _ if experts(plan, i).is_some() => (GroupKind::Experts, 3),
             (_, n) if n > 1 => (GroupKind::Chain, trim(plan, i, n)),
             _ => (GroupKind::Single, 1),
         };
@@ -131,6 +132,72 @@ fn trim(plan: &Plan, first: usize, n: usize) -> usize {
 /// gate or residual. 0 or 1: nothing to gain.
 fn projection(plan: &Plan, first: usize) -> usize {
     describe(plan, first).map_or(0, |(_, n, _)| n)
+}
+
+/// The gate and up halves of experts with what joins them, at ops `first` to `first + 2`: products, gate, input.
+pub(super) fn experts(plan: &Plan, first: usize) -> Option<(Project, BufId)> {
+    let op = |i: usize| plan.ops.get(first + i).map(|o| &o.op);
+    let (
+        Some(Op::ExpertMatMul {
+            x,
+            experts,
+            k,
+            weights: gates,
+            per_slot,
+            out: g,
+        }),
+        Some(Op::ExpertMatMul {
+            x: x2,
+            experts: experts2,
+            weights: ups,
+            per_slot: per_slot2,
+            out: u,
+            ..
+        }),
+        Some(Op::Glu {
+            gate,
+            up,
+            out,
+            activation,
+            limit,
+            row_weights,
+        }),
+    ) = (op(0), op(1), op(2))
+    else {
+        return None;
+    };
+    let weight = gates.first()?;
+    let d = plan.weight(*weight);
+    let alike = |id: &crate::ir::WeightId| {
+        let other = plan.weight(*id);
+        gemv::alike(d, other) && d.rows == other.rows
+    };
+    let same_input = (x, experts, per_slot) == (x2, experts2, per_slot2) && (gate, up) == (g, u);
+    let fits = plan.token_bucket <= gemv::TOKENS && gemv::takes(d) && plan.width(*x).is_multiple_of(4);
+    let unread = |b: BufId| b == *out || dead(plan, b, first + 3);
+    let weights = row_weights.is_none_or(|w| plan.width(w) == *k);
+    if !(same_input && fits && weights && gates.iter().chain(ups).all(alike) && out != x && unread(*g) && unread(*u)) {
+        return None;
+    }
+    let product = |weight: &crate::ir::WeightId| Product {
+        weight: *weight,
+        bias: None,
+        out: *out,
+    };
+    let project = Project {
+        products: vec![product(weight), product(ups.first()?)],
+        glu: Some((*activation, *limit)),
+        experts: Some(Experts {
+            table: 0,
+            partners: 0,
+            chosen: *experts,
+            k: *k,
+            per_slot: *per_slot,
+            weights: *row_weights,
+        }),
+        ..Project::default()
+    };
+    Some((project, *x))
 }
 
 fn product(op: &Op) -> Option<(BufId, Product)> {

@@ -52,8 +52,14 @@ struct ExpertTilesArgs {
     n_tiles: u32,
 }
 
+/// Whether a plan chooses (experts, rows, codes) by what its products give: there every bit of f32 is kept, as on the CPU.
+fn chooses(plan: &Plan) -> bool {
+    let chooses = |op: &Op| matches!(op, Op::Route { .. } | Op::SelectTopK { .. } | Op::RoundTrip { .. });
+    plan.ops.iter().any(|o| chooses(&o.op))
+}
+
 /// The kernel for a stored format: 16 neighbouring weights at a time where rows allow it.
-fn kernel(d: &WeightDesc) -> &'static str {
+fn kernel(plan: &Plan, d: &WeightDesc) -> &'static str {
     let row = d.format.row_bytes(d.cols).unwrap_or(0);
     let whole = d.layout == Layout::OutIn && d.cols.is_multiple_of(16);
     // Other scales than powers of two make products that are no bf16 numbers.
@@ -61,14 +67,15 @@ fn kernel(d: &WeightDesc) -> &'static str {
         d.scales
             .is_none_or(|s| s.format == ScaleFormat::E8m0 && s.block_cols.is_multiple_of(block))
     };
-    match d.format {
-        Format::F32 if whole => "gemm_f32",
-        Format::F16 if whole && row.is_multiple_of(16) => "gemm_f16",
-        Format::Bf16 if whole && row.is_multiple_of(16) => "gemm_bf16",
-        Format::F8E4m3 if whole && row.is_multiple_of(16) && scales(16) => "gemm_f8",
-        Format::Fp4E2m1 if whole && row.is_multiple_of(8) && scales(16) => "gemm_fp4",
-        _ => "gemm_any",
-    }
+    let names = match d.format {
+        Format::F32 if whole => ["gemm_f32", "gemm_f32"],
+        Format::F16 if whole && row.is_multiple_of(16) => ["gemm_f16", "gemm_f16_all"],
+        Format::Bf16 if whole && row.is_multiple_of(16) => ["gemm_bf16", "gemm_bf16_all"],
+        Format::F8E4m3 if whole && row.is_multiple_of(16) && scales(16) => ["gemm_f8", "gemm_f8_all"],
+        Format::Fp4E2m1 if whole && row.is_multiple_of(8) && scales(16) => ["gemm_fp4", "gemm_fp4_all"],
+        _ => ["gemm_any", "gemm_any"],
+    };
+    names[usize::from(chooses(plan))]
 }
 
 /// Shares of the inputs of a plain product.
@@ -143,11 +150,18 @@ pub(super) fn gemm(cx: &LaunchCx<'_>, op: &Op, a: &MatMulArgs, d: &WeightDesc) -
         };
         let shared = 4 * (slots + 2 * weights.len());
         launch(cx, "expert_tiles", [1, 1, 1], 1024, shared, &sort)?;
-        return launch(cx, kernel(d), [columns, n_tiles, 1], 128, 0, &args);
+        return launch(cx, kernel(cx.plan, d), [columns, n_tiles, 1], 128, 0, &args);
     }
     let splits = splits(bucket, d);
     args.splits = splits as u32;
-    launch(cx, kernel(d), [columns, bucket.div_ceil(TILE), splits], 128, 0, &args)?;
+    launch(
+        cx,
+        kernel(cx.plan, d),
+        [columns, bucket.div_ceil(TILE), splits],
+        128,
+        0,
+        &args,
+    )?;
     if splits > 1 {
         launch(cx, "gemm_sum", [d.rows.div_ceil(256), bucket, 1], 256, 0, &args)?;
     }

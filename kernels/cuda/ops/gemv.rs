@@ -95,7 +95,7 @@ pub(super) struct Project {
     pub experts: Option<Experts>,
 }
 
-/// Kernels by tokens and outputs per warp, and values per 16 bytes.
+/// Kernels by tokens and outputs per warp, and values per chunk (see `chunks.cuh`).
 fn kernels_of(format: Format) -> Option<([&'static str; 3], usize)> {
     Some(match format {
         Format::F32 => (["gemv_f32_1x1", "gemv_f32_1x2", "gemv_f32_8x2"], 4),
@@ -103,11 +103,17 @@ fn kernels_of(format: Format) -> Option<([&'static str; 3], usize)> {
         Format::Bf16 => (["gemv_bf16_1x1", "gemv_bf16_1x2", "gemv_bf16_8x2"], 8),
         Format::F8E4m3 => (["gemv_f8_1x1", "gemv_f8_1x2", "gemv_f8_8x2"], 16),
         Format::Fp4E2m1 => (["gemv_fp4_1x1", "gemv_fp4_1x2", "gemv_fp4_8x2"], 32),
-        _ => return None,
+        Format::Q8_0 => (["gemv_q8_0_1x1", "gemv_q8_0_1x2", "gemv_q8_0_8x2"], 32),
+        Format::Q4_0 => (["gemv_q4_0_1x1", "gemv_q4_0_1x2", "gemv_q4_0_8x2"], 32),
+        Format::Q4_1 => (["gemv_q4_1_1x1", "gemv_q4_1_1x2", "gemv_q4_1_8x2"], 32),
+        Format::Q5_0 => (["gemv_q5_0_1x1", "gemv_q5_0_1x2", "gemv_q5_0_8x2"], 32),
+        Format::Q4K => (["gemv_q4_k_1x1", "gemv_q4_k_1x2", "gemv_q4_k_8x2"], 32),
+        Format::Q6K => (["gemv_q6_k_1x1", "gemv_q6_k_1x2", "gemv_q6_k_8x2"], 32),
+        Format::I32 | Format::I64 => return None,
     })
 }
 
-/// Whether a matrix can be read 16 bytes at a time.
+/// Whether a matrix can be read chunk by chunk.
 pub(super) fn takes(d: &WeightDesc) -> bool {
     let Some((_, len)) = kernels_of(d.format) else {
         return false;

@@ -21,6 +21,8 @@ pub enum GroupKind {
     Single,
     /// Products of one input, with a norm before and a gate or a residual behind them.
     Project,
+    /// Gate and up products of chosen experts and what joins them.
+    Experts,
     /// Ops that go row by row.
     Chain,
 }
@@ -56,6 +58,16 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
     match group.kind {
         GroupKind::Single => group.origin.iter().try_for_each(|id| single(cx, *id)),
         GroupKind::Chain => chain::chain(cx, &group.origin),
+        GroupKind::Experts => {
+            let Some((mut p, x)) = fuse::experts(cx.plan, group.origin[0].index()) else {
+                return args::unsupported("a group that is none of the plan's");
+            };
+            if let Some(e) = &mut p.experts {
+                e.table = cx.experts[group.origin[0].index()];
+                e.partners = cx.experts[group.origin[1].index()];
+            }
+            gemv::project(cx, x, &p)
+        }
         GroupKind::Project => {
             let first = group.origin[0].index();
             match fuse::describe(cx.plan, first) {

@@ -15,7 +15,15 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
     // Columns are spread over threads; with fewer columns than threads, groups of threads share out the keys.
     const uint32_t columns = blockDim.x / (blockDim.x / min(blockDim.x, (d + 31) / 32 * 32));
     const uint32_t row_groups = blockDim.x / columns;
-    float* p = tile + max(kKeys * ld, row_groups > 1 ? row_groups * L * columns : 0u);  // [L][32]
+    bool separate = false;
+#pragma unroll
+    for (uint32_t i = 0; i < kSources; i++) {
+        separate |= i < a.n_sources && a.sources[i].keys.data != a.sources[i].values.data;
+    }
+    // Values that are not the keys have a tile of their own, so that both are loaded at once.
+    const uint32_t tiles_size = max(kKeys * ld * (separate ? 2 : 1), row_groups > 1 ? row_groups * L * columns : 0u);
+    const float* values = separate ? tile + kKeys * ld : tile;
+    float* p = tile + tiles_size;           // [L][32]
     float* alpha = p + L * kKeys;           // [L]
     float* best = alpha + L;                // [L]
     float* sum = best + L;                  // [L]
@@ -70,54 +78,47 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
             rows[threadIdx.x] = (int32_t)row;
         }
         __syncthreads();
-        bool separate = false;
-#pragma unroll
-        for (uint32_t i = 0; i < kSources; i++) {
-            separate |= i < a.n_sources && a.sources[i].keys.data != a.sources[i].values.data;
-        }
-        for (uint32_t pass = 0; pass < 2; pass++) {
-            if (pass == 0 || separate) {
-                for (uint32_t n = threadIdx.x; n < kKeys * (d / 4); n += blockDim.x) {
-                    const uint32_t r = n / (d / 4), c = n % (d / 4) * 4;
-                    float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                    if (rows[r] >= 0) {
-                        const Source& s = a.sources[from[r]];
-                        v = record_four(pass == 0 ? s.keys : s.values, slots[r], kv, c);
-                    }
-                    *(float4*)(tile + r * ld + c) = v;
-                }
-                __syncthreads();
+        const uint32_t fours = d / 4, count = kKeys * fours * (separate ? 2 : 1);
+        for (uint32_t n = threadIdx.x; n < count; n += blockDim.x) {
+            const uint32_t r = n / fours % kKeys, c = n % fours * 4;
+            const bool value = n >= kKeys * fours;
+            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (rows[r] >= 0) {
+                const Source& s = a.sources[from[r]];
+                v = record_four(value ? s.values : s.keys, slots[r], kv, c);
             }
-            if (pass == 1) break;
-            // A warp has every eighth lane of queries, its threads one key each.
-            for (uint32_t l = warp; l < L; l += warps) {
-                float z = 0.0f;
-                const float *k = tile + lane * ld, *query = q + l * d;
-                for (uint32_t c = 0; c < d; c += 4) {
-                    const float4 x = *(const float4*)(k + c), y = *(const float4*)(query + c);
-                    z += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
-                }
-                bool seen = l < lanes && rows[lane] >= 0;
-                if (seen && a.sources[from[lane]].kind == kCausal) {
-                    seen = sees(a, step.position + token0 + l / a.block_heads, (uint64_t)rows[lane]);
-                }
-                z = seen ? z : -INFINITY;
-                const float old = best[l], top = fmaxf(old, warp_max(z));
-                const float e = seen ? exp2f((z - top) * kLog2e) : 0.0f;
-                const float keep = old == -INFINITY ? 0.0f : exp2f((old - top) * kLog2e);
-                const float mass = warp_sum(e);
-                p[l * kKeys + lane] = e;
-                __syncwarp();
-                if (lane == 0) {
-                    alpha[l] = keep;
-                    best[l] = top;
-                    sum[l] = sum[l] * keep + mass;
-                }
-            }
-            __syncthreads();
+            *(float4*)(tile + (value ? kKeys * ld : 0u) + r * ld + c) = v;
         }
+        __syncthreads();
+        // A warp has every eighth lane of queries, its threads one key each.
+        for (uint32_t l = warp; l < lanes; l += warps) {
+            float z = 0.0f;
+            const float *k = tile + lane * ld, *query = q + l * d;
+            for (uint32_t c = 0; c < d; c += 4) {
+                const float4 x = *(const float4*)(k + c), y = *(const float4*)(query + c);
+                z += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+            }
+            bool seen = rows[lane] >= 0;
+            if (seen && a.sources[from[lane]].kind == kCausal) {
+                seen = sees(a, step.position + token0 + l / a.block_heads, (uint64_t)rows[lane]);
+            }
+            z = seen ? z : -INFINITY;
+            const float old = best[l], top = fmaxf(old, warp_max(z));
+            const float e = seen ? exp2f((z - top) * kLog2e) : 0.0f;
+            const float keep = old == -INFINITY ? 0.0f : exp2f((old - top) * kLog2e);
+            const float mass = warp_sum(e);
+            p[l * kKeys + lane] = e;
+            __syncwarp();
+            if (lane == 0) {
+                alpha[l] = keep;
+                best[l] = top;
+                sum[l] = sum[l] * keep + mass;
+            }
+        }
+        __syncthreads();
 #pragma unroll
         for (uint32_t l = 0; l < L; l++) {
+            if (l >= lanes) break;
 #pragma unroll
             for (uint32_t c = 0; c < C; c++) acc[l][c] *= alpha[l];
         }
@@ -125,9 +126,12 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
 #pragma unroll
             for (uint32_t c = 0; c < C; c++) {
                 if (column + c * columns >= d) break;
-                const float v = tile[r * ld + column + c * columns];
+                const float v = values[r * ld + column + c * columns];
 #pragma unroll
-                for (uint32_t l = 0; l < L; l++) acc[l][c] += p[l * kKeys + r] * v;
+                for (uint32_t l = 0; l < L; l++) {
+                    if (l >= lanes) break;
+                    acc[l][c] += p[l * kKeys + r] * v;
+                }
             }
         }
     }
@@ -174,6 +178,8 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
 // grid (token tiles, key heads * parts, splits), 256 threads; shared: see `shared_bytes` in ../ops/attend.rs
 KERNEL(attend_4, AttendArgs, 256) { attend_tile<4, 1>(a); }
 KERNEL(attend_4_wide, AttendArgs, 256) { attend_tile<4, 2>(a); }
+KERNEL(attend_8, AttendArgs, 256) { attend_tile<8, 1>(a); }
+KERNEL(attend_8_wide, AttendArgs, 256) { attend_tile<8, 2>(a); }
 KERNEL(attend_16, AttendArgs, 256) { attend_tile<16, 1>(a); }
 KERNEL(attend_16_wide, AttendArgs, 256) { attend_tile<16, 2>(a); }
 

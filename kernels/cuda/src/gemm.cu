@@ -1,11 +1,15 @@
 // See gemm.cuh. grid (outputs / 64, tokens / 64 or expert tiles, splits), 128 threads
 #include "gemm.cuh"
 
-KERNEL(gemm_f32, GemmArgs, 128) { gemm<Fast<ChunkF32>>(a); }
-KERNEL(gemm_f16, GemmArgs, 128) { gemm<Fast<ChunkF16>>(a); }
-KERNEL(gemm_bf16, GemmArgs, 128) { gemm<Fast<ChunkBf16>>(a); }
-KERNEL(gemm_f8, GemmArgs, 128) { gemm<Fast<ChunkF8>>(a); }
-KERNEL(gemm_fp4, GemmArgs, 128) { gemm<Fast<ChunkFp4>>(a); }
+KERNEL(gemm_f32, GemmArgs, 128) { gemm<Fast<ChunkF32, 3>>(a); }
+KERNEL(gemm_f16, GemmArgs, 128) { gemm<Fast<ChunkF16, 2>>(a); }
+KERNEL(gemm_f16_all, GemmArgs, 128) { gemm<Fast<ChunkF16, 3>>(a); }
+KERNEL(gemm_bf16, GemmArgs, 128) { gemm<Fast<ChunkBf16, 2>>(a); }
+KERNEL(gemm_bf16_all, GemmArgs, 128) { gemm<Fast<ChunkBf16, 3>>(a); }
+KERNEL(gemm_f8, GemmArgs, 128) { gemm<Fast<ChunkF8, 2>>(a); }
+KERNEL(gemm_f8_all, GemmArgs, 128) { gemm<Fast<ChunkF8, 3>>(a); }
+KERNEL(gemm_fp4, GemmArgs, 128) { gemm<Fast<ChunkFp4, 2>>(a); }
+KERNEL(gemm_fp4_all, GemmArgs, 128) { gemm<Fast<ChunkFp4, 3>>(a); }
 KERNEL(gemm_any, GemmArgs, 128) { gemm<Slow>(a); }
 
 // Adds the shares up in order. grid (ceil(outputs / 256), tokens)

@@ -1,6 +1,7 @@
 // Products for many tokens (prefill) on tensor cores (mma.sync m16n8k16, bf16 in, f32 sums). Numbers are split into bf16
-// parts, each holding what the ones before left: activations into two (16 bits) beside weights that are bf16 numbers,
-// both into three (all of f32) where weights are f32 or anything else.
+// parts, each holding what the ones before left: activations into two (16 bits) beside weights that are bf16 numbers
+// (three, all of f32, in plans that choose rows or experts by what comes out), both into three where weights are f32 or
+// anything else.
 //
 // One block: 64 tokens x 64 outputs, 32 inputs at a time; 4 warps of 32 x 32. The next step's operands are loaded into
 // registers while the tensor cores work on this one's.
@@ -94,9 +95,9 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
 }
 
 // 16 neighbouring weights of a row as they lie, then as values.
-template <class F>
+template <class F, uint32_t PARTS>
 struct Fast {
-    static constexpr uint32_t XP = F::LEN == 4 ? 3 : 2, WP = F::EXACT ? 1 : XP;
+    static constexpr uint32_t XP = PARTS, WP = F::EXACT ? 1 : PARTS;
     static constexpr uint32_t LOADS = F::LEN >= 16 ? 1 : 16 / F::LEN;
     uint32_t raw[LOADS][4];
     float scale;

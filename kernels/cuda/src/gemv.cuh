@@ -93,7 +93,7 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
             base = e.data;
             scale = e.scales;
         }
-        data[r] = base + (size_t)row * a.w.row_bytes + 16 * lane;
+        data[r] = base + (size_t)row * a.w.row_bytes;
         rows[r] = there ? row : 0xffffffffu;
         places[r] = s;
         const uint32_t per_row = (cols + a.w.block_cols - 1) / a.w.block_cols;
@@ -126,18 +126,13 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
         }
         __syncthreads();
         for (uint32_t c0 = lane; c0 < chunks; c0 += 32 * U) {
-            uint32_t raw[U][R][4];
+            uint32_t raw[U][R][F::WORDS];
 #pragma unroll
             for (uint32_t u = 0; u < U; u++) {
 #pragma unroll
                 for (uint32_t r = 0; r < R; r++) {
                     const uint32_t c = c0 + 32 * u;
-                    const uint4 v = c < chunks ? load_stream(data[r] + 16 * (size_t)(base / LEN + c - lane))
-                                               : make_uint4(0, 0, 0, 0);
-                    raw[u][r][0] = v.x;
-                    raw[u][r][1] = v.y;
-                    raw[u][r][2] = v.z;
-                    raw[u][r][3] = v.w;
+                    if (c < chunks) F::load(data[r], base / LEN + c, raw[u][r]);
                 }
             }
 #pragma unroll
