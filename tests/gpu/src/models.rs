@@ -122,7 +122,31 @@ fn bytes_of(kind: Kind, n: usize, seed: u64) -> Vec<u8> {
     out
 }
 
-fn dense(layers: usize, hidden: usize, (heads, kv): (usize, usize), inner: usize, vocab: usize, bias: bool) -> Tensors {
+/// What tests make smaller.
+#[derive(Clone, Copy)]
+struct Size {
+    layers: usize,
+    vocab: usize,
+}
+
+impl Shape {
+    const fn size(self) -> Size {
+        let (layers, vocab) = match self {
+            Shape::Qwen15 => (28, 151_936),
+            Shape::Llama7 => (32, 32_000),
+            Shape::Model15 | Shape::Model15Fp8 => (24, 129_280),
+        };
+        Size { layers, vocab }
+    }
+}
+
+fn dense(
+    Size { layers, vocab }: Size,
+    hidden: usize,
+    (heads, kv): (usize, usize),
+    inner: usize,
+    bias: bool,
+) -> Tensors {
     let mut t = Tensors::default();
     let d = hidden / heads;
     t.add("model.embed_tokens.weight".into(), &[vocab, hidden], Kind::Matrix);
@@ -149,9 +173,7 @@ fn dense(layers: usize, hidden: usize, (heads, kv): (usize, usize), inner: usize
 
 /// Sizes of `model1-1.5b`.
 mod v4 {
-    pub const LAYERS: usize = 24;
     pub const HIDDEN: usize = 1536;
-    pub const VOCAB: usize = 129_280;
     pub const HEADS: usize = 16;
     pub const DIM: usize = 512;
     pub const LORA: usize = 512;
@@ -169,11 +191,11 @@ fn rate(layer: usize) -> usize {
     }
 }
 
-fn model1(fp8: bool) -> Tensors {
+fn model1(Size { layers, vocab }: Size, fp8: bool) -> Tensors {
     use v4::*;
     let mut t = Tensors::default();
-    t.add("embed.weight".into(), &[VOCAB, HIDDEN], Kind::Matrix);
-    t.add("head.weight".into(), &[VOCAB, HIDDEN], Kind::Matrix);
+    t.add("embed.weight".into(), &[vocab, HIDDEN], Kind::Matrix);
+    t.add("head.weight".into(), &[vocab, HIDDEN], Kind::Matrix);
     t.add("norm.weight".into(), &[HIDDEN], Kind::Ones);
     let coefficients = |t: &mut Tensors, at: &str, outputs: usize, scales: usize| {
         t.add(format!("{at}_base"), &[outputs], Kind::Small);
@@ -181,7 +203,7 @@ fn model1(fp8: bool) -> Tensors {
         t.add(format!("{at}_scale"), &[scales], Kind::Small);
     };
     coefficients(&mut t, "hc_head", 4, 1);
-    for l in 0..LAYERS {
+    for l in 0..layers {
         let at = format!("layers.{l}");
         coefficients(&mut t, &format!("{at}.hc_attn"), 24, 3);
         coefficients(&mut t, &format!("{at}.hc_ffn"), 24, 3);
@@ -225,8 +247,8 @@ fn model1(fp8: bool) -> Tensors {
     t
 }
 
-fn config(shape: Shape) -> Value {
-    let dense = |kind: &str, vocab: usize, hidden: usize, inner: usize, layers: usize, heads: usize, kv: usize| {
+fn config(shape: Shape, Size { layers, vocab }: Size) -> Value {
+    let dense = |kind: &str, hidden: usize, inner: usize, heads: usize, kv: usize| {
         json!({ "architectures": [kind], "model_type": if kind.starts_with("Q") { "qwen2" } else { "llama" },
             "hidden_act": "silu", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
             "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
@@ -234,15 +256,15 @@ fn config(shape: Shape) -> Value {
             "tie_word_embeddings": false, "torch_dtype": "bfloat16", "bos_token_id": 0, "eos_token_id": 1 })
     };
     match shape {
-        Shape::Qwen15 => dense("Qwen2ForCausalLM", 151_936, 1536, 8960, 28, 12, 2),
-        Shape::Llama7 => dense("LlamaForCausalLM", 32_000, 4096, 11_008, 32, 32, 32),
+        Shape::Qwen15 => dense("Qwen2ForCausalLM", 1536, 8960, 12, 2),
+        Shape::Llama7 => dense("LlamaForCausalLM", 4096, 11_008, 32, 32),
         Shape::Model15 | Shape::Model15Fp8 => {
             use v4::*;
             let mut c = json!({ "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4",
-                "torch_dtype": "bfloat16", "vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
+                "torch_dtype": "bfloat16", "vocab_size": vocab, "hidden_size": HIDDEN, "num_hidden_layers": layers,
                 "num_attention_heads": HEADS, "num_key_value_heads": 1, "head_dim": DIM, "qk_rope_head_dim": 64,
                 "q_lora_rank": LORA, "o_groups": GROUPS, "o_lora_rank": LORA, "sliding_window": 128,
-                "compress_ratios": (0..LAYERS).map(rate).collect::<Vec<_>>(), "rope_theta": 10000.0,
+                "compress_ratios": (0..layers).map(rate).collect::<Vec<_>>(), "rope_theta": 10000.0,
                 "compress_rope_theta": 160000.0,
                 "rope_scaling": { "type": "yarn", "factor": 16, "original_max_position_embeddings": 65536,
                     "beta_fast": 32, "beta_slow": 1 },
@@ -278,20 +300,59 @@ impl Drop for Folder {
     }
 }
 
-/// Writes a checkpoint of a shape, in memory where the system has a place for that.
+/// Writes a checkpoint of a shape, in memory where the system has room for that.
 pub fn write(shape: Shape) -> Folder {
-    let base = Some(PathBuf::from("/dev/shm")).filter(|p| p.is_dir());
-    let base = base.unwrap_or_else(std::env::temp_dir);
-    let folder = Folder(base.join(format!("model1-gpu-tests-{}-{shape:?}", std::process::id())));
-    std::fs::create_dir_all(folder.path()).unwrap();
-    std::fs::write(folder.path().join("config.json"), config(shape).to_string()).unwrap();
+    let mut why = String::new();
+    for base in [PathBuf::from("/dev/shm"), std::env::temp_dir(), PathBuf::from(".")] {
+        let folder = Folder(base.join(format!("model1-gpu-tests-{}-{shape:?}", std::process::id())));
+        match write_to(shape, shape.size(), folder.path()) {
+            Ok(()) => return folder,
+            // Containers often have a small /dev/shm.
+            Err(e) => why += &format!("{}: {e}\n", base.display()),
+        }
+    }
+    panic!("no place for {}:\n{why}", shape.name());
+}
+
+fn write_to(shape: Shape, size: Size, folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(folder.join("config.json"), config(shape, size).to_string())?;
     let t = match shape {
-        Shape::Qwen15 => dense(28, 1536, (12, 2), 8960, 151_936, true),
-        Shape::Llama7 => dense(32, 4096, (32, 32), 11_008, 32_000, false),
-        Shape::Model15 => model1(false),
-        Shape::Model15Fp8 => model1(true),
+        Shape::Qwen15 => dense(size, 1536, (12, 2), 8960, true),
+        Shape::Llama7 => dense(size, 4096, (32, 32), 11_008, false),
+        Shape::Model15 => model1(size, false),
+        Shape::Model15Fp8 => model1(size, true),
     };
     let make = |i: usize| bytes_of(t.kinds[i], t.specs[i].bytes as usize, i as u64 + 1);
-    write_safetensors(&folder.path().join("model.safetensors"), &t.specs, make).unwrap();
-    folder
+    write_safetensors(&folder.join("model.safetensors"), &t.specs, make)
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{Cancel, SessionOptions};
+    use kernels::cpu::exec::CpuBackend;
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// With fewer layers and a small vocabulary, on the CPU.
+    #[test]
+    fn every_shape_loads_and_gives_numbers() {
+        for shape in [Shape::Qwen15, Shape::Llama7, Shape::Model15, Shape::Model15Fp8] {
+            let folder = Folder(std::env::temp_dir().join(format!("model1-shapes-{}-{shape:?}", std::process::id())));
+            let size = Size {
+                layers: if shape == Shape::Llama7 { 1 } else { 4 },
+                vocab: 300,
+            };
+            write_to(shape, size, folder.path()).unwrap();
+            let backend = Arc::new(CpuBackend::new(2));
+            let engine = model1_tests::goldens::engine_with(folder.path(), backend).unwrap();
+            let mut session = engine.session(engine.recipe(), SessionOptions::default()).unwrap();
+            session.feed(&[5, 7, 9], None, &Cancel::default(), &mut ()).unwrap();
+            let logits = &session.output().logits;
+            assert_eq!(logits.len(), 300, "{shape:?}");
+            let spread = logits.iter().fold(0f32, |m, v| m.max(v.abs()));
+            assert!(spread.is_finite() && spread > 1e-3, "{shape:?}: {spread}");
+        }
+    }
 }
