@@ -122,6 +122,17 @@ fn a_remote_host_is_worked_on_like_the_own_one() {
     assert!(e.contains("started anew") && e.contains("new link"), "{e}");
 }
 
+#[tokio::test]
+async fn a_caller_on_a_runtime_of_its_own_is_connected_too() {
+    let there = Room::new();
+    let site = serve(&there, 0);
+    let found = look(&site.link().unwrap(), "", true).unwrap();
+    let (connection, bell) = connect(&Remote::new(&found.authority, &found.token));
+    let connection = connection.unwrap();
+    send(&connection, 1, ClientBody::Hello(Hello::new("tauri")));
+    assert!(matches!(frame(&connection, &bell), HostFrame::Welcome(_)));
+}
+
 #[test]
 fn what_cannot_be_connected_to_is_told_apart() {
     let there = Room::new();

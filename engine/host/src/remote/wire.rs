@@ -50,20 +50,36 @@ impl RemoteConnection {
     /// # Errors
     /// In a sentence.
     pub(super) fn open(authority: &str, key: &str, wake: impl Fn() + Send + 'static) -> Result<Self, String> {
+        let no_thread = |e: std::io::Error| format!("the connection's thread could not be started: {e}");
         let stream = http::dial(authority).map_err(|e| e.what)?;
         stream.set_nonblocking(true).map_err(|e| e.to_string())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|e| format!("the connection's thread could not be started: {e}"))?;
-        let socket = runtime.block_on(upgrade(stream, authority, key))?;
+            .map_err(no_thread)?;
         let (frames, outbox) = mpsc::unbounded_channel();
         let inbox = Arc::new(Inbox::default());
-        let own = inbox.clone();
+        let (own, authority, key) = (inbox.clone(), authority.to_string(), key.to_string());
+        let (tell, told) = std::sync::mpsc::channel();
+        // All of it on a thread of its own: callers may themselves be on a runtime, which must not be blocked on.
+        let live = move || {
+            runtime.block_on(async {
+                match upgrade(stream, &authority, &key).await {
+                    Ok(socket) => {
+                        if tell.send(Ok(())).is_ok() {
+                            carry(socket, outbox, &own, &wake).await;
+                        }
+                    }
+                    // The caller waits for it.
+                    Err(e) => drop(tell.send(Err(e))),
+                }
+            });
+        };
         std::thread::Builder::new()
             .name("remote-host".into())
-            .spawn(move || runtime.block_on(carry(socket, outbox, &own, &wake)))
-            .map_err(|e| format!("the connection's thread could not be started: {e}"))?;
+            .spawn(live)
+            .map_err(no_thread)?;
+        told.recv().unwrap_or_else(|_| Err("the connection broke".into()))?;
         Ok(Self { frames, inbox })
     }
 
