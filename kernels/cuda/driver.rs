@@ -30,6 +30,9 @@ pub struct Driver {
     functions: Mutex<HashMap<&'static str, Function>>,
     staging: Mutex<*mut c_void>,
     marks: Mutex<Vec<sys::CUevent>>,
+    /// Kernels may start while the one before them ends (they wait for its results themselves, see `KERNEL` in
+    /// `src/common.cuh`). On with MODEL1_CUDA_PDL=1, where the GPU is Hopper or newer.
+    overlap: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -125,6 +128,7 @@ impl Driver {
             functions: Mutex::default(),
             staging: Mutex::new(std::ptr::null_mut()),
             marks: Mutex::default(),
+            overlap: major >= 9 && std::env::var("MODEL1_CUDA_PDL").is_ok_and(|v| v == "1"),
         };
         driver.prepare().map_err(|e| e.to_string())?;
         Ok(driver)
@@ -375,22 +379,29 @@ impl Device for Driver {
             };
             *pointer = std::ptr::from_mut(value).cast();
         }
-        // SAFETY: the arguments are those the kernel declares (the op table runs every launch); the driver copies them.
-        let launched = unsafe {
-            sys::cuLaunchKernel(
-                f,
-                l.grid[0],
-                l.grid[1],
-                l.grid[2],
-                l.block[0],
-                l.block[1],
-                l.block[2],
-                l.shared as u32,
-                self.stream,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
         };
+        let config = sys::CUlaunchConfig {
+            gridDimX: l.grid[0],
+            gridDimY: l.grid[1],
+            gridDimZ: l.grid[2],
+            blockDimX: l.block[0],
+            blockDimY: l.block[1],
+            blockDimZ: l.block[2],
+            sharedMemBytes: l.shared as u32,
+            hStream: self.stream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(self.overlap),
+        };
+        // SAFETY: the arguments are those the kernel declares (the op table runs every launch); the driver copies them
+        // and the configuration.
+        let launched =
+            unsafe { sys::cuLaunchKernelEx(&raw const config, f, pointers.as_mut_ptr(), std::ptr::null_mut()) };
         launched.result().map_err(|e| {
             ExecError::Device(format!(
                 "CUDA: launching `{}` with {:?} blocks of {:?} threads and {} bytes of shared memory: {}",

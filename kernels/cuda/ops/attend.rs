@@ -19,6 +19,9 @@ const MAX_DIM: usize = 2 * THREADS;
 /// count is chosen to reach it.
 const BLOCKS: usize = 528;
 
+/// Most shares of the keys (`kMostSplits`).
+const SPLITS: usize = 128;
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct SourceArg {
@@ -96,8 +99,9 @@ impl Shape {
         let lanes = [4, 8].into_iter().find(|n| per_block * tokens <= *n).unwrap_or(16);
         let keys: usize = sources.iter().map(|s| most_keys(plan, s, mask)).sum();
         let blocks = plan.token_bucket.div_ceil(tokens) * kv_heads * (group / per_block);
-        // At least four tiles per share: less is all overhead.
-        let splits = BLOCKS.div_ceil(blocks).min(keys.div_ceil(4 * KEYS)).clamp(1, 128);
+        // Growing contexts fill half of their bucket or more: two tiles per share there, one where the keys are few.
+        let least = if causal { 2 * KEYS } else { KEYS };
+        let splits = BLOCKS.div_ceil(blocks).min(keys.div_ceil(least)).clamp(1, SPLITS);
         Some(Self {
             lanes,
             heads: per_block,

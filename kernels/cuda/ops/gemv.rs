@@ -160,9 +160,7 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
     if let Some((weight, eps)) = p.norm {
         (args.normed, args.norm, args.eps) = (1, WeightArg::optional(cx, weight), eps);
     }
-    if p.groups > 0 {
-        args.group_rows = (rows / p.groups) as u32;
-    }
+    args.group_rows = rows.checked_div(p.groups).unwrap_or(0) as u32;
     args.limit = f32::INFINITY;
     if let Some((activation, limit)) = p.glu {
         rows = first.desc.rows;

@@ -183,25 +183,27 @@ KERNEL(attend_8_wide, AttendArgs, 256) { attend_tile<8, 2>(a); }
 KERNEL(attend_16, AttendArgs, 256) { attend_tile<16, 1>(a); }
 KERNEL(attend_16_wide, AttendArgs, 256) { attend_tile<16, 2>(a); }
 
-// Puts the shares of one query head together. grid (heads, tokens)
+constexpr uint32_t kMostSplits = 128;
+
+// Puts the shares of one query head together. grid (heads, tokens), 128 threads
 KERNEL(attend_combine, AttendArgs, 128) {
+    __shared__ float factors[kMostSplits], largest[4], sums[4];
     if (blockIdx.y >= a.step->tokens) return;
-    const uint32_t d = a.head_dim, head = blockIdx.x;
+    const uint32_t d = a.head_dim, head = blockIdx.x, s = threadIdx.x;
     const size_t at = (size_t)blockIdx.y * a.heads + head;
     const float* shares = a.partial + at * a.splits * (d + 2);
     const float sink = a.sinks.data == nullptr ? -INFINITY : vector_at(a.sinks, head);
-    float top = sink;
-    for (uint32_t s = 0; s < a.splits; s++) top = fmaxf(top, shares[s * (d + 2) + d]);
-    float all = sink == -INFINITY ? 0.0f : exp2f((sink - top) * kLog2e);
-    for (uint32_t s = 0; s < a.splits; s++) {
-        const float best = shares[s * (d + 2) + d];
-        if (best != -INFINITY) all += shares[s * (d + 2) + d + 1] * exp2f((best - top) * kLog2e);
-    }
+    const float best = s < a.splits ? shares[s * (d + 2) + d] : -INFINITY;
+    const float top = fmaxf(sink, block_max(best, largest));
+    // A share without keys (and a head that sees nothing at all) weighs nothing.
+    const float factor = best == -INFINITY ? 0.0f : exp2f((best - top) * kLog2e);
+    factors[s] = factor;
+    float all = block_sum(s < a.splits ? shares[s * (d + 2) + d + 1] * factor : 0.0f, sums);
+    all += sink == -INFINITY ? 0.0f : exp2f((sink - top) * kLog2e);
     for (uint32_t c = threadIdx.x; c < d; c += blockDim.x) {
         float v = 0.0f;
-        for (uint32_t s = 0; s < a.splits; s++) {
-            const float best = shares[s * (d + 2) + d];
-            if (best != -INFINITY) v += shares[s * (d + 2) + c] * exp2f((best - top) * kLog2e);
+        for (uint32_t i = 0; i < a.splits; i++) {
+            if (factors[i] != 0.0f) v += shares[i * (d + 2) + c] * factors[i];
         }
         a.out[at * d + c] = all > 0.0f ? v / all : 0.0f;
     }

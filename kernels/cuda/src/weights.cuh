@@ -107,7 +107,8 @@ __device__ inline float weight_at(const WeightRef& w, uint32_t row, uint32_t col
     return w.scales == nullptr ? v : __fmul_rn(v, scale_at(w, row, col));
 }
 
-// Element `i` of a small weight in stored order, as f32.
+// Element `i` of a small weight in stored order, as f32. Plain formats need no division.
 __device__ __forceinline__ float vector_at(const WeightRef& w, uint32_t i) {
+    if (w.format <= kBf16) return element_at(w.format, w.data, i);
     return weight_at(w, w.cols == 0 ? 0 : i / w.cols, w.cols == 0 ? 0 : i % w.cols);
 }
