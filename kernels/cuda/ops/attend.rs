@@ -74,6 +74,7 @@ impl Shape {
         let Op::Attend {
             heads,
             kv_heads,
+            head_dim,
             sources,
             mask,
             ..
@@ -90,13 +91,15 @@ impl Shape {
                 ..
             }]
         );
-        let per_block = (1..=group.min(16))
+        // 16 lanes of wide heads would take more shared memory than a block has on GPUs other than data centres'.
+        let room = if *head_dim > THREADS { 8 } else { 16 };
+        let per_block = (1..=group.min(room))
             .rev()
             .find(|n| group.is_multiple_of(*n))
             .unwrap_or(1);
-        let most = if causal { 16 / per_block } else { 1 };
+        let most = if causal { room / per_block } else { 1 };
         let tokens = most.min(plan.token_bucket).max(1);
-        let lanes = [4, 8].into_iter().find(|n| per_block * tokens <= *n).unwrap_or(16);
+        let lanes = [4, 8].into_iter().find(|n| per_block * tokens <= *n).unwrap_or(room);
         let keys: usize = sources.iter().map(|s| most_keys(plan, s, mask)).sum();
         let blocks = plan.token_bucket.div_ceil(tokens) * kv_heads * (group / per_block);
         // Growing contexts fill half of their bucket or more: two tiles per share there, one where the keys are few.
@@ -207,9 +210,8 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
         (4, false) => "attend_4",
         (4, true) => "attend_4_wide",
         (8, false) => "attend_8",
-        (8, true) => "attend_8_wide",
+        (_, true) => "attend_8_wide",
         (_, false) => "attend_16",
-        (_, true) => "attend_16_wide",
     };
     let separate = sources.iter().any(|s| s.keys != s.values);
     let shared = shared_bytes(shape.lanes, *head_dim, separate);

@@ -181,7 +181,6 @@ KERNEL(attend_4_wide, AttendArgs, 256) { attend_tile<4, 2>(a); }
 KERNEL(attend_8, AttendArgs, 256) { attend_tile<8, 1>(a); }
 KERNEL(attend_8_wide, AttendArgs, 256) { attend_tile<8, 2>(a); }
 KERNEL(attend_16, AttendArgs, 256) { attend_tile<16, 1>(a); }
-KERNEL(attend_16_wide, AttendArgs, 256) { attend_tile<16, 2>(a); }
 
 constexpr uint32_t kMostSplits = 128;
 
