@@ -54,7 +54,7 @@ fn stills(program: &Path, folder: &Path) -> Result<()> {
     page.click("Tell a story")?;
     flow::wait_ready(&mut page)?;
 
-    flow::write(&mut page, "Once upon a time")?;
+    flow::tell(&mut page, "Once upon a time")?;
     // A short story is over in less than a second; the picture takes half of one.
     flow::wait_tokens(&mut page, 30)?;
     fs::write(folder.join("generate.png"), page.browser.screenshot()?)?;

@@ -47,10 +47,10 @@ pub fn wait_written<B: Browser>(page: &mut Page<B>) -> Result<Snapshot> {
 /// Lets texts go on to the end of the context, wherever the model would end them: nothing comes too late then.
 fn endless<B: Browser>(page: &mut Page<B>) -> Result<()> {
     const ON: &str = "The next text goes on until the context is full";
-    // The command is a switch; it was thrown before where what it says is still there.
-    if !page.snapshot()?.reads(ON) {
+    if !page.endless {
         page.invoke("Write past the end, until the context is full")?;
         page.wait_words(ON)?;
+        page.endless = true;
     }
     Ok(())
 }
@@ -87,6 +87,11 @@ pub fn ask_remote<B: Browser>(page: &mut Page<B>, link: &str) -> Result<()> {
 /// Types a prompt as a person would and lets the model go on until it is stopped.
 pub fn write<B: Browser>(page: &mut Page<B>, prompt: &str) -> Result<()> {
     endless(page)?;
+    tell(page, prompt)
+}
+
+/// Types a prompt and lets the model go on to where it ends the text.
+pub fn tell<B: Browser>(page: &mut Page<B>, prompt: &str) -> Result<()> {
     fill(page, "Prompt", prompt)?;
     page.browser.press(Key::Enter, true)
 }

@@ -128,6 +128,8 @@ pub struct Page<B: Browser> {
     pub browser: B,
     /// How long anything is waited for.
     pub patience: Duration,
+    /// Texts go on to the end of the context in this page ([`crate::flow::write`]).
+    pub(crate) endless: bool,
 }
 
 impl<B: Browser> Page<B> {
@@ -136,6 +138,7 @@ impl<B: Browser> Page<B> {
         Self {
             browser,
             patience: Duration::from_secs(90),
+            endless: false,
         }
     }
 
@@ -257,7 +260,9 @@ impl<B: Browser> Page<B> {
 
     /// Waits until the marked page has made way for one that has started.
     pub fn wait_for_new(&mut self) -> Result<()> {
-        self.wait_for("a new page", "window.model1_old !== true && !!window.__model1_test")
+        self.wait_for("a new page", "window.model1_old !== true && !!window.__model1_test")?;
+        self.endless = false;
+        Ok(())
     }
 
     /// Waits until a JavaScript expression is true. Pages that are on their way out or in answer with errors.
