@@ -236,7 +236,7 @@ mod tests {
         let capability = include_str!("../capabilities/main.json");
         let source = include_str!("commands.rs");
         let commands: Vec<&str> = source
-            .split("#[tauri::command]\n")
+            .split("\n#[tauri::command")
             .skip(1)
             .filter_map(|s| s.split("fn ").nth(1)?.split('(').next())
             .filter(|s| s.chars().all(|c| c.is_ascii_lowercase() || c == '_'))

@@ -75,6 +75,7 @@ pub const SCHEMA_HASH: u64 = {
     h = fnv(h, include_bytes!("plan.rs"));
     h = fnv(h, include_bytes!("recipe.rs"));
     h = fnv(h, include_bytes!("settings.rs"));
+    h = fnv(h, include_bytes!("sweep.rs"));
     fnv(h, include_bytes!("telemetry.rs"))
 };
 

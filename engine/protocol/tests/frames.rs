@@ -360,7 +360,7 @@ fn reply_number(r: &Reply) -> usize {
 fn requests_round_trip() {
     let all = requests();
     assert!(all.iter().enumerate().all(|(i, r)| number_of(r) == i));
-    assert_eq!(all.len(), 44);
+    assert_eq!(all.len(), 45);
     for (i, request) in all.into_iter().enumerate() {
         round_trip(&ClientFrame {
             id: i as u64,
@@ -385,7 +385,7 @@ fn requests_round_trip() {
 fn replies_round_trip() {
     let all = replies();
     assert!(all.iter().enumerate().all(|(i, r)| reply_number(r) == i));
-    assert_eq!(all.len(), 24);
+    assert_eq!(all.len(), 25);
     for (i, reply) in all.into_iter().enumerate() {
         round_trip(&HostFrame::Reply {
             id: i as u64,
