@@ -120,23 +120,6 @@ impl Store {
         device.upload(data.0, &a)?;
         device.upload(scales.0, &b)
     }
-
-    /// Bytes by component for `rows` rows.
-    fn bytes(&self, rows: u64) -> KvBytes {
-        let (data, scales) = self.desc.row_bytes();
-        let mut k = KvBytes {
-            scales: rows * scales as u64,
-            ..KvBytes::default()
-        };
-        let bytes = rows * data as u64;
-        match self.desc.component {
-            Component::Keys | Component::Values | Component::Window => k.window = bytes,
-            Component::Rows => k.rows = bytes,
-            Component::Index => k.index = bytes,
-            Component::Pooling | Component::IndexPooling => k.pooling = bytes,
-        }
-        k
-    }
 }
 
 /// Session state of the CUDA backend: cache components, and the plans made ready for them.
@@ -385,8 +368,8 @@ impl State for CudaState {
         let mut out = vec![(KvBytes::default(), KvBytes::default()); layers];
         for s in &self.stores {
             let slot = &mut out[s.desc.layer as usize];
-            slot.0.add(&s.bytes(s.desc.used_rows(context)));
-            slot.1.add(&s.bytes(s.rows as u64));
+            slot.0.add(&s.desc.kv_bytes(s.desc.used_rows(context)));
+            slot.1.add(&s.desc.kv_bytes(s.rows as u64));
         }
         out
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format::{Format, Layout, ScaleSpec};
 use super::op::{BaseOp, BufId, CacheId, RopeTable, WeightId};
+use super::telemetry::KvBytes;
 
 /// How many rows (or values per row) a buffer has; resolved by the bucket the plan is specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -180,6 +181,23 @@ impl CacheDesc {
     pub fn row_bytes(&self) -> (usize, usize) {
         let (d, s) = self.format.record_bytes(self.width, self.rope);
         (d * self.records, s * self.records)
+    }
+
+    /// Bytes by component of `rows` rows.
+    pub fn kv_bytes(&self, rows: u64) -> KvBytes {
+        let (data, scales) = self.row_bytes();
+        let mut k = KvBytes {
+            scales: rows * scales as u64,
+            ..KvBytes::default()
+        };
+        let bytes = rows * data as u64;
+        match self.component {
+            Component::Keys | Component::Values | Component::Window => k.window = bytes,
+            Component::Rows => k.rows = bytes,
+            Component::Index => k.index = bytes,
+            Component::Pooling | Component::IndexPooling => k.pooling = bytes,
+        }
+        k
     }
 
     /// Rows in use after `context` tokens.

@@ -158,24 +158,12 @@ impl Store {
     }
 
     fn kv_bytes(&self, context: u64, allocated: bool) -> KvBytes {
-        let (data, scales) = self.desc.row_bytes();
         let rows = if allocated {
             self.rows as u64
         } else {
             self.desc.used_rows(context)
         };
-        let mut k = KvBytes {
-            scales: rows * scales as u64,
-            ..KvBytes::default()
-        };
-        let bytes = rows * data as u64;
-        match self.desc.component {
-            Component::Keys | Component::Values | Component::Window => k.window = bytes,
-            Component::Rows => k.rows = bytes,
-            Component::Index => k.index = bytes,
-            Component::Pooling | Component::IndexPooling => k.pooling = bytes,
-        }
-        k
+        self.desc.kv_bytes(rows)
     }
 }
 
