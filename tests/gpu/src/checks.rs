@@ -11,6 +11,7 @@ use kernels::cuda::measure::{copy_bandwidth, read_bandwidth};
 use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::{Backend, StepOutput};
 use model1_tests::goldens::{Ran, Values, argmax, engine_with, max_abs, probing, relative, run, schedules, tensors};
+use model1_tests::plans::PLANS;
 use model1_tests::table::{GROUPS, Group, Make, On};
 use protocol::StepRecord;
 
@@ -20,71 +21,6 @@ use crate::runner::{Bench, Case};
 const TOLERANCE: f32 = 2e-4;
 /// Greedy texts are compared up to the first step whose two largest logits are closer than this.
 const MARGIN: f32 = 1e-3;
-
-/// Model, edits of its recipe, largest relative difference of a row: together every op there is.
-const TABLE: [(&str, &[&str], f64); 14] = [
-    ("tiny-llama", &[], 2e-5),
-    (
-        "tiny-llama",
-        &[
-            "layers.*.kv_cache=bf16",
-            "layers.*.attention=sliding_window:window=9,sinks=2",
-        ],
-        2e-3,
-    ),
-    (
-        "tiny-llama",
-        &["layers.*.attention=top_k:k=5", "weights.lm_head=fp8"],
-        2e-5,
-    ),
-    ("tiny-qwen2", &[], 2e-5),
-    (
-        "tiny-qwen2",
-        &["layers.*.kv_cache=fp8_b64", "weights.lm_head=bf16"],
-        1e-2,
-    ),
-    ("tiny-gpt2", &[], 2e-5),
-    ("tiny-gpt2", &["layers.*.attention=sliding_window:window=16"], 2e-5),
-    (
-        "tiny-v4",
-        &["layers.*.kv_cache=f32", "layers.2,4.index_cache=f32"],
-        5e-5,
-    ),
-    (
-        "tiny-v4",
-        &["layers.*.kv_cache=bf16", "layers.2,4.index_cache=bf16"],
-        1e-2,
-    ),
-    (
-        "tiny-v4",
-        &[
-            "layers.2-5.attention=dense",
-            "layers.*.kv_cache=f32",
-            "layers.2,4.index_cache=f32",
-        ],
-        5e-5,
-    ),
-    (
-        "tiny-v4",
-        &[
-            "layers.2-5.attention=top_k:k=6",
-            "layers.*.kv_cache=f32",
-            "layers.2,4.index_cache=f32",
-        ],
-        5e-5,
-    ),
-    (
-        "tiny-v4-fp8",
-        &["layers.*.kv_cache=f32", "layers.1.index_cache=f32"],
-        5e-5,
-    ),
-    ("tiny-v4-fp8", &[], 2e-2),
-    (
-        "tiny-v4-fp8",
-        &["layers.*.kv_cache=fp8_b64", "layers.1.index_cache=fp8_b64"],
-        2e-2,
-    ),
-];
 
 /// The CPU without any rounding of activations.
 fn exact() -> Arc<dyn Backend> {
@@ -187,7 +123,7 @@ fn rows(path: &Path, edits: &[&str], backend: Arc<dyn Backend>, steps: &[usize])
 
 /// Plans that together hold every op, with sentinels around and poison in all working memory.
 pub fn plans() -> Vec<Case> {
-    TABLE
+    PLANS
         .into_iter()
         .map(|(name, edits, limit)| {
             Case::new("plans", format!("{name} {}", edits.join(" ")), move |b| {

@@ -1,0 +1,66 @@
+//! Plans that together hold every op there is, for holding one backend to another.
+
+/// Model, edits of its recipe, largest relative difference of a row.
+pub const PLANS: [(&str, &[&str], f64); 14] = [
+    ("tiny-llama", &[], 2e-5),
+    (
+        "tiny-llama",
+        &[
+            "layers.*.kv_cache=bf16",
+            "layers.*.attention=sliding_window:window=9,sinks=2",
+        ],
+        2e-3,
+    ),
+    (
+        "tiny-llama",
+        &["layers.*.attention=top_k:k=5", "weights.lm_head=fp8"],
+        2e-5,
+    ),
+    ("tiny-qwen2", &[], 2e-5),
+    (
+        "tiny-qwen2",
+        &["layers.*.kv_cache=fp8_b64", "weights.lm_head=bf16"],
+        1e-2,
+    ),
+    ("tiny-gpt2", &[], 2e-5),
+    ("tiny-gpt2", &["layers.*.attention=sliding_window:window=16"], 2e-5),
+    (
+        "tiny-v4",
+        &["layers.*.kv_cache=f32", "layers.2,4.index_cache=f32"],
+        5e-5,
+    ),
+    (
+        "tiny-v4",
+        &["layers.*.kv_cache=bf16", "layers.2,4.index_cache=bf16"],
+        1e-2,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "layers.2-5.attention=dense",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "layers.2-5.attention=top_k:k=6",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
+    (
+        "tiny-v4-fp8",
+        &["layers.*.kv_cache=f32", "layers.1.index_cache=f32"],
+        5e-5,
+    ),
+    ("tiny-v4-fp8", &[], 2e-2),
+    (
+        "tiny-v4-fp8",
+        &["layers.*.kv_cache=fp8_b64", "layers.1.index_cache=fp8_b64"],
+        2e-2,
+    ),
+];
