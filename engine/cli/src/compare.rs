@@ -10,7 +10,7 @@ use engine::memory::human;
 use engine::{Engine, Recipe, Watch};
 use protocol::{CompareResult, CompareSide, CompareSpec, CompareText, RecipeRef};
 
-use crate::args::{Compare, ModelArgs};
+use crate::args::Compare;
 use crate::output::Bar;
 use crate::setup::{self, user};
 
@@ -25,9 +25,9 @@ pub fn compare(args: &Compare) -> Result<()> {
     if let Some(folder) = &args.export {
         export::check(folder).map_err(exported)?;
     }
-    let loaded = setup::load(&model_args(args))?;
+    let loaded = setup::load(&args.on.model())?;
     let job = job(args, &loaded.engine)?;
-    let bar = Bar::tokens(args.quiet, "comparing");
+    let bar = Bar::tokens(args.on.quiet, "comparing");
     let mut watch = Watch {
         cancel: &cancel,
         progress: &mut |done, total| bar.set(done, Some(total)),
@@ -43,7 +43,7 @@ pub fn compare(args: &Compare) -> Result<()> {
     if let Some(folder) = &args.export {
         let program = concat!("model1 ", env!("CARGO_PKG_VERSION"));
         let paths = export::write(&result, &Environment::gather(&loaded.engine, program), folder).map_err(exported)?;
-        if !args.quiet {
+        if !args.on.quiet {
             eprintln!("wrote {} files to {}", paths.len(), folder.display());
         }
     }
@@ -58,23 +58,9 @@ fn exported(e: ExportError) -> anyhow::Error {
     }
 }
 
-fn model_args(args: &Compare) -> ModelArgs {
-    ModelArgs {
-        model: args.model.clone(),
-        recipe: None,
-        kv_cache: None,
-        sets: Vec::new(),
-        device: args.device.clone(),
-        threads: args.threads,
-        context: None,
-        telemetry: None,
-        quiet: args.quiet,
-    }
-}
-
 fn job(args: &Compare, engine: &Engine) -> Result<CompareJob> {
-    let mut a = recipe(engine, "--a", &args.a)?;
-    setup::edit(&mut a, "--a-set", &args.a_sets, engine)?;
+    let mut a = recipe(engine, "--a", &args.on.a)?;
+    setup::edit(&mut a, "--a-set", &args.on.a_sets, engine)?;
     let mut b = match &args.b {
         Some(b) => recipe(engine, "--b", b)?,
         None => a.clone(),
@@ -88,7 +74,7 @@ fn job(args: &Compare, engine: &Engine) -> Result<CompareJob> {
             RecipeRef::Json(serde_json::to_string(r)?)
         })
     };
-    let text = match (&args.text, &args.prompt, &args.ids) {
+    let text = match (&args.on.text, &args.on.prompt, &args.on.ids) {
         (Some(file), _, _) => CompareText::Given(read(file)?),
         (_, Some(text), _) => CompareText::Given(text.clone()),
         (_, _, Some(_)) => CompareText::Current,
@@ -98,10 +84,10 @@ fn job(args: &Compare, engine: &Engine) -> Result<CompareJob> {
         a: reference(&a)?,
         b: reference(&b)?,
         text,
-        positions: args.positions,
+        positions: args.on.positions,
         isolate: args.isolate,
     };
-    Ok(match &args.ids {
+    Ok(match &args.on.ids {
         Some(list) => CompareJob::from_parts(engine, spec, a, b, setup::parse_ids(list)?)?,
         None => CompareJob::resolve(engine, &spec, None)?,
     })

@@ -9,7 +9,7 @@ use engine::{Engine, EngineError, Watch};
 use protocol::SweepRow;
 use std::sync::Arc;
 
-use crate::args::{ModelArgs, Sweep as Args};
+use crate::args::Sweep as Args;
 use crate::compare;
 use crate::output::Bar;
 use crate::setup::{self, user};
@@ -34,11 +34,11 @@ pub fn sweep(args: &Args) -> Result<()> {
         return Err(user(format!("--budget: found {budget}, accepted: 0 or more, in nats")));
     }
     let axes = axes(args)?;
-    let loaded = setup::load(&model_args(args))?;
+    let loaded = setup::load(&args.on.model())?;
     let engine = &loaded.engine;
-    let mut a = compare::recipe(engine, "--a", &args.a)?;
-    setup::edit(&mut a, "--a-set", &args.a_sets, engine)?;
-    let mut sweep = Sweep::new(engine, a, ids(args, engine)?, args.positions)?;
+    let mut a = compare::recipe(engine, "--a", &args.on.a)?;
+    setup::edit(&mut a, "--a-set", &args.on.a_sets, engine)?;
+    let mut sweep = Sweep::new(engine, a, ids(args, engine)?, args.on.positions)?;
     let mut store = match &args.out {
         Some(folder) => Some(Store::open(folder, &sweep)?),
         None => None,
@@ -55,7 +55,7 @@ pub fn sweep(args: &Args) -> Result<()> {
     }
     if let Some(store) = &store {
         let paths = store.finish(&found, args.budget)?;
-        if !args.quiet {
+        if !args.on.quiet {
             eprintln!("wrote {}", paths.join(", "));
         }
     }
@@ -67,9 +67,6 @@ fn run(args: &Args, axes: &[Axis], sweep: &mut Sweep, mut store: Option<&mut Sto
     let engine = sweep.engine().clone();
     let a = sweep.a().clone();
     let (mut grid, mut refused) = made(sweep::grid(&engine, &a, axes))?;
-    if axes.is_empty() {
-        (grid, refused) = (Vec::new(), Vec::new());
-    }
     if args.presets {
         let (presets, not) = made(sweep::from_presets(&engine, &a))?;
         // The checkpoint's own is A, unless A was changed.
@@ -80,19 +77,19 @@ fn run(args: &Args, axes: &[Axis], sweep: &mut Sweep, mut store: Option<&mut Sto
     if args.per_layer || args.budget.is_some() {
         let (some, not) = made(sweep::singles(&engine, &a, axes))?;
         singles = some;
-        refused.extend(not.into_iter().filter(|n| !refused_already(&refused_edits(n), axes)));
+        refused.extend(not.into_iter().filter(|n| !refused_already(n, axes)));
     }
     let base = sweep.base();
     let all: Vec<Candidate> = std::iter::once(base).chain(grid).collect();
     let todo = all.iter().chain(&singles).filter(|c| !sweep.knows(c)).count();
-    if !args.quiet && todo < all.len() + singles.len() {
+    if !args.on.quiet && todo < all.len() + singles.len() {
         eprintln!(
             "{} of {} recipes are measured already",
             all.len() + singles.len() - todo,
             all.len() + singles.len()
         );
     }
-    let bar = Bar::tokens(args.quiet, &format!("comparing {todo} recipes"));
+    let bar = Bar::tokens(args.on.quiet, &format!("comparing {todo} recipes"));
     let mut kept = 0;
     let mut keep = |row: &SweepRow| -> Result<(), EngineError> {
         kept += 1;
@@ -142,13 +139,10 @@ fn run(args: &Args, axes: &[Axis], sweep: &mut Sweep, mut store: Option<&mut Sto
     }
 }
 
-fn refused_edits(n: &Refused) -> String {
-    n.edits.join(" ")
-}
-
 /// A place that an axis names as it is was refused with the grid.
-fn refused_already(edits: &str, axes: &[Axis]) -> bool {
-    axes.iter().any(|x| edits.starts_with(&format!("{}=", x.selector)))
+fn refused_already(refused: &Refused, axes: &[Axis]) -> bool {
+    let named = |edit: &String| axes.iter().any(|x| edit.starts_with(&format!("{}=", x.selector)));
+    refused.edits.first().is_some_and(named)
 }
 
 fn made<T>(result: Result<T, engine::recipe::RecipeError>) -> Result<T> {
@@ -170,24 +164,10 @@ fn axes(args: &Args) -> Result<Vec<Axis>> {
 }
 
 fn ids(args: &Args, engine: &Arc<Engine>) -> Result<Vec<u32>> {
-    Ok(match (&args.text, &args.prompt, &args.ids) {
+    Ok(match (&args.on.text, &args.on.prompt, &args.on.ids) {
         (Some(file), _, _) => engine.tokenizer()?.encode(&compare::read(file)?, true)?,
         (_, Some(text), _) => engine.tokenizer()?.encode(text, true)?,
         (_, _, Some(list)) => setup::parse_ids(list)?,
         _ => engine.tokenizer()?.encode(engine::compare::BUILTIN, true)?,
     })
-}
-
-fn model_args(args: &Args) -> ModelArgs {
-    ModelArgs {
-        model: args.model.clone(),
-        recipe: None,
-        kv_cache: None,
-        sets: Vec::new(),
-        device: args.device.clone(),
-        threads: args.threads,
-        context: None,
-        telemetry: None,
-        quiet: args.quiet,
-    }
 }
