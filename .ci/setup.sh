@@ -112,7 +112,9 @@ find_rust() {
 }
 
 install_rust() {
-  local url="${RUSTUP_UPDATE_ROOT:-https://sh.rustup.rs}" script
+  # Some networks let only the second through. It is the server that both fetch Rust itself from.
+  local urls=(https://sh.rustup.rs https://static.rust-lang.org/rustup/rustup-init.sh) url script
+  [[ -z "${RUSTUP_UPDATE_ROOT:-}" ]] || urls=("$RUSTUP_UPDATE_ROOT/rustup-init.sh")
   export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
   if command -v rustup >/dev/null 2>&1; then
     say "==> rustup toolchain install $CHANNEL"
@@ -122,15 +124,20 @@ install_rust() {
   else
     say "==> Rust $CHANNEL through rustup (into ${CARGO_HOME:-$HOME/.cargo} and ${RUSTUP_HOME:-$HOME/.rustup}; no file of yours is changed)"
     script="$(mktemp)"
-    if curl --proto '=https' --tlsv1.2 -fsSL --connect-timeout 20 "$url" -o "$script" && head -n 1 "$script" | grep -q '^#!/'; then
+    for url in "${urls[@]}"; do
+      if ! curl --proto '=https' --tlsv1.2 -fsSL --connect-timeout 20 "$url" -o "$script" || ! head -n 1 "$script" | grep -q '^#!/'; then
+        say "rustup's server cannot be reached ($url)"
+        continue
+      fi
       if RUSTUP_INIT_SKIP_PATH_CHECK=yes sh "$script" -y --profile minimal --default-toolchain "$CHANNEL" --no-modify-path >&2; then
         rm -f "$script"
         hash -r
         return 0
       fi
-    fi
+      say "rustup could not install Rust $CHANNEL"
+      break
+    done
     rm -f "$script"
-    say "rustup's server cannot be reached ($url)"
   fi
   # Second choice: the distribution's own Rust.
   if command -v apt-cache >/dev/null 2>&1 && { apt_update || true; } && local packages && packages="$(apt_rust_packages)"; then
