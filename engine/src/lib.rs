@@ -10,6 +10,7 @@
 //! ```
 
 mod baselines;
+pub mod bench;
 pub mod compare;
 mod dataflow;
 pub mod device;

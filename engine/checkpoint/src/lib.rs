@@ -170,6 +170,25 @@ impl Checkpoint {
         }
     }
 
+    /// A checkpoint that lies in no file: `name` stands for its path in messages.
+    pub fn in_memory(name: PathBuf, config: Map<String, Value>, tensors: Vec<Tensor>) -> Self {
+        let scales = |t: &Tensor| t.scales.as_ref().map_or(0, |s| s.bytes.len());
+        Self {
+            path: name,
+            kind: Kind::HfFolder,
+            config,
+            generation_config: None,
+            tokenizer: TokenizerSource::Missing,
+            tokenizer_config: None,
+            chat_template: None,
+            warnings: Vec::new(),
+            total_bytes: tensors.iter().map(|t| (t.bytes.len() + scales(t)) as u64).sum(),
+            tensors: tensors.into_iter().map(|t| (t.name.clone(), t)).collect(),
+            unsupported: BTreeMap::new(),
+            maps: Vec::new(),
+        }
+    }
+
     /// A tensor by name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)

@@ -97,8 +97,13 @@ impl<'a> Loader<'a> {
         self.place(t, rows, cols, Layout::OutIn)
     }
 
-    /// A matrix stored `[inputs, outputs]` (GPT-2's Conv1D).
+    /// A matrix stored `[inputs, outputs]` (GPT-2's Conv1D). Blocks and scales run along inputs, so formats that have them
+    /// are stored `[outputs, inputs]` like all other matrices.
     pub fn conv1d(&mut self, names: &[String], inputs: usize, outputs: usize) -> Result<WeightId, EngineError> {
+        let found = self.find(names).and_then(|n| self.ckpt.tensor(&n));
+        if found.is_some_and(|t| !matches!(t.format, Format::F32 | Format::F16 | Format::Bf16)) {
+            return self.matrix(names, outputs, inputs);
+        }
         let t = self.get(names, &[inputs, outputs])?;
         self.place(t, outputs, inputs, Layout::InOut)
     }

@@ -1,9 +1,6 @@
 //! The CUDA backend's tests as one program, for a machine with an NVIDIA GPU and without Rust. See the README.
 
-#![recursion_limit = "256"]
-
 mod checks;
-mod models;
 mod runner;
 mod timing;
 

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Cancel, Engine, SamplerParams, Session, SessionOptions};
+use engine::bench::{RandomModel, Shape, Storage};
+use engine::{Cancel, Engine, SamplerParams, Session, SessionOptions, Silent};
 use kernels::cuda::Cuda;
 use kernels::cuda::measure::read_bandwidth;
 use model1_tests::goldens::engine_with;
 
-use crate::models::{Shape, write};
 use crate::runner::{Bench, Case};
 
 /// Timed cases: the bundled model, and shapes with random weights.
@@ -18,13 +18,19 @@ pub fn cases() -> Vec<Case> {
         let engine = engine_with(&b.root.join("engine/bundled/model1-mini"), cuda.clone()).unwrap();
         table(b, &engine, &cuda, &[0, 2000], 2048)
     })];
-    for shape in [Shape::Qwen15, Shape::Model15, Shape::Model15Fp8, Shape::Llama7] {
-        all.push(Case::new("timing", shape.name(), move |b| {
+    for (shape, storage) in [
+        (Shape::Qwen15, Storage::Bf16),
+        (Shape::Model15, Storage::Bf16),
+        (Shape::Model15, Storage::Fp8),
+        (Shape::Llama7, Storage::Bf16),
+    ] {
+        let name = format!("{} {}", shape.name(), storage.name());
+        all.push(Case::new("timing", name, move |b| {
             let start = Instant::now();
-            let folder = write(shape);
-            let made = start.elapsed().as_secs_f64();
             let cuda = b.cuda();
-            let engine = engine_with(folder.path(), cuda.clone()).unwrap();
+            let model = RandomModel::new(shape, storage).unwrap();
+            let engine = model.engine(cuda.clone(), &Silent).unwrap();
+            let made = start.elapsed().as_secs_f64();
             let depths: &[usize] = if b.quick { &[0] } else { &[0, 2048, 30_000] };
             format!(
                 "random weights, made in {made:.1} s\n{}",
