@@ -107,6 +107,11 @@ pub fn peak() -> Option<u64> {
         .map(|kib| kib * 1024)
 }
 
+/// Lets [`peak`] begin anew from here (Linux); whether that was possible.
+pub fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// Refuses what will not fit.
 pub fn require(bytes: u64, what: &str, hint: &str) -> Result<(), EngineError> {
     match available() {

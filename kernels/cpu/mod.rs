@@ -5,6 +5,7 @@ pub mod exec;
 pub mod formats;
 pub mod isa;
 pub mod matmul;
+pub mod measure;
 pub mod pool;
 pub mod records;
 pub mod sample;

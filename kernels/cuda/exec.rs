@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cx::{DevSampled, DevSampler, DevStep};
 use super::device::Device;
+use super::measure::read_bandwidth;
 use super::memory::Mem;
 use super::prepared::{Arena, IDS, Prepared, SAMPLER, key};
 use super::readback;
@@ -19,6 +20,8 @@ use crate::ir::{
 const KEPT: usize = 24;
 /// What guard bytes and poisoned buffers hold: NaN as a float, -1 as an integer.
 const POISON: u8 = 0xff;
+/// Bytes read to measure the memory's speed: far more than second-level caches hold.
+const READ: u64 = 1 << 30;
 
 /// How the backend runs.
 #[derive(Clone, Copy, Debug)]
@@ -402,5 +405,15 @@ impl Backend for Cuda {
             self.check_guards(plan, p, p.arena.bytes(), all)?;
         }
         Ok(())
+    }
+
+    fn read_bandwidth(&self) -> Result<Option<f64>, ExecError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.device.memory()?.0;
+        read_bandwidth(&self.device, READ.min(free / 2) as usize, 10).map(Some)
+    }
+
+    fn device_memory(&self) -> Result<Option<(u64, u64)>, ExecError> {
+        self.device.memory().map(Some)
     }
 }

@@ -232,4 +232,21 @@ pub trait Backend: Send + Sync {
         request: &StepRequest<'_>,
         out: &mut StepOutput,
     ) -> Result<(), ExecError>;
+
+    /// Bytes per second that reading much of the memory weights and caches lie in reaches, measured now; `None` where
+    /// that is not known.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn read_bandwidth(&self) -> Result<Option<f64>, ExecError> {
+        Ok(None)
+    }
+
+    /// (free, total) bytes of the device's own memory now; `None` where weights and caches lie in the process's memory.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn device_memory(&self) -> Result<Option<(u64, u64)>, ExecError> {
+        Ok(None)
+    }
 }

@@ -1,5 +1,6 @@
 //! Measuring speed: models of known shapes with random weights, and what is timed on them or on real ones.
 
+mod measure;
 mod random;
 mod shapes;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 use checkpoint::{Bytes, Checkpoint, CheckpointError, Progress, Tensor, TensorScales};
 use kernels::ir::Backend;
 
+pub use measure::{Bench, Measured, Test, Work, mean_sd};
 pub use shapes::{Shape, Storage};
 
 use crate::engine::{Engine, default_threads};

@@ -9,7 +9,7 @@ mod workspace;
 
 use std::sync::{Arc, Mutex};
 
-use super::Cpu;
+use super::{Cpu, measure};
 use crate::ir::{
     Backend, CacheDesc, ExecError, ExecStep, Op, Plan, State, StepOutput, StepRequest, WeightSource, fuse,
 };
@@ -117,5 +117,10 @@ impl Backend for CpuBackend {
         };
         state.check(plan)?;
         run::run(self, plan, weights, state, request, out)
+    }
+
+    fn read_bandwidth(&self) -> Result<Option<f64>, ExecError> {
+        let bytes = measure::read_bytes();
+        Ok(Some(measure::read_bandwidth(&self.cpu.pool, bytes)))
     }
 }
