@@ -182,3 +182,5 @@ inline uint64_t max(uint64_t a, uint64_t b) { return a > b ? a : b; }
     static simt::Registrar registrar_##name(#name, sizeof(Args),                                   \
                                             [](const void* p) { kernel_##name(*(const Args*)p); }); \
     static void kernel_##name(const Args a)
+#define EARLY_KERNEL(name, Args, threads, blocks) KERNEL(name, Args, threads)
+inline void await_predecessor() {}

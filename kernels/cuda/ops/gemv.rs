@@ -15,6 +15,8 @@ pub(super) const SEGMENTS: usize = 8;
 pub(super) const TOKENS: usize = 8;
 /// Warps of a block.
 const WARPS: usize = 8;
+/// Blocks per multiprocessor.
+const BLOCKS: usize = 2;
 /// Floats of x kept in shared memory: below the 48 KiB every launch may ask for.
 const STAGED: usize = 12288;
 
@@ -127,10 +129,10 @@ pub(super) fn alike(a: &WeightDesc, b: &WeightDesc) -> bool {
     a.format == b.format && a.cols == b.cols && a.layout == b.layout && a.scales == b.scales
 }
 
-/// Whether a block-diagonal product fits: a block's outputs must be of one group.
+/// Whether a block-diagonal product fits: a warp's outputs must be of one group.
 pub(super) fn takes_groups(plan: &Plan, weight: WeightId, groups: usize) -> bool {
     let d = plan.weight(weight);
-    takes(d) && (d.rows / groups).is_multiple_of(2 * WARPS)
+    takes(d) && (d.rows / groups).is_multiple_of(2)
 }
 
 pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), ExecError> {
@@ -183,7 +185,8 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
         (true, true) => (kernels[1], 1, 2),
         (false, _) => (kernels[2], TOKENS, 2),
     };
-    let outputs = if p.glu.is_some() { WARPS } else { WARPS * per_warp };
+    let units = if p.glu.is_some() { rows } else { rows.div_ceil(per_warp) };
+    let groups = p.groups.max(1);
     let step = 32 * len;
     let tile = first
         .desc
@@ -191,6 +194,15 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
         .next_multiple_of(step)
         .min(STAGED / tokens / step * step);
     args.tile = tile as u32;
-    let grid = [rows.div_ceil(outputs), slots.unwrap_or(x.rows.div_ceil(tokens)), 1];
-    launch(cx, kernel, grid, 32 * WARPS, 4 * tokens * tile, &args)
+    let rows_of_blocks = slots.unwrap_or(x.rows.div_ceil(tokens));
+    // As many blocks as run at once, so that each reads x once; they share the units evenly. Where x passes through shared
+    // memory in several tiles a warp can have one unit alone.
+    let least = (units / groups).div_ceil(WARPS);
+    let resident = (BLOCKS * cx.device.info().multiprocessors as usize).div_ceil(groups * rows_of_blocks);
+    let blocks = if first.desc.cols > tile {
+        least
+    } else {
+        resident.clamp(1, (units / groups).max(1))
+    };
+    launch(cx, kernel, [blocks * groups, rows_of_blocks, 1], 32 * WARPS, 4 * tokens * tile, &args)
 }

@@ -8,21 +8,28 @@
 #define DYNAMIC_SHARED(name)                                   \
     extern __shared__ __align__(16) unsigned char name##_raw[]; \
     unsigned char* name = name##_raw
-// A kernel with one parameter struct by value; `threads` is the largest block it is launched with. Where the launch
-// allows it (programmatic dependent launch), the next kernel may start at once, and this one waits here for what the
-// kernel before it writes; elsewhere both instructions do nothing.
+// Where the launch allows it (programmatic dependent launch), the next kernel may start at once, and this one waits here
+// for what the kernel before it writes; elsewhere both instructions do nothing.
+__device__ __forceinline__ void await_predecessor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define AWAIT_PREDECESSOR()                                                        \
-    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory")
-#else
-#define AWAIT_PREDECESSOR()
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
 #endif
+}
+// A kernel with one parameter struct by value; `threads` is the largest block it is launched with.
 #define KERNEL(name, Args, threads)                                                               \
     static __device__ __forceinline__ void name##_body(const Args& a);                            \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Args a) {   \
-        AWAIT_PREDECESSOR();                                                                      \
+        await_predecessor();                                                                      \
         name##_body(a);                                                                           \
     }                                                                                             \
+    static __device__ __forceinline__ void name##_body(const Args& a)
+// The same for one that calls `await_predecessor` itself, after what it can do without its predecessor; `blocks` of it
+// shall find room on a multiprocessor.
+#define EARLY_KERNEL(name, Args, threads, blocks)                                                      \
+    static __device__ __forceinline__ void name##_body(const Args& a);                                 \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args a) { \
+        name##_body(a);                                                                                \
+    }                                                                                                  \
     static __device__ __forceinline__ void name##_body(const Args& a)
 #endif
 

@@ -51,37 +51,22 @@ __device__ __forceinline__ uint32_t staged(uint32_t four) {
     return (chunk / 32 * PER + four % PER) * 32 + chunk % 32;
 }
 
-template <class F, uint32_t T, uint32_t R>
-__device__ __forceinline__ void gemv(const GemvArgs& a) {
-    DYNAMIC_SHARED(memory);
-    __shared__ float squares[8];
-    float4* xs = (float4*)memory;  // [T][tile / 4], see `staged`
-    constexpr uint32_t LEN = F::LEN, PER = LEN / 4, U = R > 1 || T > 1 ? 2 : 4;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, cols = a.w.cols;
-    const uint32_t all = step_rows(*a.step, a.tokens);
-
-    // Rows of x: of the tokens, of a group, or of an expert's slot.
-    uint32_t first = blockIdx.y * T, tokens = 0, slot = 0;
-    if (a.experts != nullptr) {
-        slot = blockIdx.y % a.k;
-        first = blockIdx.y / a.k;
-        if (first >= all) return;
-        tokens = 1;
-    } else {
-        if (first >= all) return;
-        tokens = min(all - first, T);
-    }
-    // Outputs of this warp. With `glu` a warp's two rows are the same row of both matrices.
-    const uint32_t at = (blockIdx.x * (blockDim.x / 32) + warp) * (a.glu != 0 ? 1 : R);
-    const float* x = a.x + (size_t)first * a.x_stride;
-    if (a.group_rows != 0) x += (size_t)(blockIdx.x * (blockDim.x / 32) * R / a.group_rows) * cols;
-    if (a.per_slot != 0) x += (size_t)slot * cols;
-
+// A row of a matrix and where its output goes.
+template <uint32_t R>
+struct GemvRows {
     const uint8_t *data[R], *scales[R];
     uint32_t rows[R], places[R];
+};
+
+// The rows of unit `at`: with `glu` the same row of both matrices, else R neighbours; beyond the last: the last one again.
+template <uint32_t R>
+__device__ __forceinline__ GemvRows<R> gemv_rows(const GemvArgs& a, uint32_t at, uint32_t slot_at) {
+    GemvRows<R> g;
+    const uint32_t per_row = (a.w.cols + a.w.block_cols - 1) / a.w.block_cols;
+    const uint32_t size = a.w.scale_format == kScaleE8m0 ? 1 : a.w.scale_format == kScaleBf16 ? 2 : 4;
 #pragma unroll
     for (uint32_t r = 0; r < R; r++) {
-        uint32_t row = a.glu != 0 ? at : at + r, s = a.glu != 0 ? r : 0;
+        uint32_t row = a.glu != 0 ? at : at * R + r, s = a.glu != 0 ? r : 0;
         const bool there = row < a.rows;
         if (!there) row = a.rows - 1;
         if (a.glu == 0) {
@@ -89,22 +74,90 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
         }
         const uint8_t *base = a.segments[s].data, *scale = a.segments[s].scales;
         if (a.experts != nullptr) {
-            const DevExpert e = (s == 0 ? a.experts : a.partners)[a.chosen[blockIdx.y]];
+            const DevExpert e = (s == 0 ? a.experts : a.partners)[a.chosen[slot_at]];
             base = e.data;
             scale = e.scales;
         }
-        data[r] = base + (size_t)row * a.w.row_bytes;
-        rows[r] = there ? row : 0xffffffffu;
-        places[r] = s;
-        const uint32_t per_row = (cols + a.w.block_cols - 1) / a.w.block_cols;
-        const uint32_t size = a.w.scale_format == kScaleE8m0 ? 1 : a.w.scale_format == kScaleBf16 ? 2 : 4;
-        scales[r] = scale == nullptr ? nullptr : scale + (size_t)(row / a.w.block_rows) * per_row * size;
+        g.data[r] = base + (size_t)row * a.w.row_bytes;
+        g.scales[r] = scale == nullptr ? nullptr : scale + (size_t)(row / a.w.block_rows) * per_row * size;
+        g.rows[r] = there ? row : 0xffffffffu;
+        g.places[r] = s;
     }
+    return g;
+}
 
-    float sums[R][T] = {}, square[T] = {};
-    for (uint32_t base = 0; base < cols; base += a.tile) {
-        const uint32_t n = min(a.tile, cols - base), chunks = n / LEN;
-        if (base > 0) __syncthreads();
+// U chunks of each of R rows, as they lie, with their scales.
+template <class F, uint32_t U, uint32_t R>
+struct GemvLoad {
+    uint32_t raw[U][R][F::WORDS];
+    uint32_t scale[U][R];
+
+    __device__ __forceinline__ void load(const GemvArgs& a, const GemvRows<R>& g, uint32_t first, uint32_t c0, uint32_t chunks) {
+#pragma unroll
+        for (uint32_t u = 0; u < U; u++) {
+            const uint32_t c = c0 + 32 * u;
+            if (c >= chunks) break;
+#pragma unroll
+            for (uint32_t r = 0; r < R; r++) {
+                F::load(g.data[r], first + c, raw[u][r]);
+                if (F::SCALED && g.scales[r] != nullptr) {
+                    scale[u][r] = scale_bits(a.w.scale_format, g.scales[r], (first + c) * F::LEN / a.w.block_cols);
+                }
+            }
+        }
+    }
+};
+
+// A block takes every gridDim.x-th unit (of its group), a warp every eighth of those, so that all multiprocessors have
+// the same to do. What a warp multiplies next is always on its way while it multiplies; the first weights are asked for
+// before the launch's predecessor has ended.
+template <class F, uint32_t T, uint32_t R>
+__device__ __forceinline__ void gemv(const GemvArgs& a) {
+    DYNAMIC_SHARED(memory);
+    __shared__ float squares[8];
+    float4* xs = (float4*)memory;  // [T][tile / 4], see `staged`
+    constexpr uint32_t LEN = F::LEN, PER = LEN / 4, WIDE = R > 1 || T > 1 ? 2 : 4;
+    constexpr uint32_t U = F::WORDS > 4 ? WIDE / 2 : WIDE;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, warps = blockDim.x / 32, cols = a.w.cols;
+
+    // Units of this block: all, or those of its group.
+    const uint32_t per_unit = a.glu != 0 ? 1 : R;
+    const uint32_t in_group = (a.group_rows != 0 ? a.group_rows : a.rows) + per_unit - 1;
+    const uint32_t units = in_group / per_unit, groups = a.group_rows != 0 ? a.rows / a.group_rows : 1;
+    const uint32_t blocks = gridDim.x / groups, group = blockIdx.x / blocks, offset = group * units;
+    uint32_t unit = blockIdx.x % blocks + blocks * warp;
+    const uint32_t tiles = (cols + a.tile - 1) / a.tile;
+
+    GemvRows<R> g;
+    GemvLoad<F, U, R> next;
+    if (a.experts == nullptr && unit < units) {
+        g = gemv_rows<R>(a, offset + unit, 0);
+        next.load(a, g, 0, lane, min(a.tile, cols) / LEN);
+    }
+    await_predecessor();
+    const uint32_t all = step_rows(*a.step, a.tokens);
+    // Rows of x: of the tokens, of a group, or of an expert's slot.
+    uint32_t first = blockIdx.y * T, tokens = 0, slot = 0;
+    if (a.experts != nullptr) {
+        slot = blockIdx.y % a.k;
+        first = blockIdx.y / a.k;
+        if (first >= all) return;
+        tokens = 1;
+        if (unit < units) {
+            g = gemv_rows<R>(a, unit, blockIdx.y);
+            next.load(a, g, 0, lane, min(a.tile, cols) / LEN);
+        }
+    } else {
+        if (first >= all) return;
+        tokens = min(all - first, T);
+    }
+    const float* x = a.x + (size_t)first * a.x_stride + (size_t)group * cols;
+    if (a.per_slot != 0) x += (size_t)slot * cols;
+
+    float square[T] = {}, factors[T];
+#pragma unroll
+    for (uint32_t t = 0; t < T; t++) factors[t] = 1.0f;
+    const auto stage = [&](uint32_t base, uint32_t n) {
 #pragma unroll
         for (uint32_t t = 0; t < T; t++) {
             if (t >= tokens) break;
@@ -114,99 +167,135 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
                 if (a.normed != 0) {
                     square[t] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
                     if (a.norm.data != nullptr) {
-                        const uint32_t c = base + 4 * i;
-                        v.x *= vector_at(a.norm, c);
-                        v.y *= vector_at(a.norm, c + 1);
-                        v.z *= vector_at(a.norm, c + 2);
-                        v.w *= vector_at(a.norm, c + 3);
+                        const float4 w = vector_four(a.norm, base + 4 * i);
+                        v.x *= w.x;
+                        v.y *= w.y;
+                        v.z *= w.z;
+                        v.w *= w.w;
                     }
                 }
                 xs[t * (a.tile / 4) + staged<LEN>(i)] = v;
             }
         }
-        __syncthreads();
-        for (uint32_t c0 = lane; c0 < chunks; c0 += 32 * U) {
-            uint32_t raw[U][R][F::WORDS];
+    };
+
+    // With several tiles a warp has one unit at most, and all warps go through the tiles together.
+    bool began = false;
+    do {
+        float sums[R][T] = {};
+        GemvRows<R> mine = g;
+        float residual[R][T], bias[R];
+        const bool busy = unit < units;
+        const uint32_t after = unit + blocks * warps;
 #pragma unroll
-            for (uint32_t u = 0; u < U; u++) {
+        for (uint32_t r = 0; r < R; r++) {
+            const bool there = busy && lane == 0 && mine.rows[r] != 0xffffffffu;
+            const WeightRef& b = a.segments[there ? mine.places[r] : 0].bias;
+            bias[r] = there && b.data != nullptr && a.glu == 0 ? vector_at(b, mine.rows[r]) : 0.0f;
 #pragma unroll
-                for (uint32_t r = 0; r < R; r++) {
-                    const uint32_t c = c0 + 32 * u;
-                    if (c < chunks) F::load(data[r], base / LEN + c, raw[u][r]);
+            for (uint32_t t = 0; t < T; t++) {
+                residual[r][t] = 0.0f;
+                if (there && t < tokens && a.residual != nullptr && mine.places[r] == 0 && a.glu == 0) {
+                    residual[r][t] = a.residual[(size_t)(first + t) * a.segments[0].out_stride + (size_t)slot * a.rows + mine.rows[r]];
                 }
             }
-#pragma unroll
-            for (uint32_t u = 0; u < U; u++) {
-                const uint32_t c = c0 + 32 * u;
-                if (c >= chunks) break;
-                float scale[R];
-#pragma unroll
-                for (uint32_t r = 0; r < R; r++) {
-                    scale[r] = !F::SCALED || scales[r] == nullptr
-                                   ? 1.0f
-                                   : scale_value(a.w.scale_format, scales[r], (base + c * LEN) / a.w.block_cols);
-                }
-                float parts[R][T] = {};
-#pragma unroll
-                for (uint32_t i = 0; i < PER; i++) {
-                    float4 v[R];
-#pragma unroll
-                    for (uint32_t r = 0; r < R; r++) v[r] = F::four(raw[u][r], i);
+        }
+        for (uint32_t tile = 0; tile < tiles; tile++) {
+            const uint32_t base = tile * a.tile, n = min(a.tile, cols - base), chunks = n / LEN;
+            if (!began) {
+                if (tile > 0) __syncthreads();
+                stage(base, n);
+                __syncthreads();
+                if (tile + 1 == tiles && a.normed != 0) {
 #pragma unroll
                     for (uint32_t t = 0; t < T; t++) {
                         if (t >= tokens) break;
-                        const float4 y = xs[t * (a.tile / 4) + (c / 32 * PER + i) * 32 + lane];
-#pragma unroll
-                        for (uint32_t r = 0; r < R; r++) {
-                            parts[r][t] += v[r].x * y.x;
-                            parts[r][t] += v[r].y * y.y;
-                            parts[r][t] += v[r].z * y.z;
-                            parts[r][t] += v[r].w * y.w;
-                        }
+                        factors[t] = 1.0f / sqrtf(block_sum(square[t], squares) / (float)cols + a.eps);
+                        __syncthreads();
                     }
                 }
+            }
+            if (!busy) continue;
+            for (uint32_t c0 = lane; c0 < (chunks + 31) / 32 * 32; c0 += 32 * U) {
+                const GemvLoad<F, U, R> now = next;
+                const uint32_t ahead = c0 + 32 * U;
+                if (ahead < (chunks + 31) / 32 * 32) {
+                    next.load(a, g, base / LEN, ahead, chunks);
+                } else if (tile + 1 < tiles) {
+                    next.load(a, g, (base + a.tile) / LEN, lane, min(a.tile, cols - base - a.tile) / LEN);
+                } else if (after < units) {
+                    g = gemv_rows<R>(a, offset + after, blockIdx.y);
+                    next.load(a, g, 0, lane, min(a.tile, cols) / LEN);
+                }
 #pragma unroll
-                for (uint32_t t = 0; t < T; t++) {
+                for (uint32_t u = 0; u < U; u++) {
+                    const uint32_t c = c0 + 32 * u;
+                    if (c >= chunks) break;
+                    float parts[R][T] = {};
 #pragma unroll
-                    for (uint32_t r = 0; r < R; r++) sums[r][t] += parts[r][t] * scale[r];
+                    for (uint32_t i = 0; i < PER; i++) {
+                        float4 v[R];
+#pragma unroll
+                        for (uint32_t r = 0; r < R; r++) v[r] = F::four(now.raw[u][r], i);
+#pragma unroll
+                        for (uint32_t t = 0; t < T; t++) {
+                            if (t >= tokens) break;
+                            const float4 y = xs[t * (a.tile / 4) + (c / 32 * PER + i) * 32 + lane];
+#pragma unroll
+                            for (uint32_t r = 0; r < R; r++) {
+                                parts[r][t] += v[r].x * y.x;
+                                parts[r][t] += v[r].y * y.y;
+                                parts[r][t] += v[r].z * y.z;
+                                parts[r][t] += v[r].w * y.w;
+                            }
+                        }
+                    }
+                    float scale[R];
+#pragma unroll
+                    for (uint32_t r = 0; r < R; r++) {
+                        scale[r] = F::SCALED && mine.scales[r] != nullptr ? scale_of_bits(a.w.scale_format, now.scale[u][r]) : 1.0f;
+                    }
+#pragma unroll
+                    for (uint32_t t = 0; t < T; t++) {
+#pragma unroll
+                        for (uint32_t r = 0; r < R; r++) sums[r][t] += parts[r][t] * scale[r];
+                    }
                 }
             }
         }
-    }
+        if (!busy) return;
 #pragma unroll
-    for (uint32_t t = 0; t < T; t++) {
-        if (t >= tokens) break;
-        float factor = 1.0f;
-        if (a.normed != 0) {
-            __syncthreads();
-            factor = 1.0f / sqrtf(block_sum(square[t], squares) / (float)cols + a.eps);
-        }
-        float result[R];
+        for (uint32_t t = 0; t < T; t++) {
+            if (t >= tokens) break;
+            float result[R];
 #pragma unroll
-        for (uint32_t r = 0; r < R; r++) {
-            result[r] = warp_sum(sums[r][t]) * factor;
-            const WeightRef& bias = a.segments[places[r]].bias;
-            if (bias.data != nullptr && rows[r] != 0xffffffffu) result[r] += vector_at(bias, rows[r]);
-        }
-        if (lane != 0) continue;
-        if (a.glu != 0) {
-            if (R < 2 || rows[0] == 0xffffffffu) continue;
-            const float gate = activate(a.activation, fminf(result[0], a.limit));
-            const float up = fminf(fmaxf(result[R - 1], -a.limit), a.limit);
-            const Segment& s = a.segments[0];
-            float v = gate * up;
-            if (a.slot_weights != nullptr) v *= a.slot_weights[(size_t)(first + t) * a.k + slot];
-            s.out[(size_t)(first + t) * s.out_stride + (size_t)slot * a.rows + rows[0]] = v;
-            continue;
-        }
+            for (uint32_t r = 0; r < R; r++) result[r] = warp_sum(sums[r][t]) * factors[t] + bias[r];
+            if (lane != 0) continue;
+            if constexpr (R == 2) {
+                if (a.glu != 0) {
+                    if (mine.rows[0] == 0xffffffffu) continue;
 #pragma unroll
-        for (uint32_t r = 0; r < R; r++) {
-            if (rows[r] == 0xffffffffu) continue;
-            const Segment& s = a.segments[places[r]];
-            const size_t to = (size_t)(first + t) * s.out_stride + (size_t)slot * a.rows + rows[r];
-            float v = result[r];
-            if (a.residual != nullptr && places[r] == 0) v += a.residual[to];
-            s.out[to] = v;
+                    for (uint32_t r = 0; r < R; r++) {
+                        const WeightRef& b = a.segments[r].bias;
+                        if (b.data != nullptr) result[r] += vector_at(b, mine.rows[0]);
+                    }
+                    const float gate = activate(a.activation, fminf(result[0], a.limit));
+                    const float up = fminf(fmaxf(result[1], -a.limit), a.limit);
+                    const Segment& s = a.segments[0];
+                    float v = gate * up;
+                    if (a.slot_weights != nullptr) v *= a.slot_weights[(size_t)(first + t) * a.k + slot];
+                    s.out[(size_t)(first + t) * s.out_stride + (size_t)slot * a.rows + mine.rows[0]] = v;
+                    continue;
+                }
+            }
+#pragma unroll
+            for (uint32_t r = 0; r < R; r++) {
+                if (mine.rows[r] == 0xffffffffu) continue;
+                const Segment& s = a.segments[mine.places[r]];
+                s.out[(size_t)(first + t) * s.out_stride + (size_t)slot * a.rows + mine.rows[r]] = result[r] + residual[r][t];
+            }
         }
-    }
+        unit = after;
+        began = true;
+    } while (tiles == 1 && unit < units);
 }

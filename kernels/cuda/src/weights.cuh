@@ -21,12 +21,25 @@ static_assert(sizeof(WeightRef) == 48, "WeightRef as in args.rs");
 __device__ __forceinline__ uint32_t load16(const uint8_t* p) { return p[0] | (uint32_t)p[1] << 8; }
 __device__ __forceinline__ uint32_t load32(const uint8_t* p) { return load16(p) | load16(p + 2) << 16; }
 
-__device__ __forceinline__ float scale_value(uint32_t format, const uint8_t* scales, size_t i) {
+// A scale as it lies, and what that means: apart, so that it can be on its way while something else is computed.
+__device__ __forceinline__ uint32_t scale_bits(uint32_t format, const uint8_t* scales, size_t i) {
     switch (format) {
-        case kScaleE8m0: return ue8m0_to_f32(scales[i]);
-        case kScaleBf16: return bf16_to_f32(((const uint16_t*)scales)[i]);
-        default: return ((const float*)scales)[i];
+        case kScaleE8m0: return scales[i];
+        case kScaleBf16: return ((const uint16_t*)scales)[i];
+        default: return ((const uint32_t*)scales)[i];
     }
+}
+
+__device__ __forceinline__ float scale_of_bits(uint32_t format, uint32_t bits) {
+    switch (format) {
+        case kScaleE8m0: return ue8m0_to_f32(bits);
+        case kScaleBf16: return bf16_to_f32(bits);
+        default: return __uint_as_float(bits);
+    }
+}
+
+__device__ __forceinline__ float scale_value(uint32_t format, const uint8_t* scales, size_t i) {
+    return scale_of_bits(format, scale_bits(format, scales, i));
 }
 
 __device__ __forceinline__ float scale_at(const WeightRef& w, uint32_t row, uint32_t col) {
@@ -111,4 +124,15 @@ __device__ inline float weight_at(const WeightRef& w, uint32_t row, uint32_t col
 __device__ __forceinline__ float vector_at(const WeightRef& w, uint32_t i) {
     if (w.format <= kBf16) return element_at(w.format, w.data, i);
     return weight_at(w, w.cols == 0 ? 0 : i / w.cols, w.cols == 0 ? 0 : i % w.cols);
+}
+
+// Elements `i` to `i + 3` (i a multiple of 4) of a small weight, in one load where it is f32 or bf16.
+__device__ __forceinline__ float4 vector_four(const WeightRef& w, uint32_t i) {
+    if (w.format == kF32) return ((const float4*)w.data)[i / 4];
+    if (w.format == kBf16) {
+        const uint2 v = ((const uint2*)w.data)[i / 4];
+        return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
+                           __uint_as_float(v.y & 0xffff0000u));
+    }
+    return make_float4(vector_at(w, i), vector_at(w, i + 1), vector_at(w, i + 2), vector_at(w, i + 3));
 }
