@@ -34,16 +34,19 @@ have_debian() { [[ -x /usr/bin/rustc && -x /usr/bin/cargo && -n "$(debian_linker
 debian_linker() { command -v wasm-ld-22 || true; }
 debian_offers() {
   command -v apt-cache >/dev/null 2>&1 || return 1
-  [[ -n "$(apt-cache policy rust-web-src 2>/dev/null | sed -n 's/^ *Candidate: \([0-9].*\)/\1/p')" ]]
+  local name
+  for name in "${debian_packages[@]}"; do
+    [[ -n "$(apt-cache policy "$name" 2>/dev/null | sed -n 's/^ *Candidate: \([0-9].*\)/\1/p')" ]] || return 1
+  done
 }
-# The way to the target: `there`, `debian`, `apt`, `rustup`, or nothing.
-way() {
-  if have_target; then echo there
-  elif have_debian; then echo debian
-  elif debian_offers; then echo apt
-  elif command -v rustup >/dev/null 2>&1; then echo rustup
-  fi
+# The ways to the target, best first: `there`, `debian`, `rustup` (20 MB, no root), `apt`.
+ways() {
+  if have_target; then echo there; fi
+  if have_debian; then echo debian; fi
+  if command -v rustup >/dev/null 2>&1; then echo rustup; fi
+  if debian_offers; then echo apt; fi
 }
+way() { ways | head -n 1; }
 
 case "${1:-}" in
   --check) up_to_date; exit ;;
@@ -79,18 +82,25 @@ fi
 find_rust || die "no Rust $NEED_VERSION or newer is on this machine; ./run installs one."
 say "==> the interface for browsers (some minutes the first time)"
 
+tried=()
+for name in $(ways); do
+  case "$name" in
+    there | debian) break ;;
+    rustup)
+      say "==> rustup target add $triple"
+      if rustup target add "$triple" >&2 && have_target; then break; fi
+      tried+=("rustup target add $triple") ;;
+    apt)
+      say "==> apt-get install ${debian_packages[*]}"
+      if apt_install "${debian_packages[@]}"; then break; fi
+      tried+=("apt-get install ${debian_packages[*]} (it needs root or sudo)") ;;
+  esac
+done
 case "$(way)" in
   there | debian) ;;
-  apt)
-    say "==> apt-get install ${debian_packages[*]}"
-    apt_install "${debian_packages[@]}" || die "could not install: ${debian_packages[*]}" \
-      "This needs root or sudo. With rustup, 'rustup target add $triple' does as well." ;;
-  rustup)
-    say "==> rustup target add $triple"
-    rustup target add "$triple" >&2 || die "rustup could not fetch the target $triple." \
-      "On Debian 12 and newer, apt-get install ${debian_packages[*]} does as well." ;;
-  *) die "this Rust cannot make WebAssembly, and nothing that could is offered here." \
-      "Tried: the target $triple of $(rustc --version), Debian's packages (${debian_packages[*]}), rustup." ;;
+  *)
+    ((${#tried[@]})) || tried=("nothing: there is no rustup, and apt does not offer ${debian_packages[*]}")
+    die "this Rust ($(rustc --version)) cannot make WebAssembly: it lacks the target $triple." "Tried, without success:" "${tried[@]/#/  - }" ;;
 esac
 
 # Build results for browsers have a folder of their own: other flags, maybe another compiler. The linker's name is part

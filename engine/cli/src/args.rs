@@ -18,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
         model1 generate --model DIR --prompt Hi --set layers.3-8.kv_cache=bf16 --telemetry run.jsonl\n  \
         model1 compare --b-set layers.3-6.kv_cache=bf16 --isolate --export report\n  \
         model1 sweep --sweep 'layers.*.kv_cache=bf16,fp8_b64' --per-layer --budget 0.01\n  \
+        model1 bench -p 512 -n 128 -d 0,2048\n  \
         model1 logits --model DIR --ids 5,9,2 --out logits.safetensors\n  \
         model1 serve --model bundled --open\n\n\
         Exit codes: 0 done, 1 failure, 2 something to change in the command or its files, 130 stopped by Ctrl-C."
@@ -42,6 +43,8 @@ pub enum Command {
     Compare(Compare),
     /// Compare many recipes with one: a table, a Pareto plot, which layers are tolerant, what to take for a budget.
     Sweep(Sweep),
+    /// Measure prefill and decode speed, of a model or of a known shape with random weights.
+    Bench(Bench),
     /// Write logits and the residual after every block to a safetensors file.
     Logits(Logits),
     /// List devices and what they can do.
@@ -319,6 +322,115 @@ pub struct Sweep {
     /// Machine-readable output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `model1 bench`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Tests are llama-bench's. ppN: a prompt of N tokens is read as a whole, nothing else; tgN: N tokens are decoded \
+    one at a time; `@ dN`: after N tokens that are in the context already and are not timed. Token ids are random. Two \
+    differences: here each decoded token is also drawn (greedily), and the warm-up makes room for the caches.\n\n\
+    Bytes per token are the weights and cache rows a decoded token reads, by the plan (estimated); beside them their share of \
+    the read bandwidth, which is measured first: with the same threads over memory larger than the caches, or on the GPU. KV \
+    cache: predicted, at the end of the test. All else is measured. Random weights say nothing about quality.\n\n\
+    Shapes (weights in): R1-Distill-Qwen-1.5B, Llama-2-7B (bf16, fp8, q8_0, q4_0, fp4); model1-1.5b, GPT-3-175B (bf16, fp8, \
+    fp4). Weights are made in memory; for a GPU only a part of them on this side.\n\n\
+    Examples:\n  \
+    model1 bench\n  \
+    model1 bench --model DIR -p 512 -n 128 -d 0,4096 --set 'layers.*.kv_cache=fp8_b64' -o json\n  \
+    model1 bench --shape R1-Distill-Qwen-1.5B --weights q4_0 -t 1,2 -r 3\n  \
+    model1 bench --shape GPT-3-175B --weights fp4 --device cuda -p 0 -n 64"
+)]
+pub struct Bench {
+    /// Hugging Face folder, GGUF file, `bundled` (the MODEL1 story model that comes with the program), or `smollm2`
+    /// (fetched once). Default: $MODEL1_MODEL, else bundled.
+    #[arg(long, short, value_name = "PATH")]
+    pub model: Option<String>,
+    /// A known shape with random weights instead: R1-Distill-Qwen-1.5B, Llama-2-7B, model1-1.5b, GPT-3-175B.
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub shape: Option<String>,
+    /// How the shape's matrices are stored: bf16, fp8, q8_0, q4_0, fp4 (not all for every shape).
+    #[arg(long, value_name = "FORMAT", default_value = "bf16", requires = "shape")]
+    pub weights: String,
+    /// Only the first N layers of the shape: where the whole is too large, or for a quick look.
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub layers: Option<usize>,
+    /// Tokens of prompts; 0 leaves prompts out.
+    #[arg(
+        long,
+        short = 'p',
+        value_name = "N,N,..",
+        value_delimiter = ',',
+        default_value = "512"
+    )]
+    pub n_prompt: Vec<u64>,
+    /// Tokens to decode; 0 leaves decoding out.
+    #[arg(
+        long,
+        short = 'n',
+        value_name = "N,N,..",
+        value_delimiter = ',',
+        default_value = "128"
+    )]
+    pub n_gen: Vec<u64>,
+    /// Tokens in the context before that.
+    #[arg(long, short = 'd', value_name = "N,N,..", value_delimiter = ',', default_value = "0")]
+    pub n_depth: Vec<u64>,
+    /// Timed repetitions: mean and standard deviation are over them.
+    #[arg(long, short, value_name = "N", default_value_t = 5)]
+    pub repetitions: usize,
+    /// CPU threads. Default: all cores.
+    #[arg(long, short, value_name = "N,N,..", value_delimiter = ',')]
+    pub threads: Vec<usize>,
+    /// Device: auto (the GPU if there is one that can be used and the model fits), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    pub device: String,
+    /// Recipe file (JSON).
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Storage of keys and values in every layer: f32, bf16, fp8_model1, fp8_b64.
+    #[arg(long, value_name = "FORMAT")]
+    pub kv_cache: Option<String>,
+    /// Change one slot, e.g. layers.*.attention=top_k:k=64, weights.lm_head=fp8. May be repeated; applied in order after
+    /// --recipe and --kv-cache.
+    #[arg(long = "set", value_name = "SLOT=VARIANT")]
+    pub sets: Vec<String>,
+    /// Form of the table.
+    #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Form::Md)]
+    pub output: Form,
+    /// Do not print progress on stderr.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Forms of a table.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Markdown, for people.
+    Md,
+    /// Comma-separated values with a header.
+    Csv,
+    /// An array of objects.
+    Json,
+    /// An object a line.
+    Jsonl,
+}
+
+impl Bench {
+    /// The model and its recipe, on this many threads.
+    pub fn model(&self, threads: usize) -> ModelArgs {
+        ModelArgs {
+            model: self.model.clone(),
+            recipe: self.recipe.clone(),
+            kv_cache: self.kv_cache.clone(),
+            sets: self.sets.clone(),
+            device: self.device.clone(),
+            threads: Some(threads),
+            context: None,
+            telemetry: None,
+            quiet: self.quiet,
+        }
+    }
 }
 
 /// `model1 logits`

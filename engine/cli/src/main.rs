@@ -1,6 +1,7 @@
 //! The `model1` command.
 
 mod args;
+mod bench;
 mod chat;
 mod compare;
 mod generate;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Show(a) => show::show(&a),
         Command::Compare(a) => compare::compare(&a),
         Command::Sweep(a) => sweep::sweep(&a),
+        Command::Bench(a) => bench::bench(&a),
         Command::Logits(a) => logits::logits(&a),
         Command::Devices(a) => show::devices(&a),
         Command::Pull(a) => pull::pull(&a),

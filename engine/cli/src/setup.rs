@@ -194,7 +194,8 @@ fn load_or(args: &ModelArgs, fallback: Fallback) -> Result<Loaded> {
     Ok(Loaded { engine, recipe })
 }
 
-fn recipe(args: &ModelArgs, engine: &Engine) -> Result<Recipe> {
+/// The recipe the arguments ask for.
+pub fn recipe(args: &ModelArgs, engine: &Engine) -> Result<Recipe> {
     let mut recipe = match &args.recipe {
         Some(file) => recipe_file(file, "--recipe", engine)?,
         None => engine.recipe(),

@@ -78,12 +78,11 @@ impl Test {
         }
     }
 
-    /// Refuses what the model's context does not hold.
+    /// Refuses what a context of `most` tokens does not hold.
     ///
     /// # Errors
     /// [`EngineError::Invalid`].
-    pub fn check(&self, engine: &Engine) -> Result<(), EngineError> {
-        let most = engine.facts().max_context as u64;
+    pub fn check(&self, most: u64) -> Result<(), EngineError> {
         match self.context() {
             Some(n) if n <= most => Ok(()),
             n => Err(EngineError::Invalid(format!(
@@ -192,7 +191,7 @@ impl Bench {
     /// # Errors
     /// A context or memory that is too small, [`EngineError::Cancelled`], a failed step.
     pub fn run(&self, test: Test, repetitions: usize, watch: &mut Watch<'_>) -> Result<Measured, EngineError> {
-        test.check(&self.engine)?;
+        test.check(self.engine.facts().max_context as u64)?;
         let resettable = memory::reset_peak();
         let n = test.tokens();
         let options = SessionOptions {

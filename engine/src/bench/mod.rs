@@ -87,6 +87,15 @@ impl RandomModel {
         self.defs().iter().map(|d| d.bytes()).map(|(d, s)| (d + s) as u64).sum()
     }
 
+    /// The longest context it was made for, in tokens.
+    pub fn max_context(&self) -> u64 {
+        let config = shapes::config(self.shape, self.size);
+        let field = ["max_position_embeddings", "n_positions"]
+            .iter()
+            .find_map(|k| config.get(*k));
+        field.and_then(serde_json::Value::as_u64).unwrap_or(0)
+    }
+
     fn defs(&self) -> Vec<Def> {
         shapes::tensors(self.shape, self.size, self.storage)
     }
@@ -208,6 +217,7 @@ mod tests {
                 let name = format!("{shape:?} {storage:?}");
                 let engine = model.engine(Arc::new(CpuBackend::new(2)), &Silent).unwrap();
                 assert_eq!(engine.weight_bytes(), model.bytes(), "{name}");
+                assert_eq!(engine.facts().max_context as u64, model.max_context(), "{name}");
                 assert_eq!(engine.warnings(), [""; 0], "{name}");
                 let mut session = engine.session(engine.recipe(), SessionOptions::default()).unwrap();
                 session.feed(&[5, 7, 9], None, &Cancel::default(), &mut ()).unwrap();
