@@ -57,7 +57,7 @@ fn every_subcommand_explains_itself() {
         "{top}"
     );
     for name in [
-        "demo", "generate", "chat", "show", "compare", "logits", "devices", "pull", "serve",
+        "demo", "generate", "chat", "show", "compare", "sweep", "bench", "logits", "devices", "pull", "serve",
     ] {
         assert!(top.contains(&format!("\n  {name} ")), "{name} is missing: {top}");
         let help = model1(&[name, "--help"]).ok();
