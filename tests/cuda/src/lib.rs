@@ -93,7 +93,7 @@ impl Emulator {
                 multiprocessors: 4,
                 capability: (9, 0),
                 memory: 1 << 33,
-                l2: 1 << 25,
+                l2: 1 << 20,
                 shared_per_block: 227 << 10,
                 driver: 13000,
             },

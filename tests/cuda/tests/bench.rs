@@ -1,0 +1,35 @@
+//! Speed is measured on a device with memory of its own, too: here an emulated one, whose figures are not looked at.
+
+use std::sync::Arc;
+
+use engine::bench::{Bench, Test, Work};
+use engine::{Cancel, Watch};
+use kernels::cuda::{Cuda, CudaOptions};
+use model1_tests::goldens::{engine_with, folder};
+use model1_tests_cuda::{Emulator, Order};
+
+#[test]
+fn memory_is_the_devices_and_plans_have_their_graphs() {
+    let device = Arc::new(Emulator::new(Order::Ascending, true));
+    let engine = engine_with(
+        &folder("tiny-v4-fp8"),
+        Arc::new(Cuda::on(device.clone(), CudaOptions::default())),
+    )
+    .unwrap();
+    let bench = Bench::new(&engine, engine.recipe()).unwrap();
+    assert!(bench.read_bandwidth().unwrap() > 0.0);
+    assert!(device.launched()["read_bandwidth"] > 1);
+    let cancel = Cancel::default();
+    let mut watch = Watch {
+        cancel: &cancel,
+        progress: &mut |_, _| {},
+    };
+    for (work, depth) in [(Work::Prompt(5), 0), (Work::Generate(2), 3)] {
+        let row = bench.run(Test { work, depth }, 2, &mut watch).unwrap();
+        assert_eq!((row.nanos.len(), bench.warm_up()), (2, 3));
+        let peak = row.peak_memory.unwrap();
+        // Weights that no op reads stay away; caches have room for more than was asked for.
+        assert!(peak > engine.weight_bytes() / 2 + row.kv_bytes, "{peak}");
+        assert!(peak < 8 << 20, "{peak}");
+    }
+}
