@@ -153,6 +153,9 @@ pub struct DevRope {
     pub pairs: usize,
 }
 
+/// Counters a plan has for its kernels.
+pub const ARRIVALS: usize = 1024;
+
 /// Everything the launches of one plan refer to. Addresses stay valid for as long as the captured graph does.
 pub struct LaunchCx<'a> {
     /// Where to launch.
@@ -171,6 +174,8 @@ pub struct LaunchCx<'a> {
     pub sampled: DevPtr,
     /// Working memory of [`super::ops::scratch_bytes`] (largest of all ops), shared by all ops of the plan.
     pub scratch: DevPtr,
+    /// Counters of blocks that have arrived, u32 [`ARRIVALS`], 0 between launches: for kernels whose last block does more.
+    pub arrived: DevPtr,
     /// By [`BufId`].
     pub bufs: &'a [DevBuf],
     /// By [`WeightId`]; (data, scales), 0 where the plan's ops do not use it.

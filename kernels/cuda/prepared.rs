@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::cx::{
-    DevBuf, DevCache, DevExpert, DevRope, DevRowStats, DevSampled, DevSampler, DevStep, LaunchCx, rows_code,
+    ARRIVALS, DevBuf, DevCache, DevExpert, DevRope, DevRowStats, DevSampled, DevSampler, DevStep, LaunchCx, rows_code,
 };
 use super::device::{DevPtr, Device, Graph};
 use super::memory::{Mem, Parts};
@@ -120,6 +120,7 @@ pub(super) struct Prepared {
     ropes: Vec<DevRope>,
     experts: Vec<DevPtr>,
     counters: Vec<DevPtr>,
+    arrived: DevPtr,
     /// Frequencies and expert tables.
     _tables: Mem,
     /// Steps run so far.
@@ -148,6 +149,7 @@ impl Prepared {
                 _ => None,
             })
             .collect();
+        let arrived = parts.add(4 * ARRIVALS);
         let mut bytes = vec![0u8; parts.bytes()];
         for (r, &at) in plan.ropes.iter().zip(&ropes) {
             bytes[at..at + 8 * r.freqs.len()].copy_from_slice(bytemuck::cast_slice(&r.freqs));
@@ -192,6 +194,7 @@ impl Prepared {
                 .iter()
                 .map(|e| e.map_or(0, |at| tables.ptr() + at as u64))
                 .collect(),
+            arrived: tables.ptr() + arrived as u64,
             counters: arena
                 .counters
                 .iter()
@@ -236,6 +239,7 @@ impl Prepared {
             sampler: self.at(self.arena.input + SAMPLER),
             sampled: self.at(self.arena.output),
             scratch: self.at(self.arena.scratch),
+            arrived: self.arrived,
             bufs: &self.bufs,
             weights: &self.weights,
             caches,

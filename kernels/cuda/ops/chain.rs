@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable, bytes_of};
 
 use super::args::{launch, unsupported};
-use super::{hc, mixing, pointwise};
+use super::{fuse, hc, mixing, pointwise};
 use crate::cuda::cx::{LaunchCx, rows_code};
 use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, ExecError, Op, OpId, Plan};
@@ -29,7 +29,10 @@ struct ChainArgs {
     links: [LinkArg; LINKS],
     step: DevPtr,
     rows: u32,
-    n: u32,
+    parts: u32,
+    first: [u32; LINKS + 1],
+    slices: [u32; LINKS],
+    pad: u32,
 }
 
 /// The buffer whose rows an op goes through, for ops that can be part of a chain.
@@ -87,6 +90,53 @@ fn link_of(cx: &LaunchCx<'_>, id: OpId) -> Result<LinkArg, ExecError> {
     })
 }
 
+/// Runs per block where a part's rows are shared out.
+const RUNS: usize = 4;
+
+/// Runs (heads) of an op's rows that it treats one by one and alike; 1 where it does not.
+fn runs(plan: &Plan, op: &Op) -> usize {
+    let width = |b: &BufId| plan.width(*b);
+    match op {
+        Op::Norm { x, group, .. } => width(x) / group,
+        Op::Rope { x, heads, head_dim, .. } if heads * head_dim == width(x) => *heads,
+        Op::Hadamard { x, width: w, .. } | Op::RoundTrip { x, width: w, .. } => width(x) / w,
+        _ => 1,
+    }
+}
+
+/// A buffer or (true) a cache, by number.
+type Place = (bool, usize);
+
+/// The ops in parts that share neither a buffer nor a cache, each in order.
+fn parts(plan: &Plan, origin: &[OpId]) -> Vec<Vec<OpId>> {
+    let places = |id: &OpId| {
+        let op = &plan.ops[id.index()].op;
+        let mut all: Vec<Place> = fuse::reads(op).into_iter().map(|b| (false, b.index())).collect();
+        all.extend(fuse::writes(op).into_iter().map(|b| (false, b.index())));
+        if let Op::CacheWrite { cache, .. } = op {
+            all.push((true, cache.index()));
+        }
+        all
+    };
+    let mut parts: Vec<(Vec<OpId>, Vec<Place>)> = Vec::new();
+    for id in origin {
+        let mine = places(id);
+        let (with, without): (Vec<_>, Vec<_>) = parts
+            .into_iter()
+            .partition(|(_, theirs)| theirs.iter().any(|b| mine.contains(b)));
+        let mut joined = (vec![*id], mine);
+        for (ids, theirs) in with {
+            joined.0.extend(ids);
+            joined.1.extend(theirs);
+        }
+        joined.0.sort();
+        parts = without;
+        parts.push(joined);
+    }
+    parts.sort_by_key(|(ids, _)| ids[0]);
+    parts.into_iter().map(|(ids, _)| ids).collect()
+}
+
 /// Enqueues a chain.
 pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> {
     let ops = || origin.iter().map(|id| &cx.plan.ops[id.index()].op);
@@ -96,15 +146,34 @@ pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError>
     if let Some(op @ Op::HcMix { .. }) = ops().next() {
         hc::partial(cx, op)?;
     }
+    let parts = parts(cx.plan, origin);
     let mut args = ChainArgs::zeroed();
-    for (slot, id) in args.links.iter_mut().zip(origin) {
-        *slot = link_of(cx, *id)?;
+    let mut at = 0;
+    for (p, ids) in parts.iter().enumerate() {
+        args.first[p] = at as u32;
+        let mut runs_of = ids.iter().map(|id| runs(cx.plan, &cx.plan.ops[id.index()].op));
+        let runs = runs_of.next().unwrap_or(1);
+        let alike = runs_of.all(|n| n == runs);
+        args.slices[p] = if alike { runs.div_ceil(RUNS) as u32 } else { 1 };
+        for id in ids {
+            args.links[at] = link_of(cx, *id)?;
+            at += 1;
+        }
     }
-    (args.step, args.rows, args.n) = (cx.step, rows.code, origin.len() as u32);
+    args.first[parts.len()] = at as u32;
+    (args.step, args.rows, args.parts) = (cx.step, rows.code, parts.len() as u32);
     let shared = ops().map(|op| match op {
         Op::Hadamard { width, .. } => 4 * width,
         _ => 0,
     });
     let shared = shared.max().unwrap_or(0);
-    launch(cx, "row_chain", [rows.rows, 1, 1], THREADS, shared, &args)
+    let slices = args.slices.iter().max().map_or(1, |n| *n as usize);
+    launch(
+        cx,
+        "row_chain",
+        [rows.rows, parts.len(), slices],
+        THREADS,
+        shared,
+        &args,
+    )
 }

@@ -1,12 +1,11 @@
 //! Groups of base ops that are launched together.
 
-use super::chain;
 use super::gemv::{self, Experts, Product, Project};
-use super::{Group, GroupKind};
+use super::{Group, GroupKind, chain, hc};
 use crate::ir::{BufId, KeyRows, NormKind, Op, OpId, Plan};
 
 /// Buffers an op reads. What it changes in place counts.
-fn reads(op: &Op) -> Vec<BufId> {
+pub(super) fn reads(op: &Op) -> Vec<BufId> {
     let some = |list: &[Option<BufId>]| list.iter().copied().flatten().collect();
     match op {
         Op::Embed { .. } => Vec::new(),
@@ -47,7 +46,7 @@ fn reads(op: &Op) -> Vec<BufId> {
 }
 
 /// Buffers an op writes anew.
-fn writes(op: &Op) -> Vec<BufId> {
+pub(super) fn writes(op: &Op) -> Vec<BufId> {
     match op {
         Op::Embed { out, .. }
         | Op::Norm { out, .. }
@@ -104,6 +103,7 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
     let mut i = 0;
     while i < plan.ops.len() {
         let (kind, n) = match (projection(plan, i), chain::length(plan, i)) {
+            _ if hc::length(plan, i) > 0 => (GroupKind::Site, hc::length(plan, i)),
             (n, _) if n > 1 => (GroupKind::Project, n),
             _ if experts(plan, i).is_some() => (GroupKind::Experts, 3),
             (_, n) if n > 1 => (GroupKind::Chain, trim(plan, i, n)),

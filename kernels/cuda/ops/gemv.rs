@@ -204,5 +204,12 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
     } else {
         resident.clamp(1, (units / groups).max(1))
     };
-    launch(cx, kernel, [blocks * groups, rows_of_blocks, 1], 32 * WARPS, 4 * tokens * tile, &args)
+    launch(
+        cx,
+        kernel,
+        [blocks * groups, rows_of_blocks, 1],
+        32 * WARPS,
+        4 * tokens * tile,
+        &args,
+    )
 }

@@ -6,7 +6,7 @@ use super::args::{WeightArg, launch, unsupported};
 use super::pointwise::MAX_STREAMS;
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
-use crate::ir::{ExecError, Op, Plan};
+use crate::ir::{BufId, ExecError, Format, Op, OpId, Plan};
 
 /// Values of the width per block (`kHcSlice`).
 const SLICE: usize = 256;
@@ -85,10 +85,119 @@ pub(super) fn partial(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
     launch(cx, "hc_partial", [args.slices as usize, rows, 1], 256, 0, &args)
 }
 
+/// Columns per block of `hc_site` (`kSiteColumns`), and its streams (`kSiteStreams`).
+const COLUMNS: usize = 64;
+const STREAMS: usize = 4;
+/// Most tokens of a step that a site is one launch for.
+const TOKENS: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SiteArgs {
+    mix: HcMixArgs,
+    experts: DevPtr,
+    shared: DevPtr,
+    sum: DevPtr,
+    o: DevPtr,
+    post: DevPtr,
+    comb: DevPtr,
+    out: DevPtr,
+    arrived: DevPtr,
+    k: u32,
+    pad: u32,
+}
+
+/// Ops of a site: an optional sum of experts, an optional expansion, mixing, collapse.
+struct Site<'a> {
+    sum: Option<&'a Op>,
+    expand: Option<&'a Op>,
+    mix: &'a Op,
+    collapse: &'a Op,
+}
+
+/// The ops from `first` on that `hc_site` runs together, and how many they are.
+fn describe(plan: &Plan, first: usize) -> Option<(Site<'_>, usize)> {
+    let mut at = first;
+    let op = |i: usize| plan.ops.get(i).map(|o| &o.op);
+    let sum = op(at).filter(|o| matches!(o, Op::ExpertSum { .. }));
+    at += usize::from(sum.is_some());
+    let expand = op(at).filter(|o| matches!(o, Op::HcExpand { .. }));
+    at += usize::from(expand.is_some());
+    let (mix, collapse) = (op(at)?, op(at + 1)?);
+    let (
+        Op::HcMix {
+            x,
+            matrix,
+            pre,
+            streams: STREAMS,
+            ..
+        },
+        Op::HcCollapse {
+            x: from,
+            pre: by,
+            streams: STREAMS,
+            out,
+        },
+    ) = (mix, collapse)
+    else {
+        return None;
+    };
+    let d = plan.weight(*matrix);
+    let fits = plan.token_bucket <= TOKENS && d.format == Format::F32 && plan.width(*out).is_multiple_of(2);
+    let same = |e: &Op| matches!(e, Op::HcExpand { x: streams, streams: STREAMS, .. } if streams == x);
+    let given = match (sum, expand) {
+        (Some(Op::ExpertSum { out, .. }), Some(Op::HcExpand { o, .. })) => out == o,
+        (Some(_), _) => false,
+        _ => true,
+    };
+    (fits && given && from == x && by == pre && expand.is_none_or(same)).then_some((
+        Site {
+            sum,
+            expand,
+            mix,
+            collapse,
+        },
+        at + 2 - first,
+    ))
+}
+
+/// How many ops from `first` on are one launch of `hc_site`; 0 = none.
+pub(super) fn length(plan: &Plan, first: usize) -> usize {
+    describe(plan, first).map_or(0, |(_, n)| n)
+}
+
+/// Enqueues a site.
+pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> {
+    let first = origin.first().map_or(0, |id| id.index());
+    let Some((site, n)) = describe(cx.plan, first).filter(|(_, n)| *n == origin.len()) else {
+        return unsupported(format!("a group of {} ops as a site", origin.len()));
+    };
+    debug_assert!(n >= 2);
+    let ptr = |b: &BufId| cx.buf(*b).ptr;
+    let mut args = SiteArgs::zeroed();
+    args.mix = self::args(cx, site.mix)?;
+    if let Some(Op::ExpertSum { x, k, shared, out }) = site.sum {
+        (args.experts, args.k, args.sum) = (ptr(x), *k as u32, ptr(out));
+        args.shared = shared.as_ref().map_or(0, ptr);
+    }
+    if let Some(Op::HcExpand { o, post, comb, .. }) = site.expand {
+        (args.o, args.post, args.comb) = (ptr(o), ptr(post), ptr(comb));
+    }
+    let (Op::HcMix { x, .. }, Op::HcCollapse { out, .. }) = (site.mix, site.collapse) else {
+        return unsupported("these ops as a site");
+    };
+    (args.out, args.arrived) = (ptr(out), cx.arrived);
+    let slices = cx.buf(*out).width.div_ceil(COLUMNS);
+    args.mix.slices = slices as u32;
+    launch(cx, "hc_site", [slices, cx.buf(*x).rows, 1], 256, 0, &args)
+}
+
 /// Working memory, bytes.
 pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     let Op::HcMix { x, matrix, .. } = op else { return 0 };
     let width = plan.width(*x);
     let rows = plan.buffer_len(*x) / width.max(1);
-    4 * rows * width.div_ceil(SLICE) * (plan.weight(*matrix).rows + 1)
+    // A site has slices of 64 columns of each of its four streams: as many values.
+    const _: () = assert!(COLUMNS * STREAMS == SLICE);
+    4 * rows * (width.div_ceil(SLICE) + 1) * (plan.weight(*matrix).rows + 1)
 }

@@ -291,28 +291,36 @@ struct SampleArgs {
     sampler: DevPtr,
     sampled: DevPtr,
     step: DevPtr,
+    shares: DevPtr,
     rows: u32,
     vocab: u32,
 }
 
 /// Working memory of the sampler for a vocabulary, bytes.
 pub(super) fn sample_scratch(vocab: usize) -> usize {
-    8 * vocab
+    SHARES * SHARE_BYTES + 8 * vocab
 }
+
+/// Blocks that scan the logits (`kSampleBlocks`), and the bytes of what each finds (`SampleShare`).
+const SHARES: usize = 64;
+const SHARE_BYTES: usize = 24;
 
 pub(super) fn sample(cx: &LaunchCx<'_>, logits: BufId) -> Result<(), ExecError> {
     let logits = cx.buf(logits);
     let args = SampleArgs {
         logits: logits.ptr,
-        adjusted: cx.scratch,
-        counts: cx.scratch + 4 * logits.width as u64,
+        adjusted: cx.scratch + (SHARES * SHARE_BYTES) as u64,
+        counts: cx.scratch + (SHARES * SHARE_BYTES + 4 * logits.width) as u64,
         history: cx.history,
         sampler: cx.sampler,
         sampled: cx.sampled,
         step: cx.step,
+        shares: cx.scratch,
         rows: logits.code,
         vocab: logits.width as u32,
     };
-    let block = logits.width.next_multiple_of(32).clamp(32, 1024);
+    let scan = logits.width.div_ceil(SHARES).next_multiple_of(32).clamp(32, 1024);
+    launch(cx, "sample_scan", [SHARES, 1, 1], scan, 0, &args)?;
+    let block = logits.width.next_multiple_of(32).clamp(64, 1024);
     launch(cx, "sample_token", [1, 1, 1], block, 0, &args)
 }

@@ -25,6 +25,8 @@ pub enum GroupKind {
     Experts,
     /// Ops that go row by row.
     Chain,
+    /// An mHC site: what goes into the streams, the next coefficients, what is taken out.
+    Site,
 }
 
 /// Base ops that are launched together, in plan order. Every op of a plan is in exactly one group.
@@ -58,6 +60,7 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
     match group.kind {
         GroupKind::Single => group.origin.iter().try_for_each(|id| single(cx, *id)),
         GroupKind::Chain => chain::chain(cx, &group.origin),
+        GroupKind::Site => hc::site(cx, &group.origin),
         GroupKind::Experts => {
             let Some((mut p, x)) = fuse::experts(cx.plan, group.origin[0].index()) else {
                 return args::unsupported("a group that is none of the plan's");

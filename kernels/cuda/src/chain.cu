@@ -26,7 +26,10 @@ struct ChainArgs {
     Link links[kLinks];
     const DevStep* step;
     uint32_t rows;  // code
-    uint32_t n;
+    uint32_t parts;
+    uint32_t first[kLinks + 1];  // part p: links first[p] to first[p + 1] - 1; parts have nothing to do with each other
+    uint32_t slices[kLinks];     // blocks that share out the runs of a part's rows
+    uint32_t pad;
 };
 
 template <class T>
@@ -35,24 +38,26 @@ __device__ __forceinline__ const T& link_args(const Link& l) {
     return *(const T*)l.args;
 }
 
-// grid (rows), shared: the widest Hadamard run
+// grid (rows, parts, most slices), shared: the widest Hadamard run
 KERNEL(row_chain, ChainArgs, 512) {
     DYNAMIC_SHARED(memory);
     const DevStep step = *a.step;
     const uint32_t row = blockIdx.x;
-    if (row >= step_rows(step, a.rows)) return;
-    for (uint32_t i = 0; i < a.n; i++) {
+    const uint32_t part = blockIdx.y, slice = blockIdx.z, slices = a.slices[part];
+    if (row >= step_rows(step, a.rows) || slice >= slices) return;
+    for (uint32_t i = a.first[part]; i < a.first[part + 1]; i++) {
         const Link& l = a.links[i];
         // The row as the link before left it.
-        if (i > 0) __syncthreads();
+        if (i > a.first[part]) __syncthreads();
         switch (l.kind) {
-            case kLinkNorm: norm_row(link_args<NormArgs>(l), row); break;
-            case kLinkRope: rope_row(link_args<RopeArgs>(l), step, row); break;
+            case kLinkNorm: norm_row(link_args<NormArgs>(l), row, slice, slices); break;
+            case kLinkRope: rope_row(link_args<RopeArgs>(l), step, row, slice, slices); break;
             case kLinkCacheWrite: cache_write_row(link_args<CacheWriteArgs>(l), step, row); break;
             case kLinkHadamard:
             case kLinkRoundTrip: {
                 const RunsArgs& r = link_args<RunsArgs>(l);
-                for (uint32_t run = 0; run < r.runs; run++) {
+                const uint2 runs = runs_of(r.runs, slice, slices);
+                for (uint32_t run = runs.x; run < runs.y; run++) {
                     float* x = r.x + ((size_t)row * r.runs + run) * r.width;
                     if (l.kind == kLinkHadamard) {
                         __syncthreads();

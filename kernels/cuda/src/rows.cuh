@@ -1,5 +1,6 @@
 // Ops on one row by one block: what kernels/cuda/src/chain.cu strings together. Every function is called by all threads
-// of the block and begins where the row's earlier values are visible to all of them.
+// of the block and begins where the row's earlier values are visible to all of them. Ops that treat a row's runs (heads)
+// alike can be shared out: block `slice` of `slices` takes its share of the runs.
 #pragma once
 
 #include "records.cuh"
@@ -98,7 +99,14 @@ struct HcMixArgs {
     uint32_t slices;    // of the width, 256 values each
 };
 
-__device__ inline void rope_row(const RopeArgs& a, const DevStep& step, uint32_t row) {
+// Runs of a slice: from .x on, below .y.
+__device__ __forceinline__ uint2 runs_of(uint32_t runs, uint32_t slice, uint32_t slices) {
+    const uint32_t per = (runs + slices - 1) / slices;
+    return make_uint2(min(slice * per, runs), min((slice + 1) * per, runs));
+}
+
+__device__ inline void rope_row(const RopeArgs& a, const DevStep& step, uint32_t row, uint32_t slice = 0,
+                                uint32_t slices = 1) {
     __shared__ float2 turns[256];
     const uint32_t pairs = a.dims / 2;
     const uint64_t position = a.rate == 0 ? step.position + row : (first_closed(step, a.rate) + row) * a.rate;
@@ -110,7 +118,8 @@ __device__ inline void rope_row(const RopeArgs& a, const DevStep& step, uint32_t
     }
     __syncthreads();
     float* x = a.x + (size_t)row * a.width;
-    for (uint32_t n = threadIdx.x; n < a.heads * pairs; n += blockDim.x) {
+    const uint2 heads = runs_of(a.heads, slice, slices);
+    for (uint32_t n = heads.x * pairs + threadIdx.x; n < heads.y * pairs; n += blockDim.x) {
         const uint32_t head = n / pairs, i = n % pairs;
         float* v = x + head * a.head_dim + a.offset;
         const uint32_t first = a.half != 0 ? i : 2 * i, second = a.half != 0 ? i + pairs : 2 * i + 1;
@@ -173,13 +182,14 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     write_stats(trip, a.stats == nullptr ? nullptr : a.stats + row);
 }
 
-// One warp per run, or the whole block where there are fewer runs than warps.
-__device__ inline void norm_row(const NormArgs& a, uint32_t row) {
+// One warp per run, or the whole block where there is one run.
+__device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice = 0, uint32_t slices = 1) {
     __shared__ float sums[2][32];
     const uint32_t warps = blockDim.x / 32;
-    const bool alone = a.groups >= warps;
+    const bool alone = a.groups > 1;
     const uint32_t width = alone ? 32 : blockDim.x, me = alone ? threadIdx.x & 31 : threadIdx.x;
-    for (uint32_t g = alone ? threadIdx.x / 32 : 0; g < a.groups; g += alone ? warps : 1) {
+    const uint2 groups = runs_of(a.groups, slice, slices);
+    for (uint32_t g = groups.x + (alone ? threadIdx.x / 32 : 0); g < groups.y; g += alone ? warps : 1) {
         const size_t at = ((size_t)row * a.groups + g) * a.group;
         const float* x = a.x + at;
         float mean = 0.0f;
@@ -286,9 +296,28 @@ __device__ inline void hc_expand_at(const StreamsArgs& a, uint32_t t, uint32_t c
     }
 }
 
-// Softmax over rows, then columns and rows in turn, ending on columns. Thread i < n has row i, then column i.
+// Softmax over rows, then columns and rows in turn, ending on columns. Called by a warp; c: [n, n] in shared memory.
 __device__ inline void sinkhorn(float* c, uint32_t n, uint32_t iterations, float eps) {
-    const uint32_t i = threadIdx.x;
+    const uint32_t i = threadIdx.x & 31;
+    if (n == 4) {
+        // A lane per element (twice): sums along rows and columns are two exchanges each.
+        float v = c[i & 15];
+        float best = fmaxf(v, __shfl_xor_sync(kAll, v, 1));
+        best = fmaxf(best, __shfl_xor_sync(kAll, best, 2));
+        v = expf(v - best);
+        const auto along = [](float x, int m) {
+            x += __shfl_xor_sync(kAll, x, m);
+            return x + __shfl_xor_sync(kAll, x, 2 * m);
+        };
+        v = __fdividef(v, along(v, 1)) + eps;
+        for (uint32_t round = 0; round < iterations; round++) {
+            if (round > 0) v = __fdividef(v, along(v, 1) + eps);
+            v = __fdividef(v, along(v, 4) + eps);
+        }
+        if (i < 16) c[i] = v;
+        __syncwarp();
+        return;
+    }
     if (i < n) {
         float best = -INFINITY, sum = 0.0f;
         for (uint32_t k = 0; k < n; k++) best = fmaxf(best, c[i * n + k]);

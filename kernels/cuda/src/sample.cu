@@ -2,6 +2,16 @@
 // weight), so that their order does not matter and the draw has the same bits on every run.
 #include "topk.cuh"
 
+// What a block of sample_scan found in its share of the logits.
+struct SampleShare {
+    double mass;    // sum of e^(logit - best)
+    float best;     // largest logit
+    uint32_t id;    // its lowest id
+    uint32_t key;   // ordered_key(best)
+    uint32_t bad;   // a logit is NaN or +inf
+};
+constexpr uint32_t kSampleBlocks = 64;
+
 struct SampleArgs {
     const float* logits;        // [rows, vocab]; the last row counts
     float* adjusted;            // [vocab] scratch: logits after penalties
@@ -10,6 +20,7 @@ struct SampleArgs {
     const DevSampler* sampler;
     DevSampled* sampled;
     const DevStep* step;
+    SampleShare* shares;        // [kSampleBlocks] scratch
     uint32_t rows;              // code of the logits' rows
     uint32_t vocab;
 };
@@ -64,19 +75,8 @@ struct SampleShared {
     uint64_t above;
 };
 
-// Largest logit and its lowest id; true if a logit is NaN or +inf, or all are -inf.
-__device__ inline bool find_best(SampleShared& s, const float* logits, uint32_t n) {
-    uint32_t key = 0, id = 0xffffffffu;
-    bool bad = false;
-    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
-        const float x = logits[i];
-        bad |= x != x || x == INFINITY;
-        const uint32_t k = ordered_key(x + 0.0f);
-        if (k > key) {
-            key = k;
-            id = i;
-        }
-    }
+// The largest key and its lowest id over all threads, in s.best_id (thread 0 only) and s.keys[0].
+__device__ inline void best_of_block(SampleShared& s, uint32_t key, uint32_t id) {
 #pragma unroll
     for (int m = 16; m > 0; m >>= 1) {
         const uint32_t k2 = __shfl_xor_sync(kAll, key, m), i2 = __shfl_xor_sync(kAll, id, m);
@@ -85,11 +85,12 @@ __device__ inline bool find_best(SampleShared& s, const float* logits, uint32_t 
             id = i2;
         }
     }
+    __syncthreads();
     if ((threadIdx.x & 31) == 0) {
         s.keys[threadIdx.x / 32] = key;
         s.ids[threadIdx.x / 32] = id;
     }
-    const bool any_bad = __syncthreads_or(bad) != 0;
+    __syncthreads();
     if (threadIdx.x == 0) {
         for (uint32_t w = 1; w < blockDim.x / 32; w++) {
             if (s.keys[w] > key || (s.keys[w] == key && s.ids[w] < id)) {
@@ -97,11 +98,33 @@ __device__ inline bool find_best(SampleShared& s, const float* logits, uint32_t 
                 id = s.ids[w];
             }
         }
-        s.best_id = id < n ? id : 0;
+        s.keys[0] = key;
+        s.best_id = id;
+    }
+}
+
+// Largest of logits `from` to `to` - 1 and its lowest id, in s.best and s.best_id; true if one of them is NaN or +inf.
+__device__ inline bool find_best(SampleShared& s, const float* logits, uint32_t from, uint32_t to) {
+    uint32_t key = 0, id = 0xffffffffu;
+    bool bad = false;
+#pragma unroll 4
+    for (uint32_t i = from + threadIdx.x; i < to; i += blockDim.x) {
+        const float x = logits[i];
+        bad |= x != x || x == INFINITY;
+        const uint32_t k = ordered_key(x + 0.0f);
+        if (k > key) {
+            key = k;
+            id = i;
+        }
+    }
+    const bool any_bad = __syncthreads_or(bad) != 0;
+    best_of_block(s, key, id);
+    if (threadIdx.x == 0) {
+        s.best_id = s.best_id < to ? s.best_id : from;
         s.best = logits[s.best_id];
     }
     __syncthreads();
-    return any_bad || s.best == -INFINITY;
+    return any_bad;
 }
 
 // Key T and number m of ties so that {key > T} and the first m of {key == T} are the shortest ranked prefix whose mass
@@ -181,6 +204,30 @@ __device__ inline void pick(SampleShared& s, const float* logits, uint32_t n, fl
     __syncthreads();
 }
 
+// The whole device reads the logits once: each block its share. grid (kSampleBlocks)
+KERNEL(sample_scan, SampleArgs, 1024) {
+    __shared__ SampleShared s;
+    const DevStep step = *a.step;
+    if (step.sample == 0) return;
+    const uint32_t n = a.vocab, per = (n + gridDim.x - 1) / gridDim.x;
+    const uint32_t from = min(blockIdx.x * per, n), to = min(from + per, n);
+    const float* logits = a.logits + (size_t)(step_rows(step, a.rows) - 1) * n;
+    SampleShare share = {0.0, -INFINITY, from, 0, 0};
+    if (from < to) {
+        const bool bad = find_best(s, logits, from, to);
+        share.best = s.best;
+        share.id = s.best_id;
+        share.key = ordered_key(s.best + 0.0f);
+        share.bad = bad ? 1u : 0u;
+        double mass = 0.0;
+        for (uint32_t i = from + threadIdx.x; i < to; i += blockDim.x) {
+            if (s.best != -INFINITY) mass += (double)sample_exp(__fsub_rn(logits[i], s.best));
+        }
+        share.mass = block_sum(mass, s.sums);
+    }
+    if (threadIdx.x == 0) a.shares[blockIdx.x] = share;
+}
+
 // One block.
 KERNEL(sample_token, SampleArgs, 1024) {
     __shared__ SampleShared s;
@@ -190,11 +237,18 @@ KERNEL(sample_token, SampleArgs, 1024) {
     const uint32_t n = a.vocab;
     const float* model = a.logits + (size_t)(step_rows(step, a.rows) - 1) * n;
     const float* logits = model;
-    bool wrong = find_best(s, logits, n);
+    SampleShare share = {0.0, -INFINITY, 0xffffffffu, 0, 0};
+    if (threadIdx.x < kSampleBlocks) share = a.shares[threadIdx.x];
+    bool wrong = __syncthreads_or(share.bad != 0) != 0;
+    best_of_block(s, share.key, share.id);
+    if (threadIdx.x == 0) {
+        s.best_id = s.best_id < n ? s.best_id : 0;
+        s.best = model[s.best_id];
+    }
+    __syncthreads();
+    wrong |= s.best == -INFINITY;
     const float model_best = s.best;
-    double mass = 0.0;
-    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) mass += (double)sample_exp(__fsub_rn(model[i], model_best));
-    mass = block_sum(mass, s.sums);
+    const double mass = block_sum(share.mass == 0.0 ? 0.0 : share.mass * exp((double)share.best - (double)model_best), s.sums);
     const bool penalties = p.repetition_penalty != 1.0f || p.frequency_penalty != 0.0f || p.presence_penalty != 0.0f;
     if (penalties && step.history > 0) {
         for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) a.counts[i] = 0;
@@ -214,7 +268,8 @@ KERNEL(sample_token, SampleArgs, 1024) {
         }
         __syncthreads();
         logits = a.adjusted;
-        wrong |= find_best(s, logits, n);
+        wrong |= find_best(s, logits, 0, n);
+        wrong |= s.best == -INFINITY;
     }
     const float best = s.best;
     if (threadIdx.x == 0) s.token = s.best_id;

@@ -1,0 +1,160 @@
+// One mHC site in one launch, for few tokens and four streams (MODEL1.md 3): what the block before gave is summed up and
+// goes into the streams, the coefficients of the next block are made from them, and its input is collapsed out of them.
+// Blocks share out the columns; the last one to arrive has all products and does the rest.
+#include "rows.cuh"
+
+constexpr uint32_t kSiteColumns = 64, kSiteStreams = 4, kSiteHeld = 3;
+
+struct SiteArgs {
+    HcMixArgs mix;          // x: [rows, 4, hidden]; slices: of the hidden width, 64 columns each
+    const float* experts;   // [rows, k, hidden] summed up to o, null = o is there already
+    const float* shared;    // [rows, hidden] added to that sum, null = none
+    float* sum;             // [rows, hidden] where the sum is kept
+    const float* o;         // [rows, hidden] goes into the streams, null (and no experts) = they stay as they are
+    const float* post;      // [rows, 4] of the site before
+    const float* comb;      // [rows, 4, 4] of the site before
+    float* out;             // [rows, hidden]
+    uint32_t* arrived;      // [rows], 0 before and after
+    uint32_t k;
+    uint32_t pad;
+};
+
+__device__ __forceinline__ float dot_columns(float2 m, const float* v) { return m.x * v[0] + m.y * v[1]; }
+
+// grid (slices, rows)
+EARLY_KERNEL(hc_site, SiteArgs, 256, 2) {
+    __shared__ float v[kSiteStreams][kSiteColumns], mixed[32], comb[16];
+    __shared__ uint32_t last;
+    const HcMixArgs& m = a.mix;
+    const uint32_t t = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x & 31, hidden = m.width / kSiteStreams;
+    const uint32_t from = blockIdx.x * kSiteColumns, pair = from + 2 * lane;
+    // hidden is even: a pair is inside or outside.
+    const bool inside = pair < hidden;
+    const float* matrix = (const float*)m.matrix.data;
+    const auto coefficient = [&](uint32_t output, uint32_t stream) {
+        const size_t at = (size_t)output * m.width + (size_t)stream * hidden + pair;
+        return inside && output < m.outputs ? *(const float2*)(matrix + at) : make_float2(0.0f, 0.0f);
+    };
+    float2 held[kSiteHeld][kSiteStreams];
+#pragma unroll
+    for (uint32_t i = 0; i < kSiteHeld; i++) {
+#pragma unroll
+        for (uint32_t j = 0; j < kSiteStreams; j++) held[i][j] = coefficient(warp + 8 * i, j);
+    }
+    await_predecessor();
+    if (t >= step_rows(*m.step, m.rows)) return;
+
+    // A thread has a column of a stream.
+    const uint32_t mine = threadIdx.x / kSiteColumns, c = threadIdx.x % kSiteColumns, column = from + c;
+    float* x = (float*)m.x + (size_t)t * m.width;
+    float value = 0.0f;
+    const bool goes_in = a.o != nullptr || a.experts != nullptr;
+    if (column < hidden) {
+        if (goes_in) {
+            const float* p = a.comb + t * 16 + mine;
+            float old[kSiteStreams], share[kSiteStreams];
+#pragma unroll
+            for (uint32_t j = 0; j < kSiteStreams; j++) {
+                old[j] = x[(size_t)j * hidden + column];
+                share[j] = p[4 * j];
+            }
+            const float post = a.post[t * 4 + mine];
+            float o;
+            if (a.experts != nullptr) {
+                o = a.shared == nullptr ? 0.0f : a.shared[(size_t)t * hidden + column];
+                const float* e = a.experts + (size_t)t * a.k * hidden + column;
+#pragma unroll 8
+                for (uint32_t s = 0; s < a.k; s++) o += e[(size_t)s * hidden];
+                if (mine == 0) a.sum[(size_t)t * hidden + column] = o;
+            } else {
+                o = a.o[(size_t)t * hidden + column];
+            }
+            value = post * o;
+#pragma unroll
+            for (uint32_t j = 0; j < kSiteStreams; j++) value += share[j] * old[j];
+        } else {
+            value = x[(size_t)mine * hidden + column];
+        }
+    }
+    v[mine][c] = value;
+    // All have read the column before one of them writes to it.
+    __syncthreads();
+    if (goes_in && column < hidden) x[(size_t)mine * hidden + column] = value;
+
+    float* parts = m.partial + ((size_t)t * m.slices + blockIdx.x) * (m.outputs + 1);
+    for (uint32_t o = warp, i = 0; o < m.outputs; o += 8, i++) {
+        float sum = 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < kSiteStreams; j++) {
+            float2 w = held[0][j];
+#pragma unroll
+            for (uint32_t h = 1; h < kSiteHeld; h++) {
+                if (i == h) w = held[h][j];
+            }
+            if (i >= kSiteHeld) w = coefficient(o, j);
+            sum += dot_columns(w, &v[j][2 * lane]);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) parts[o] = sum;
+    }
+    if (warp == 7) {
+        float square = 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < kSiteStreams; j++) {
+            square += v[j][2 * lane] * v[j][2 * lane] + v[j][2 * lane + 1] * v[j][2 * lane + 1];
+        }
+        square = warp_sum(square);
+        if (lane == 0) parts[m.outputs] = square;
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(a.arrived + t, 1u) + 1 == m.slices ? 1u : 0u;
+        if (last != 0) a.arrived[t] = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    if (last == 0) return;
+
+    // Eight threads per product add up its slices, always in the same order.
+    const float* all = m.partial + (size_t)t * m.slices * (m.outputs + 1);
+    for (uint32_t o = threadIdx.x / 8; o < (m.outputs + 1 + 31) / 32 * 32; o += 32) {
+        float sum = 0.0f;
+        if (o <= m.outputs) {
+#pragma unroll 4
+            for (uint32_t s = threadIdx.x % 8; s < m.slices; s += 8) sum += __ldcg(all + s * (m.outputs + 1) + o);
+        }
+        sum += __shfl_xor_sync(kAll, sum, 1);
+        sum += __shfl_xor_sync(kAll, sum, 2);
+        sum += __shfl_xor_sync(kAll, sum, 4);
+        if (o <= m.outputs && threadIdx.x % 8 == 0) mixed[o] = sum;
+    }
+    __syncthreads();
+    const float rho = 1.0f / sqrtf(mixed[m.outputs] / (float)m.width + m.norm_eps);
+    float pre[kSiteStreams];
+    const float scale = vector_at(m.scale, 0);
+#pragma unroll
+    for (uint32_t i = 0; i < kSiteStreams; i++) pre[i] = sigmoid(mixed[i] * rho * scale + vector_at(m.base, i)) + m.eps;
+    if (warp == 0) {
+        // The first warp makes the other coefficients while the others collapse.
+        if (lane < kSiteStreams) {
+            m.pre[t * 4 + lane] = pre[lane];
+            if (m.post != nullptr) {
+                m.post[t * 4 + lane] =
+                    2.0f * sigmoid(mixed[4 + lane] * rho * vector_at(m.scale, 1) + vector_at(m.base, 4 + lane));
+            }
+        }
+        if (m.comb == nullptr) return;
+        if (lane < 16) comb[lane] = mixed[8 + lane] * rho * vector_at(m.scale, 2) + vector_at(m.base, 8 + lane);
+        __syncwarp();
+        sinkhorn(comb, kSiteStreams, m.iterations, m.eps);
+        if (lane < 16) m.comb[(size_t)t * 16 + lane] = comb[lane];
+        return;
+    }
+    for (uint32_t i = threadIdx.x - 32; i < hidden; i += blockDim.x - 32) {
+        float sum = 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < kSiteStreams; j++) sum += pre[j] * __ldcg(x + (size_t)j * hidden + i);
+        a.out[(size_t)t * hidden + i] = sum;
+    }
+}
