@@ -1,7 +1,7 @@
 //! What the memory of this machine can do: the yardstick of timing tables.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::pool::Pool;
 
@@ -9,8 +9,8 @@ use super::pool::Pool;
 const LEAST: usize = 256 << 20;
 /// Most bytes to read.
 const MOST: usize = 2 << 30;
-/// Passes over them; the best counts.
-const PASSES: usize = 8;
+/// Passes over them go on for this long, since other programs may want the processor for a while; the best counts.
+const LONG: Duration = Duration::from_millis(500);
 /// Bytes of a task: small enough that no thread waits long for another.
 const TASK: usize = 1 << 20;
 
@@ -50,7 +50,8 @@ pub fn read_bandwidth(pool: &Pool, bytes: usize) -> f64 {
         parts[i].get_or_init(|| vec![0x5b5b_5b5b_5b5b_5b5b; TASK / 8]);
     });
     let mut best = f64::INFINITY;
-    for _ in 0..PASSES {
+    let begin = Instant::now();
+    while best.is_infinite() || begin.elapsed() < LONG {
         let start = Instant::now();
         pool.run(tasks, &|i| {
             black_box(sum(parts[i].get().map_or(&[], Vec::as_slice)));

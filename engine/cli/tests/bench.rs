@@ -154,7 +154,7 @@ fn markdown_is_a_table_with_its_legend() {
     assert!(widths.iter().all(|w| *w == widths[0]), "{text}");
     for part in [
         "CPU, 1 threads",
-        "tokens/s and peak memory measured",
+        "tokens/s measured: mean +- standard deviation",
         "of 2 after a warm-up",
         "estimated",
         "predicted",

@@ -45,10 +45,10 @@ const COLUMNS: [&str; 11] = [
     "read per token",
     "of read speed",
     "KV cache",
-    "peak memory",
+    "peak (predicted)",
 ];
 /// Least widths, so that rows written later line up.
-const WIDTHS: [usize; 11] = [24, 9, 8, 7, 7, 15, 18, 14, 13, 9, 11];
+const WIDTHS: [usize; 11] = [24, 10, 8, 7, 7, 15, 18, 14, 13, 9, 21];
 /// The columns of numbers are flush right.
 const LEFT: [usize; 3] = [0, 3, 5];
 
@@ -164,12 +164,18 @@ impl<W: Write> Table<W> {
             self.devices.push(device);
         }
         self.notes.insert(format!(
-            "tokens/s and peak memory measured: mean +- standard deviation of {} after {}. Read per token (weights and \
-             cache) estimated by the plan, KV cache predicted for the end of the test.{}",
+            "tokens/s measured: mean +- standard deviation of {} after {}; so is the peak of memory. Read per token (weights \
+             and cache): estimated by the plan. KV cache, and weights, cache and working memory together: predicted for the \
+             end of the test{}.{}",
             m.nanos.len(),
             match s.bench.warm_up() {
                 1 => "a warm-up".into(),
                 n => format!("{n} warm-ups"),
+            },
+            if s.threads.is_some() {
+                "; the peak holds the program and host checkpoints, too"
+            } else {
+                ""
             },
             if s.random { " Random weights: speed alone." } else { "" }
         ));
@@ -197,7 +203,11 @@ impl<W: Write> Table<W> {
             m.bytes_per_token.map_or_else(dash, human),
             share.unwrap_or_else(dash),
             human(m.kv_bytes),
-            m.peak_memory.map_or_else(dash, human),
+            format!(
+                "{} ({})",
+                m.peak_memory.map_or_else(dash, human),
+                human(m.memory_predicted)
+            ),
         ]
     }
 }
