@@ -243,6 +243,8 @@ impl<'a> LaunchCx<'a> {
 pub fn rows_code(plan: &Plan, dim: Dim) -> u32 {
     match dim {
         Dim::Const(n) => n as u32,
+        // No kernel needs to look at the step then.
+        Dim::Tokens | Dim::Output if plan.token_bucket == 1 => 1,
         Dim::Tokens => 1 << 28,
         Dim::Output if plan.all_logits => 1 << 28,
         Dim::Output => 1,

@@ -219,7 +219,8 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
     let grid = [q.rows.div_ceil(shape.tokens), parts, shape.splits];
     launch(cx, kernel, grid, THREADS, shared, &args)?;
     if shape.splits > 1 {
-        launch(cx, "attend_combine", [*heads, q.rows, 1], 128, 0, &args)?;
+        let block = head_dim.next_multiple_of(32).clamp(SPLITS, 512);
+        launch(cx, "attend_combine", [*heads, q.rows, 1], block, 0, &args)?;
     }
     Ok(())
 }

@@ -133,6 +133,9 @@ pub(super) fn pool(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
         rate: *rate as u32,
         slots: slots as u32,
     };
+    if cx.plan.token_bucket == 1 {
+        return launch(cx, "pool_one", [kv.width.div_ceil(64), 1, 1], 64, 0, &args);
+    }
     launch(cx, "pool_rows", [out.width.div_ceil(64), out.rows, 1], 64, 0, &args)?;
     let grid = [kv.width.div_ceil(256), slots.min(kv.rows), 1];
     launch(cx, "pool_state", grid, 256, 0, &args)

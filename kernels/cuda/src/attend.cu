@@ -5,6 +5,40 @@
 
 constexpr uint32_t kKeys = 32;
 
+// A tile of keys (and one of values, where they are kept apart) in shared memory, and the rows that go there.
+struct Tile {
+    float* data;  // [32][ld], twice where separate
+    uint32_t ld, fours;
+    bool separate;
+    const uint32_t *slots, *from;
+    const int32_t* rows;
+    uint32_t record;
+};
+
+// Several loads are on their way before the first is used. Rows that are none read slot 0 and count as 0.
+template <class R>
+__device__ __forceinline__ void fill_tile(const AttendArgs& a, const Tile& t) {
+    constexpr uint32_t U = R::AHEAD;
+    const uint32_t count = kKeys * t.fours * (t.separate ? 2 : 1);
+    for (uint32_t base = threadIdx.x; base < count; base += U * blockDim.x) {
+        R raw[U];
+#pragma unroll
+        for (uint32_t u = 0; u < U; u++) {
+            const uint32_t n = base + u * blockDim.x, r = n / t.fours % kKeys;
+            if (n >= count) break;
+            const Source& s = a.sources[t.from[r]];
+            raw[u].load(n >= kKeys * t.fours ? s.values : s.keys, t.slots[r], t.record, n % t.fours * 4);
+        }
+#pragma unroll
+        for (uint32_t u = 0; u < U; u++) {
+            const uint32_t n = base + u * blockDim.x, r = n / t.fours % kKeys, c = n % t.fours * 4;
+            if (n >= count) break;
+            const float4 v = t.rows[r] >= 0 ? raw[u].value() : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            *(float4*)(t.data + (n >= kKeys * t.fours ? kKeys * t.ld : 0u) + r * t.ld + c) = v;
+        }
+    }
+}
+
 // L lanes per block (a lane is a query head of a token), C columns of the output per thread.
 template <uint32_t L, uint32_t C>
 __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
@@ -15,10 +49,12 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
     // Columns are spread over threads; with fewer columns than threads, groups of threads share out the keys.
     const uint32_t columns = blockDim.x / (blockDim.x / min(blockDim.x, (d + 31) / 32 * 32));
     const uint32_t row_groups = blockDim.x / columns;
-    bool separate = false;
+    bool separate = false, alike = true;
 #pragma unroll
     for (uint32_t i = 0; i < kSources; i++) {
         separate |= i < a.n_sources && a.sources[i].keys.data != a.sources[i].values.data;
+        const uint32_t format = a.sources[0].keys.format;
+        alike &= i >= a.n_sources || (a.sources[i].keys.format == format && a.sources[i].values.format == format);
     }
     // Values that are not the keys have a tile of their own, so that both are loaded at once.
     const uint32_t tiles_size = max(kKeys * ld * (separate ? 2 : 1), row_groups > 1 ? row_groups * L * columns : 0u);
@@ -49,10 +85,14 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
     const uint32_t tiles = (total + kKeys - 1) / kKeys, per = (tiles + a.splits - 1) / a.splits;
     const uint32_t begin = min(split * per * kKeys, total), end = min((split + 1) * per * kKeys, total);
 
-    for (uint32_t n = threadIdx.x; n < L * d; n += blockDim.x) {
-        const uint32_t l = n / d, c = n % d;
+    const uint32_t fours = d / 4;
+#pragma unroll 4
+    for (uint32_t n = threadIdx.x; n < L * fours; n += blockDim.x) {
+        const uint32_t l = n / fours, c = n % fours;
         const size_t at = (size_t)(token0 + l / a.block_heads) * a.heads + head0 + l % a.block_heads;
-        q[n] = l < lanes ? a.q[at * d + c] * a.scale : 0.0f;
+        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (l < lanes) v = ((const float4*)(a.q + at * d))[c];
+        ((float4*)q)[n] = make_float4(v.x * a.scale, v.y * a.scale, v.z * a.scale, v.w * a.scale);
     }
     if (threadIdx.x < L) {
         best[threadIdx.x] = -INFINITY;
@@ -78,16 +118,14 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
             rows[threadIdx.x] = (int32_t)row;
         }
         __syncthreads();
-        const uint32_t fours = d / 4, count = kKeys * fours * (separate ? 2 : 1);
-        for (uint32_t n = threadIdx.x; n < count; n += blockDim.x) {
-            const uint32_t r = n / fours % kKeys, c = n % fours * 4;
-            const bool value = n >= kKeys * fours;
-            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (rows[r] >= 0) {
-                const Source& s = a.sources[from[r]];
-                v = record_four(value ? s.values : s.keys, slots[r], kv, c);
-            }
-            *(float4*)(tile + (value ? kKeys * ld : 0u) + r * ld + c) = v;
+        const Tile t = {tile, ld, fours, separate, slots, from, rows, kv};
+        switch (alike ? a.sources[0].keys.format : 0xffffffffu) {
+            case kCacheF32: fill_tile<RecordF32>(a, t); break;
+            case kCacheBf16: fill_tile<RecordBf16>(a, t); break;
+            case kCacheFp4: fill_tile<RecordFp4>(a, t); break;
+            case kCacheFp8Model1:
+            case kCacheFp8B64: fill_tile<RecordFp8>(a, t); break;
+            default: fill_tile<RecordAny>(a, t);
         }
         __syncthreads();
         // A warp has every eighth lane of queries, its threads one key each.
@@ -176,17 +214,23 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
 }
 
 // grid (token tiles, key heads * parts, splits), 256 threads; shared: see `shared_bytes` in ../ops/attend.rs
-KERNEL(attend_4, AttendArgs, 256) { attend_tile<4, 1>(a); }
-KERNEL(attend_4_wide, AttendArgs, 256) { attend_tile<4, 2>(a); }
-KERNEL(attend_8, AttendArgs, 256) { attend_tile<8, 1>(a); }
-KERNEL(attend_8_wide, AttendArgs, 256) { attend_tile<8, 2>(a); }
-KERNEL(attend_16, AttendArgs, 256) { attend_tile<16, 1>(a); }
+#define ATTEND(name, lanes, columns)             \
+    EARLY_KERNEL(name, AttendArgs, 256, 2) {     \
+        await_predecessor();                     \
+        attend_tile<lanes, columns>(a);          \
+    }
+
+ATTEND(attend_4, 4, 1)
+ATTEND(attend_4_wide, 4, 2)
+ATTEND(attend_8, 8, 1)
+ATTEND(attend_8_wide, 8, 2)
+ATTEND(attend_16, 16, 1)
 
 constexpr uint32_t kMostSplits = 128;
 
-// Puts the shares of one query head together. grid (heads, tokens), 128 threads
-KERNEL(attend_combine, AttendArgs, 128) {
-    __shared__ float factors[kMostSplits], largest[4], sums[4];
+// Puts the shares of one query head together. grid (heads, tokens), 128 to 512 threads
+KERNEL(attend_combine, AttendArgs, 512) {
+    __shared__ float factors[kMostSplits], largest[16], sums[16];
     if (blockIdx.y >= a.step->tokens) return;
     const uint32_t d = a.head_dim, head = blockIdx.x, s = threadIdx.x;
     const size_t at = (size_t)blockIdx.y * a.heads + head;
@@ -196,13 +240,13 @@ KERNEL(attend_combine, AttendArgs, 128) {
     const float top = fmaxf(sink, block_max(best, largest));
     // A share without keys (and a head that sees nothing at all) weighs nothing.
     const float factor = best == -INFINITY ? 0.0f : exp2f((best - top) * kLog2e);
-    factors[s] = factor;
+    if (s < kMostSplits) factors[s] = factor;
     float all = block_sum(s < a.splits ? shares[s * (d + 2) + d + 1] * factor : 0.0f, sums);
     all += sink == -INFINITY ? 0.0f : exp2f((sink - top) * kLog2e);
     for (uint32_t c = threadIdx.x; c < d; c += blockDim.x) {
         float v = 0.0f;
-        // Without a branch, so that eight shares are on their way at once. Shares without keys are 0.
-#pragma unroll 8
+        // Without a branch, so that many shares are on their way at once. Shares without keys are 0.
+#pragma unroll 16
         for (uint32_t i = 0; i < a.splits; i++) v += shares[i * (d + 2) + c] * factors[i];
         a.out[at * d + c] = all > 0.0f ? v / all : 0.0f;
     }

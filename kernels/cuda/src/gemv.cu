@@ -7,8 +7,8 @@
     EARLY_KERNEL(gemv_##format##_1x2, GemvArgs, 256, blocks) { gemv<Chunk, 1, 2>(a); }    \
     EARLY_KERNEL(gemv_##format##_8x2, GemvArgs, 256, 1) { gemv<Chunk, 8, 2>(a); }
 
-GEMV(f32, ChunkF32, 3)
-GEMV(f16, ChunkF16, 3)
-GEMV(bf16, ChunkBf16, 3)
+GEMV(f32, ChunkF32, 2)
+GEMV(f16, ChunkF16, 2)
+GEMV(bf16, ChunkBf16, 2)
 GEMV(f8, ChunkF8, 2)
 GEMV(fp4, ChunkFp4, 2)

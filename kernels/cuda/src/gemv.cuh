@@ -162,19 +162,28 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
         for (uint32_t t = 0; t < T; t++) {
             if (t >= tokens) break;
             const float4* from = (const float4*)(x + (size_t)t * a.x_stride + base);
-            for (uint32_t i = threadIdx.x; i < n / 4; i += blockDim.x) {
-                float4 v = from[i];
-                if (a.normed != 0) {
-                    square[t] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-                    if (a.norm.data != nullptr) {
-                        const float4 w = vector_four(a.norm, base + 4 * i);
-                        v.x *= w.x;
-                        v.y *= w.y;
-                        v.z *= w.z;
-                        v.w *= w.w;
-                    }
+            // Several loads are on their way before the first is used.
+            constexpr uint32_t S = LEN > 8 ? 2 : 4;
+            for (uint32_t i0 = threadIdx.x; i0 < n / 4; i0 += S * blockDim.x) {
+                float4 v[S], w[S];
+#pragma unroll
+                for (uint32_t u = 0; u < S; u++) {
+                    const uint32_t i = i0 + u * blockDim.x;
+                    if (i >= n / 4) break;
+                    v[u] = from[i];
+                    if (a.normed != 0 && a.norm.data != nullptr) w[u] = vector_four(a.norm, base + 4 * i);
                 }
-                xs[t * (a.tile / 4) + staged<LEN>(i)] = v;
+#pragma unroll
+                for (uint32_t u = 0; u < S; u++) {
+                    const uint32_t i = i0 + u * blockDim.x;
+                    if (i >= n / 4) break;
+                    float4 y = v[u];
+                    if (a.normed != 0) {
+                        square[t] += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
+                        if (a.norm.data != nullptr) y = make_float4(y.x * w[u].x, y.y * w[u].y, y.z * w[u].z, y.w * w[u].w);
+                    }
+                    xs[t * (a.tile / 4) + staged<LEN>(i)] = y;
+                }
             }
         }
     };

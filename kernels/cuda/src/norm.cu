@@ -14,11 +14,13 @@ KERNEL(norm_rows, NormArgs, 256) {
         mean = block_sum(sum, sums[0]) / (float)a.group;
     }
     float square = 0.0f;
+#pragma unroll 8
     for (uint32_t i = threadIdx.x; i < a.group; i += blockDim.x) {
         const float v = x[i] - mean;
         square += v * v;
     }
     const float scale = 1.0f / sqrtf(block_sum(square, sums[1]) / (float)a.group + a.eps);
+#pragma unroll 8
     for (uint32_t i = threadIdx.x; i < a.group; i += blockDim.x) {
         float v = (x[i] - mean) * scale;
         if (a.weight.data != nullptr) v *= vector_at(a.weight, i);

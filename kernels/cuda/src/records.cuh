@@ -75,6 +75,77 @@ __device__ inline float4 record_four(const CacheRef& c, size_t slot, uint32_t re
     }
 }
 
+// The same in two steps, for loops that have several (AHEAD) on their way: `load` without a branch, `value` later.
+struct RecordF32 {
+    static constexpr uint32_t AHEAD = 2;
+    float4 v;
+    __device__ __forceinline__ void load(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+        v = *(const float4*)(c.data + (slot * c.records + record) * c.data_bytes + 4 * i);
+    }
+    __device__ __forceinline__ float4 value() const { return v; }
+};
+
+struct RecordBf16 {
+    static constexpr uint32_t AHEAD = 4;
+    uint2 b;
+    __device__ __forceinline__ void load(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+        b = *(const uint2*)(c.data + (slot * c.records + record) * c.data_bytes + 2 * i);
+    }
+    __device__ __forceinline__ float4 value() const {
+        return make_float4(__uint_as_float(b.x << 16), __uint_as_float(b.x & 0xffff0000u), __uint_as_float(b.y << 16),
+                           __uint_as_float(b.y & 0xffff0000u));
+    }
+};
+
+struct RecordFp4 {
+    static constexpr uint32_t AHEAD = 4;
+    uint32_t b, scale;
+    __device__ __forceinline__ void load(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+        const size_t at = slot * c.records + record;
+        b = *(const uint16_t*)(c.data + at * c.data_bytes + i / 2);
+        scale = c.scales[at * c.scale_bytes + i / 32];
+    }
+    __device__ __forceinline__ float4 value() const {
+        const float s = ue8m0_to_f32(scale);
+        return make_float4(__fmul_rn(e2m1_to_f32(b), s), __fmul_rn(e2m1_to_f32(b >> 4), s),
+                           __fmul_rn(e2m1_to_f32(b >> 8), s), __fmul_rn(e2m1_to_f32(b >> 12), s));
+    }
+};
+
+// Four e4m3 values with their scale, or four bf16 ones of the part kept for rotation.
+struct RecordFp8 {
+    static constexpr uint32_t AHEAD = 3;
+    uint32_t low, high, scale;
+    bool plain;
+    __device__ __forceinline__ void load(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+        const size_t at = slot * c.records + record;
+        const uint32_t nope = c.width - c.rope;
+        plain = i >= nope;
+        const uint8_t* p = c.data + at * c.data_bytes + (plain ? nope + 2 * (i - nope) : i);
+        low = *(const uint32_t*)p;
+        high = plain ? *(const uint32_t*)(p + 4) : 0;
+        scale = c.scales[at * c.scale_bytes + (plain ? 0 : i / 64)];
+    }
+    __device__ __forceinline__ float4 value() const {
+        if (plain) {
+            return make_float4(__uint_as_float(low << 16), __uint_as_float(low & 0xffff0000u),
+                               __uint_as_float(high << 16), __uint_as_float(high & 0xffff0000u));
+        }
+        const float s = ue8m0_to_f32(scale);
+        return make_float4(__fmul_rn(e4m3_to_f32(low & 255u), s), __fmul_rn(e4m3_to_f32(low >> 8 & 255u), s),
+                           __fmul_rn(e4m3_to_f32(low >> 16 & 255u), s), __fmul_rn(e4m3_to_f32(low >> 24), s));
+    }
+};
+
+struct RecordAny {
+    static constexpr uint32_t AHEAD = 1;
+    float4 v;
+    __device__ __forceinline__ void load(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+        v = record_four(c, slot, record, i);
+    }
+    __device__ __forceinline__ float4 value() const { return v; }
+};
+
 // Whether four values at a time are aligned in every format.
 __device__ __forceinline__ bool records_by_four(const CacheRef& c) { return ((c.width | c.rope) & 3u) == 0; }
 

@@ -199,6 +199,7 @@ __device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice 
             mean = (alone ? warp_sum(sum) : block_sum(sum, sums[0])) / (float)a.group;
         }
         float square = 0.0f;
+#pragma unroll 8
         for (uint32_t i = me; i < a.group; i += width) {
             const float v = x[i] - mean;
             square += v * v;

@@ -151,10 +151,16 @@ EARLY_KERNEL(hc_site, SiteArgs, 256, 2) {
         if (lane < 16) m.comb[(size_t)t * 16 + lane] = comb[lane];
         return;
     }
-    for (uint32_t i = threadIdx.x - 32; i < hidden; i += blockDim.x - 32) {
-        float sum = 0.0f;
+    const uint32_t pairs = hidden / 2;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x - 32; i < pairs; i += blockDim.x - 32) {
+        float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
-        for (uint32_t j = 0; j < kSiteStreams; j++) sum += pre[j] * __ldcg(x + (size_t)j * hidden + i);
-        a.out[(size_t)t * hidden + i] = sum;
+        for (uint32_t j = 0; j < kSiteStreams; j++) {
+            const float2 from = __ldcg((const float2*)(x + (size_t)j * hidden) + i);
+            sum.x += pre[j] * from.x;
+            sum.y += pre[j] * from.y;
+        }
+        ((float2*)(a.out + (size_t)t * hidden))[i] = sum;
     }
 }
