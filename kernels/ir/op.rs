@@ -307,7 +307,7 @@ pub enum Op {
     /// x = act(x) in place.
     Activate { x: BufId, activation: Activation },
     /// Chooses `k` experts from router logits `[tokens, experts]`: the k largest of score + bias (ties to the lower
-    /// index), or the table's row for the token id. out_weights = score / sum of chosen scores (if normalise) * factor.
+    /// index), or the first k of the table's row for the token id. out_weights = score / sum of chosen scores (if normalise) * factor.
     Route {
         logits: BufId,
         bias: Option<WeightId>,

@@ -1,7 +1,7 @@
 //! Plans that together hold every op there is, for holding one backend to another.
 
 /// Model, edits of its recipe, largest relative difference of a row.
-pub const PLANS: [(&str, &[&str], f64); 14] = [
+pub const PLANS: [(&str, &[&str], f64); 17] = [
     ("tiny-llama", &[], 2e-5),
     (
         "tiny-llama",
@@ -24,6 +24,30 @@ pub const PLANS: [(&str, &[&str], f64); 14] = [
     ),
     ("tiny-gpt2", &[], 2e-5),
     ("tiny-gpt2", &["layers.*.attention=sliding_window:window=16"], 2e-5),
+    (
+        "tiny-llama",
+        &[
+            "layers.0.ffn=relu2",
+            "layers.1.ffn=gelu",
+            "layers.2.ffn=gelu_tanh",
+            "layers.3.ffn=identity",
+        ],
+        2e-5,
+    ),
+    ("tiny-gpt2", &["layers.0.ffn=silu", "layers.1-3.ffn=relu"], 2e-5),
+    (
+        "tiny-v4",
+        &[
+            "layers.0.ffn=experts:k=1",
+            "layers.1.ffn=relu",
+            "layers.3.ffn=experts:k=5",
+            "layers.4.ffn=experts:k=8",
+            "layers.5.ffn=experts:k=1",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
     (
         "tiny-v4",
         &["layers.*.kv_cache=f32", "layers.2,4.index_cache=f32"],

@@ -110,6 +110,38 @@ fn every_cell_of_the_validity_table_is_true() {
     }
 }
 
+/// As many experts as the checkpoint has per token is the checkpoint's own, bit for bit; a table names no more.
+#[test]
+fn experts_per_token_have_their_limits() {
+    let engine = engine("tiny-v4", 2);
+    let (facts, registry) = (engine.facts(), engine.registry());
+    let ids: Vec<u32> = (0..30).map(|i| (i * 31 % 50) + 2).collect();
+    let logits = |edits: &[&str]| {
+        let mut recipe = engine.recipe();
+        edits.iter().for_each(|e| recipe.set(e, facts, registry).unwrap());
+        let mut session = engine.session(recipe, SessionOptions::default()).unwrap();
+        session.feed(&ids, None, &Cancel::default(), &mut ()).unwrap();
+        session.output().logits.clone()
+    };
+    let own = logits(&[]);
+    assert_eq!(logits(&["layers.*.ffn=experts:k=2"]), own);
+    assert_ne!(logits(&["layers.0.ffn=experts:k=1"]), own);
+    assert_ne!(logits(&["layers.5.ffn=experts:k=8"]), own);
+    assert_ne!(logits(&["layers.5.ffn=relu2"]), own);
+    let refused = |edit: &str| engine.recipe().set(edit, facts, registry).unwrap_err().to_string();
+    let text = refused("layers.0.ffn=experts:k=3");
+    assert!(
+        text.contains("hash routing") && text.contains("accepted: 1 to 2"),
+        "{text}"
+    );
+    let text = refused("layers.5.ffn=experts:k=9");
+    assert!(text.contains("has 8 experts; accepted: 1 to 8"), "{text}");
+    let text = refused("layers.5.ffn=experts:k=0");
+    assert!(text.contains("accepted: 1 to 1024"), "{text}");
+    let text = refused("layers.5.ffn=silu");
+    assert!(text.contains("choose own"), "{text}");
+}
+
 /// Known hashes: a change of the canonical form would orphan every stored recipe.
 #[test]
 fn hashes_are_stable() {

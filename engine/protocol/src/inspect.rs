@@ -117,9 +117,10 @@ pub struct RouterMap {
     pub layers: Vec<u32>,
     /// Experts per layer.
     pub experts: u32,
-    /// Experts per token.
+    /// Experts per token: the most of all layers.
     pub per_token: u32,
-    /// `[layers, tokens, per_token]`: (expert, weight).
+    /// `[layers, tokens, per_token]`: (expert, weight). Where a layer sends tokens to fewer experts, its tokens end
+    /// with experts that do not exist, of weight 0.
     pub choices: Vec<(u16, f32)>,
     /// The tokens.
     pub tokens: Vec<TokenLabel>,

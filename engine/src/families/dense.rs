@@ -142,6 +142,7 @@ impl Dense {
             layer,
             attention: AttentionKind::Dense,
             ffn: FfnKind::SwiGlu,
+            activation: Activation::Silu,
             heads,
             kv_heads,
             head_dim,
@@ -152,6 +153,7 @@ impl Dense {
             index_dim: 0,
             experts: 0,
             experts_per_token: 0,
+            hash_routed: false,
         };
         Ok(Self {
             facts: ModelFacts {
@@ -342,7 +344,7 @@ impl Family for Dense {
     }
 
     fn lower_ffn(&self, cx: &mut Lower<'_>, layer: usize) {
-        let w = &self.layers[layer];
+        let (w, f) = (&self.layers[layer], &self.facts.layers[layer]);
         let (hidden, eps) = (self.facts.hidden, self.eps);
         let residual = cx.residual(hidden);
         let x = cx.tokens("ffn.x", hidden);
@@ -362,7 +364,7 @@ impl Family for Dense {
             gate,
             up,
             out: gate,
-            activation: Activation::Silu,
+            activation: cx.ffn_spec(f).activation,
             limit: None,
             row_weights: None,
         };

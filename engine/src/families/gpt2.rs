@@ -32,7 +32,6 @@ struct Layer {
 pub struct Gpt2 {
     facts: ModelFacts,
     eps: f32,
-    activation: Activation,
     wte: WeightId,
     wpe: WeightId,
     norm: Norm,
@@ -83,6 +82,7 @@ impl Gpt2 {
             layer,
             attention: AttentionKind::Dense,
             ffn: FfnKind::GeluMlp,
+            activation,
             heads,
             kv_heads: heads,
             head_dim: hidden / heads,
@@ -93,6 +93,7 @@ impl Gpt2 {
             index_dim: 0,
             experts: 0,
             experts_per_token: 0,
+            hash_routed: false,
         };
         Ok(Self {
             facts: ModelFacts {
@@ -107,7 +108,6 @@ impl Gpt2 {
                 full_precision,
             },
             eps: c.float_or(&["layer_norm_epsilon"], 1e-5)? as f32,
-            activation,
             wte,
             wpe,
             norm,
@@ -209,7 +209,7 @@ impl Family for Gpt2 {
     }
 
     fn lower_ffn(&self, cx: &mut Lower<'_>, layer: usize) {
-        let (w, d) = (&self.layers[layer], self.facts.hidden);
+        let (w, f, d) = (&self.layers[layer], &self.facts.layers[layer], self.facts.hidden);
         let residual = cx.residual(d);
         let x = cx.tokens("ffn.x", d);
         self.push_norm(cx, "ln_2", residual, &w.norm_2, x);
@@ -218,7 +218,7 @@ impl Family for Gpt2 {
             "ffn_act",
             Op::Activate {
                 x: inner,
-                activation: self.activation,
+                activation: cx.ffn_spec(f).activation,
             },
         );
         let out = cx.matmul("ffn.out", inner, w.out, Some(w.out_bias));

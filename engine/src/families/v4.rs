@@ -40,6 +40,7 @@ impl DeepseekV4 {
                 layer,
                 attention: c.kinds[layer],
                 ffn: FfnKind::Moe,
+                activation: Activation::Silu,
                 heads: c.heads,
                 kv_heads: 1,
                 head_dim: c.head_dim,
@@ -54,6 +55,7 @@ impl DeepseekV4 {
                 index_dim: c.index_dim,
                 experts: c.experts,
                 experts_per_token: c.experts_per_token,
+                hash_routed: c.hash[layer],
             })
             .collect();
         let facts = ModelFacts {
@@ -452,7 +454,8 @@ impl Family for DeepseekV4 {
     fn lower_ffn(&self, cx: &mut Lower<'_>, layer: usize) {
         let (c, w) = (&self.c, &self.w.layers[layer]);
         let (x, post, comb) = self.enter(cx, "ffn", &w.hc_ffn, w.ffn_norm);
-        let k = c.experts_per_token;
+        let spec = cx.ffn_spec(&self.facts.layers[layer]);
+        let k = spec.experts_per_token;
         let logits = cx.matmul("ffn.router", x, w.router, None);
         let experts = cx.buffer("ffn.experts", Dim::Tokens, Dim::Const(k), ElemType::I32);
         let weights = cx.tokens("ffn.expert_weights", k);
@@ -489,7 +492,7 @@ impl Family for DeepseekV4 {
             gate,
             up,
             out: gate,
-            activation: Activation::Silu,
+            activation: spec.activation,
             limit: c.swiglu_limit,
             row_weights,
         };

@@ -351,6 +351,54 @@ fn kept_rows_come_best_first() {
     assert_eq!(fp4.kept.len(), 100);
 }
 
+/// Layers with other numbers of experts per token: theirs, then places that name no expert.
+#[test]
+fn routers_show_as_many_experts_as_the_recipe_sends_tokens_to() {
+    let engine = engine("tiny-v4");
+    let ids = ids(&engine, 30);
+    let map = |edits: &[&str]| {
+        let mut recipe = engine.recipe();
+        for e in edits {
+            recipe.set(e, engine.facts(), engine.registry()).unwrap();
+        }
+        let replay = Replay {
+            engine: &engine,
+            recipe: &recipe,
+            ids: &ids,
+        };
+        watched(|w| replay.router(w)).unwrap()
+    };
+    let own = map(&[]);
+    // The last layer chooses by scores, the first by its table; what comes before the last one is as it was.
+    let b = map(&["layers.5.ffn=experts:k=4"]);
+    assert_eq!((own.per_token, b.per_token), (2, 4));
+    for t in 0..30 {
+        for l in 0..6 {
+            let (two, four) = (
+                &own.choices[(l * 30 + t) * 2..][..2],
+                &b.choices[(l * 30 + t) * 4..][..4],
+            );
+            if l < 5 {
+                assert_eq!(&four[..2], two);
+                assert_eq!(four[2..], [(u16::MAX, 0.0); 2]);
+                continue;
+            }
+            // The first two of four, and weights that share the same sum out to all of them.
+            assert!(four[0].0 == two[0].0 && four[1].0 == two[1].0);
+            let sum = |c: &[(u16, f32)]| c.iter().map(|c| c.1).sum::<f32>();
+            assert!((sum(four) - sum(two)).abs() < 1e-5, "{four:?} {two:?}");
+            assert!((four[0].1 / four[1].1 - two[0].1 / two[1].1).abs() < 1e-4);
+            assert!(four.iter().all(|(e, w)| *e < 8 && *w > 0.0));
+        }
+    }
+    let one = map(&["layers.0.ffn=experts:k=1"]);
+    for t in 0..30 {
+        let (two, one) = (&own.choices[t * 2..][..2], &one.choices[t * 2..][..2]);
+        assert_eq!((one[0].0, one[1]), (two[0].0, (u16::MAX, 0.0)));
+        assert!((one[0].1 - (two[0].1 + two[1].1)).abs() < 1e-5);
+    }
+}
+
 #[test]
 fn routers_agree_with_the_load_counters() {
     let engine = engine("tiny-v4");

@@ -5,7 +5,7 @@ use kernels::ir::{
 };
 
 use crate::model::WeightStore;
-use crate::recipe::{AttendSpec, LayerFacts, LayerRecipe, Recipe, Registry, Slot};
+use crate::recipe::{AttendSpec, Choice, FfnSpec, LayerFacts, LayerRecipe, Recipe, Registry, Slot};
 
 /// Tables shared by all blocks of a session's plans.
 pub(super) struct Tables {
@@ -185,6 +185,13 @@ impl<'a> Lower<'a> {
             v.attention(facts, &layer.attention.options, &mut spec);
         }
         spec
+    }
+
+    /// What the chosen feed-forward variant makes of the checkpoint's own block.
+    pub fn ffn_spec(&self, facts: &LayerFacts) -> FfnSpec {
+        let own = Choice::plain("own");
+        let choice = self.layer_recipe().map_or(&own, |l| &l.ffn);
+        self.registry.ffn_spec(facts, choice)
     }
 
     /// The output layer's weight as the recipe wants it stored.

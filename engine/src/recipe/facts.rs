@@ -1,5 +1,6 @@
 //! What a checkpoint says about a model, in the words variants need to accept or refuse it.
 
+use kernels::ir::Activation;
 use serde::Serialize;
 
 /// How a layer attends.
@@ -45,6 +46,17 @@ pub enum FfnKind {
     Moe,
 }
 
+impl FfnKind {
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            FfnKind::SwiGlu => "SwiGLU",
+            FfnKind::GeluMlp => "GELU MLP",
+            FfnKind::Moe => "mixture of experts",
+        }
+    }
+}
+
 /// Facts of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerFacts {
@@ -56,6 +68,8 @@ pub struct LayerFacts {
     pub attention: AttentionKind,
     /// What follows.
     pub ffn: FfnKind,
+    /// The activation it was trained with.
+    pub activation: Activation,
     /// Query heads.
     pub heads: usize,
     /// Key heads.
@@ -76,6 +90,8 @@ pub struct LayerFacts {
     pub experts: usize,
     /// Experts chosen per token.
     pub experts_per_token: usize,
+    /// A table names the experts of every token id; else the router's scores choose.
+    pub hash_routed: bool,
 }
 
 impl LayerFacts {

@@ -21,7 +21,7 @@ pub use diff::RecipeChange;
 pub use facts::{AttentionKind, FfnKind, LayerFacts, ModelFacts};
 pub use presets::presets;
 pub use registry::{
-    AttendSpec, Cell, HeadFormat, OptionSpec, Options, Reason, Registry, Slot, Variant, option, validity,
+    AttendSpec, Cell, FfnSpec, HeadFormat, OptionSpec, Options, Reason, Registry, Slot, Variant, option, validity,
 };
 pub use schema::json_schema;
 pub use select::Target;

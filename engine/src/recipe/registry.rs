@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kernels::ir::{CacheFormat, Mask};
+use kernels::ir::{Activation, CacheFormat, Mask};
 use serde::{Deserialize, Serialize};
 
+use super::Choice;
 use super::facts::{AttentionKind, LayerFacts};
 
 /// A place in a model where variants can be swapped.
@@ -85,6 +86,15 @@ pub struct AttendSpec {
     pub index_topk: usize,
 }
 
+/// What a feed-forward variant may change of the checkpoint's own block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FfnSpec {
+    /// Activation.
+    pub activation: Activation,
+    /// Experts per token (0 = no experts).
+    pub experts_per_token: usize,
+}
+
 /// How the output layer is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HeadFormat {
@@ -112,6 +122,8 @@ pub trait Variant: Send + Sync {
     fn accepts(&self, facts: &LayerFacts, options: &Options) -> Result<(), Reason>;
     /// For attention variants: what changes.
     fn attention(&self, _facts: &LayerFacts, _options: &Options, _spec: &mut AttendSpec) {}
+    /// For feed-forward variants: what changes.
+    fn ffn(&self, _facts: &LayerFacts, _options: &Options, _spec: &mut FfnSpec) {}
     /// For cache variants: the storage.
     fn cache_format(&self) -> Option<CacheFormat> {
         None
@@ -160,6 +172,18 @@ impl Registry {
     /// The variant of this name.
     pub fn get(&self, slot: Slot, name: &str) -> Option<&Arc<dyn Variant>> {
         self.variants.iter().find(|v| v.slot() == slot && v.name() == name)
+    }
+
+    /// What a choice makes of a layer's own feed-forward block.
+    pub fn ffn_spec(&self, facts: &LayerFacts, choice: &Choice) -> FfnSpec {
+        let mut spec = FfnSpec {
+            activation: facts.activation,
+            experts_per_token: facts.experts_per_token,
+        };
+        if let Some(v) = self.get(Slot::Ffn, &choice.variant) {
+            v.ffn(facts, &choice.options, &mut spec);
+        }
+        spec
     }
 
     /// All variants of a slot, in order of registration.

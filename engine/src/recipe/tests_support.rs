@@ -1,5 +1,7 @@
 //! Facts of small models for tests.
 
+use kernels::ir::Activation;
+
 use super::{AttentionKind, FfnKind, LayerFacts, ModelFacts};
 
 /// A MODEL1 of seven layers: two sliding, then CSA and HCA in turn.
@@ -26,6 +28,7 @@ fn model(family: &'static str, kinds: Vec<AttentionKind>, head_dim: usize, tail:
             layer,
             attention,
             ffn: if moe { FfnKind::Moe } else { FfnKind::SwiGlu },
+            activation: Activation::Silu,
             heads: 4,
             kv_heads: if moe { 1 } else { 2 },
             head_dim,
@@ -40,6 +43,7 @@ fn model(family: &'static str, kinds: Vec<AttentionKind>, head_dim: usize, tail:
             index_dim: if csa { 32 } else { 0 },
             experts: if moe { 8 } else { 0 },
             experts_per_token: if moe { 2 } else { 0 },
+            hash_routed: moe && layer < 1,
         }
     };
     ModelFacts {

@@ -1,5 +1,7 @@
 //! The variants that come with the engine. One struct and one registry line each.
 
+mod ffn;
+
 use std::sync::Arc;
 
 use kernels::ir::{CacheFormat, Mask};
@@ -14,6 +16,7 @@ pub(super) fn register(r: &mut Registry) {
     r.add(Arc::new(SlidingWindow));
     r.add(Arc::new(TopK));
     r.add(Arc::new(Own { slot: Slot::Ffn }));
+    ffn::register(r);
     for format in [
         CacheFormat::F32,
         CacheFormat::Bf16,

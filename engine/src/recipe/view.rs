@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(dense.refused.iter().map(|r| r.layer).collect::<Vec<_>>(), [0, 1]);
         assert!(dense.refused[0].reason.contains("ring of 16 tokens"));
         assert_eq!(views[3].layers, [2, 4, 6]);
-        assert!(views[0].fixed.is_empty() && !views[1].fixed.is_empty() && views[5].fixed.contains("4 streams"));
+        assert!(views[0].fixed.is_empty() && views[1].fixed.is_empty() && views[5].fixed.contains("4 streams"));
         // Every cell agrees with `check`.
         let own = Recipe::own(&facts, &registry);
         for slot in views.iter().filter(|s| s.per_layer && s.name != "residual") {

@@ -309,7 +309,7 @@ fn route(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) -
             Some(view) => {
                 let id = ctx.request.ids[t] as usize;
                 for (s, p) in picks.iter_mut().enumerate() {
-                    *p = crate::cpu::integer(view, id * k + s)
+                    *p = crate::cpu::integer(view, id * view.desc.cols + s)
                         .filter(|&e| (0..n as i64).contains(&e))
                         .ok_or_else(|| ExecError::Mismatch {
                             what: "weights",

@@ -5,7 +5,7 @@ enum Scoring : uint32_t { kSqrtSoftplus = 0, kSigmoid, kSoftmax };
 
 struct RouteArgs {
     WeightRef bias;         // [experts], null data = none
-    WeightRef table;        // [vocabulary, k] i32 or i64, null data = none
+    WeightRef table;        // [vocabulary, k or more] i32 or i64, null data = none
     const float* logits;    // [tokens, experts]
     int32_t* out_experts;   // [tokens, k]
     int32_t* copy;          // [tokens, k] for telemetry, null = none
@@ -58,7 +58,7 @@ KERNEL(route, RouteArgs, 128) {
     for (uint32_t s = 0; s < a.k; s++) {
         uint32_t chosen = 0;
         if (a.table.data != nullptr) {
-            const size_t i = (size_t)a.ids[t] * a.k + s;
+            const size_t i = (size_t)a.ids[t] * a.table.cols + s;
             const uint8_t* p = a.table.data;
             chosen = a.table.format == kI64 ? (uint32_t)((const int64_t*)p)[i] : (uint32_t)((const int32_t*)p)[i];
         } else {

@@ -154,7 +154,7 @@ fn records() {
 /// Every kind of op is run by some plan here, and every kernel there is by something in this crate.
 #[test]
 fn other_recipes() {
-    let cases: [(&str, &[&str], f64); 7] = [
+    let cases: [(&str, &[&str], f64); 9] = [
         (
             "tiny-llama",
             &[
@@ -177,6 +177,19 @@ fn other_recipes() {
             "tiny-v4",
             &["layers.*.kv_cache=bf16", "layers.2,4.index_cache=bf16"],
             1e-2,
+        ),
+        ("tiny-gpt2", &["layers.0.ffn=silu", "layers.1-3.ffn=relu2"], 5e-5),
+        (
+            "tiny-v4",
+            &[
+                "layers.0.ffn=experts:k=1",
+                "layers.1.ffn=gelu",
+                "layers.3.ffn=experts:k=5",
+                "layers.4.ffn=experts:k=8",
+                "layers.*.kv_cache=f32",
+                "layers.2,4.index_cache=f32",
+            ],
+            5e-5,
         ),
         (
             "tiny-v4",

@@ -151,7 +151,7 @@ impl Run<'_> {
                     let view = self.weights.weight(*table)?;
                     let id = self.request.ids[t] as usize;
                     (0..*k)
-                        .filter_map(|i| integer(&view, id * k + i))
+                        .filter_map(|i| integer(&view, id * view.desc.cols + i))
                         .map(|e| e as usize)
                         .collect()
                 }

@@ -39,7 +39,10 @@ fn routes(layer: &LayerFactsView) -> bool {
 fn choices(map: &RouterMap, place: usize, token: usize) -> &[(u16, f32)] {
     let k = map.per_token as usize;
     let at = (place * map.tokens.len() + token) * k;
-    map.choices.get(at..at + k).unwrap_or(&[])
+    let all = map.choices.get(at..at + k).unwrap_or(&[]);
+    // A layer with fewer experts per token than the most ends with experts that do not exist.
+    let there = all.iter().take_while(|(e, _)| u32::from(*e) < map.experts).count();
+    &all[..there]
 }
 
 /// `[experts, tokens]`: weights, masked where an expert was not chosen.
