@@ -1,19 +1,19 @@
 //! The loaded model: immutable and shared by sessions.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use checkpoint::{Checkpoint, Progress};
-use kernels::ir::{Backend, Format, SamplerParams, WeightSource};
+use kernels::ir::{Backend, Format, SamplerParams};
 use text::{Prompt, Tokenizer};
 
 use crate::device;
 use crate::error::EngineError;
 use crate::families::{self, Family};
 use crate::memory;
-use crate::model::{Stored, WeightStore, make_variant};
-use crate::recipe::{HeadFormat, ModelFacts, Recipe, Registry};
+use crate::model::WeightStore;
+use crate::recipe::{ModelFacts, Recipe, Registry};
+use crate::restore::Made;
 use crate::session::{Session, SessionOptions};
 use crate::tokenizer;
 
@@ -51,7 +51,7 @@ pub struct Engine {
     tokenizer: Result<Arc<Tokenizer>, String>,
     prompt: Prompt,
     warnings: Vec<String>,
-    variants: Mutex<HashMap<(u32, HeadFormat), Arc<Stored>>>,
+    pub(crate) variants: Mutex<Made>,
 }
 
 impl Engine {
@@ -177,27 +177,6 @@ impl Engine {
     /// A new session.
     pub fn session(self: &Arc<Self>, recipe: Recipe, options: SessionOptions) -> Result<Session, EngineError> {
         Session::new(self.clone(), recipe, options)
-    }
-
-    /// A weight in another storage, made once and shared by sessions.
-    pub(crate) fn variant(
-        &self,
-        own: kernels::ir::WeightId,
-        format: HeadFormat,
-    ) -> Result<Option<Arc<Stored>>, EngineError> {
-        let mut made = self.variants.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(v) = made.get(&(own.0, format)) {
-            return Ok(Some(v.clone()));
-        }
-        let view = self.weights.weight(own)?;
-        let bytes = view.desc.elements() * if format == HeadFormat::Fp8 { 1 } else { 2 };
-        memory::require(bytes, "the re-stored output layer", "choose weights.lm_head=own")?;
-        let Some(stored) = make_variant(view, format)? else {
-            return Ok(None);
-        };
-        let stored = Arc::new(stored);
-        made.insert((own.0, format), stored.clone());
-        Ok(Some(stored))
     }
 
     /// Bytes of all weights as stored.

@@ -28,6 +28,7 @@ mod model;
 mod par;
 mod predict;
 pub mod recipe;
+mod restore;
 mod session;
 mod stats;
 mod timing;

@@ -11,6 +11,7 @@ use crate::families;
 use crate::lower::{Bucket, Lowering};
 use crate::memory;
 use crate::recipe::{Recipe, Registry};
+use crate::restore::restored_bytes;
 
 /// Bytes of every component for a context of `context` tokens, rings allocated whole.
 pub fn kv_bytes(caches: &[CacheDesc], context: u64) -> KvBytes {
@@ -80,6 +81,7 @@ pub fn predict(path: &Path, context: Option<u64>, recipe: Option<&str>) -> Resul
     };
     let caches = loaded.family.caches(&recipe, &registry);
     plan.kv = kv_bytes(&caches, plan.context);
+    plan.weights += restored_bytes(loaded.family.as_ref(), &loaded.weights, &recipe, &registry);
     let bucket = Bucket::for_step(families::CHUNK, plan.context, false, false);
     let mut lowering = Lowering::new(loaded.family.clone(), &caches);
     plan.workspace = lowering
@@ -145,6 +147,13 @@ mod tests {
         let half = predict(&path, Some(96), Some(json)).unwrap();
         assert_eq!(2 * half.kv.rows, plan.kv.rows);
         assert_eq!(half.kv.pooling, plan.kv.pooling);
+        // Weights stored otherwise lie beside the loaded ones.
+        let json = r#"{"schema":1,"set":{"weights.ffn":"fp4","weights.lm_head":"fp8"}}"#;
+        let stored = predict(&path, Some(96), Some(json)).unwrap();
+        let recipe = Recipe::parse(json, "test", engine.facts(), engine.registry()).unwrap();
+        let more = engine.restored_bytes(&recipe);
+        assert!(more > 160 * 64, "an output layer of fp8 and more: {more}");
+        assert_eq!(stored.weights, plan.weights + more);
     }
 
     #[test]

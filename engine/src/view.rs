@@ -6,7 +6,7 @@ use kernels::ir::{BaseOp, Block, Op, Plan, WeightId, fuse};
 use protocol::{BlockView, OpView, PlanView, TensorView};
 
 use crate::error::EngineError;
-use crate::recipe::FfnKind;
+use crate::recipe::{FfnKind, Slot};
 use crate::session::Session;
 
 /// Weights an op reads.
@@ -182,16 +182,26 @@ impl Session {
     }
 
     fn slots(&self, base: &BaseOp) -> Vec<(String, String)> {
+        let weights = self.recipe.weights.slots();
+        let stored = |slot: Slot| {
+            let choice = weights.iter().find(|(s, _)| *s == slot);
+            (
+                slot.name().to_string(),
+                choice.map(|(_, c)| c.to_string()).unwrap_or_default(),
+            )
+        };
         let Some(layer) = base.layer.and_then(|l| self.recipe.layers.get(l as usize)) else {
             return match base.block {
-                Block::Head => vec![("weights.lm_head".into(), self.recipe.weights.lm_head.to_string())],
+                Block::Head => vec![stored(Slot::LmHead)],
+                Block::Embedding => vec![stored(Slot::Embedding)],
                 _ => Vec::new(),
             };
         };
-        layer
-            .slots()
-            .filter(|(s, _)| (base.block == Block::Ffn) == (*s == crate::recipe::Slot::Ffn))
+        let ffn = base.block == Block::Ffn;
+        let of_layer = layer.slots().filter(|(s, _)| ffn == (*s == Slot::Ffn));
+        of_layer
             .map(|(s, c)| (s.name().to_string(), c.to_string()))
+            .chain([stored(if ffn { Slot::FfnWeights } else { Slot::AttentionWeights })])
             .collect()
     }
 }

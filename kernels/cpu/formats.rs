@@ -10,7 +10,9 @@ use crate::ir::{Format, Layout, ScaleFormat, ScaleSpec, WeightView};
 pub(crate) use integers::IntRow;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use integers::{int_shape, unpack};
-pub use quantize::{quantize_bf16, quantize_fp8_block128, quantize_q4_0, quantize_q4_1, quantize_q8_0};
+pub use quantize::{
+    quantize_bf16, quantize_fp4_block32, quantize_fp8_block128, quantize_q4_0, quantize_q4_1, quantize_q8_0,
+};
 
 /// E4M3 code to f32 (exact; 0x7f and 0xff are NaN).
 pub fn e4m3_to_f32(code: u8) -> f32 {

@@ -1,7 +1,7 @@
 //! Plans that together hold every op there is, for holding one backend to another.
 
 /// Model, edits of its recipe, largest relative difference of a row.
-pub const PLANS: [(&str, &[&str], f64); 17] = [
+pub const PLANS: [(&str, &[&str], f64); 21] = [
     ("tiny-llama", &[], 2e-5),
     (
         "tiny-llama",
@@ -24,6 +24,39 @@ pub const PLANS: [(&str, &[&str], f64); 17] = [
     ),
     ("tiny-gpt2", &[], 2e-5),
     ("tiny-gpt2", &["layers.*.attention=sliding_window:window=16"], 2e-5),
+    (
+        "tiny-llama",
+        &["weights.attention=fp4", "weights.ffn=fp8", "weights.embedding=fp4"],
+        2e-5,
+    ),
+    (
+        "tiny-gpt2",
+        &["weights.attention=fp8", "weights.ffn=fp4", "weights.lm_head=fp4"],
+        2e-5,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "weights.attention=fp4",
+            "weights.ffn=fp4",
+            "weights.embedding=bf16",
+            "weights.lm_head=fp4",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "weights.attention=fp8",
+            "weights.ffn=fp8",
+            "weights.embedding=fp8",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
     (
         "tiny-llama",
         &[

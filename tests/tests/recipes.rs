@@ -85,8 +85,8 @@ fn every_cell_of_the_validity_table_is_true() {
             let cells = validity(engine.registry(), std::slice::from_ref(facts));
             for cell in cells {
                 let selector = match cell.slot {
-                    Slot::LmHead => "weights.lm_head".to_string(),
-                    slot => format!("layers.{l}.{}", slot.name()),
+                    slot if slot.per_layer() => format!("layers.{l}.{}", slot.name()),
+                    slot => slot.name().to_string(),
                 };
                 let edit = format!("{selector}={}", cell.variant);
                 let mut recipe = engine.recipe();
@@ -159,6 +159,18 @@ fn hashes_are_stable() {
     let again = Recipe::parse(&text, "test", engine.facts(), engine.registry()).unwrap();
     assert_eq!(again, other);
     assert_eq!(again.hash(), other.hash());
+    // Recipes written when the output layer was the only weight with a choice have the same form and hash.
+    let weights = serde_json::to_value(&other).unwrap()["weights"].clone();
+    assert_eq!(weights, serde_json::json!({ "lm_head": "own" }));
+    let old = text.replace(r#""lm_head": "own""#, r#""lm_head": "fp8""#);
+    let mut fp8 = other.clone();
+    fp8.set("weights.lm_head=fp8", engine.facts(), engine.registry())
+        .unwrap();
+    assert_eq!(
+        Recipe::parse(&old, "test", engine.facts(), engine.registry()).unwrap(),
+        fp8
+    );
+    assert_eq!(fp8.hash(), "8adb48deb5b8ccbc");
     // Key order and options left at their defaults do not matter.
     let short = r#"{"set":{"layers.1.kv_cache":"bf16"},"schema":1}"#;
     let short = Recipe::parse(short, "test", engine.facts(), engine.registry()).unwrap();
@@ -174,8 +186,13 @@ fn recipes_fit_the_schema() {
         let mut recipe = engine.recipe();
         for (l, facts) in engine.facts().layers.iter().enumerate() {
             for cell in validity(engine.registry(), std::slice::from_ref(facts)) {
-                if cell.refused.is_none() && cell.slot != Slot::LmHead {
-                    let edit = format!("layers.{l}.{}={}", cell.slot.name(), cell.variant);
+                if cell.refused.is_none() {
+                    let place = if cell.slot.per_layer() {
+                        format!("layers.{l}.")
+                    } else {
+                        String::new()
+                    };
+                    let edit = format!("{place}{}={}", cell.slot.name(), cell.variant);
                     recipe.set(&edit, engine.facts(), engine.registry()).unwrap();
                     let value = serde_json::to_value(&recipe).unwrap();
                     let errors: Vec<String> = validator.iter_errors(&value).map(|e| e.to_string()).collect();

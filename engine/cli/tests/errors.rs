@@ -18,7 +18,7 @@ fn refused(toy: &Toy, args: &[&str]) -> String {
 fn slots_and_variants() {
     let toy = Toy::new();
     let slots = "accepted: layers.N.SLOT, layers.A-B.SLOT or layers.*.SLOT with SLOT one of attention, ffn, kv_cache, \
-                 index_cache, and weights.lm_head";
+                 index_cache; weights.attention, weights.ffn, weights.embedding and weights.lm_head";
     let set = |edit: &str| refused(&toy, &["--set", edit]);
     for bad in ["layers.0.cache", "layer.0.kv_cache", "layers.x.kv_cache", "layers.0"] {
         assert_eq!(

@@ -106,7 +106,7 @@ pub enum MemoryBasis {
 pub struct MemoryPlan {
     /// What they come from.
     pub basis: MemoryBasis,
-    /// Weights as stored.
+    /// Weights as stored, and beside them those that the recipe stores otherwise.
     pub weights: u64,
     /// Cache at that context, by component.
     pub kv: KvBytes,

@@ -240,7 +240,10 @@ impl Bench {
             bytes_per_token: matches!(test.work, Work::Generate(_)).then_some((cost.weights + cost.cache) / n),
             flops_per_token: cost.flops / n,
             kv_bytes,
-            memory_predicted: self.engine.weight_bytes() + kv_bytes + workspace,
+            memory_predicted: self.engine.weight_bytes()
+                + self.engine.restored_bytes(session.recipe())
+                + kv_bytes
+                + workspace,
             peak_memory,
         })
     }

@@ -9,7 +9,7 @@ use super::{Family, Loader, cache_format, rope};
 use crate::error::EngineError;
 use crate::lower::Lower;
 use crate::model::Config;
-use crate::recipe::{AttentionKind, FfnKind, LayerFacts, ModelFacts, Recipe, Registry, Slot};
+use crate::recipe::{AttentionKind, FfnKind, LayerFacts, MatrixInputs, ModelFacts, Recipe, Registry, Slot};
 
 struct Layer {
     attn_norm: WeightId,
@@ -154,6 +154,11 @@ impl Dense {
             experts: 0,
             experts_per_token: 0,
             hash_routed: false,
+            inputs: MatrixInputs {
+                attention: vec![hidden, heads * head_dim],
+                ffn: vec![hidden, inner],
+                hidden,
+            },
         };
         Ok(Self {
             facts: ModelFacts {
@@ -396,19 +401,24 @@ impl Family for Dense {
         };
         cx.push("final_norm", norm);
         let out = cx.logits(self.facts.vocab);
-        let weight = cx.lm_head(self.head);
         cx.push(
             "lm_head",
             Op::MatMul {
                 x: last,
-                weight,
+                weight: self.head,
                 bias: None,
                 out,
             },
         );
     }
 
-    fn lm_head(&self) -> WeightId {
-        self.head
+    fn matrices(&self, slot: Slot) -> Vec<WeightId> {
+        match slot {
+            Slot::AttentionWeights => self.layers.iter().flat_map(|l| [l.q, l.k, l.v, l.o]).collect(),
+            Slot::FfnWeights => self.layers.iter().flat_map(|l| [l.gate, l.up, l.down]).collect(),
+            Slot::Embedding => vec![self.embed],
+            Slot::LmHead => vec![self.head],
+            Slot::Attention | Slot::Ffn | Slot::KvCache | Slot::IndexCache => Vec::new(),
+        }
     }
 }

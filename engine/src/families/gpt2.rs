@@ -7,7 +7,7 @@ use super::{Family, Loader};
 use crate::error::EngineError;
 use crate::lower::Lower;
 use crate::model::Config;
-use crate::recipe::{AttentionKind, FfnKind, LayerFacts, ModelFacts, Recipe, Registry};
+use crate::recipe::{AttentionKind, FfnKind, LayerFacts, MatrixInputs, ModelFacts, Recipe, Registry, Slot};
 
 struct Norm {
     weight: WeightId,
@@ -94,6 +94,11 @@ impl Gpt2 {
             experts: 0,
             experts_per_token: 0,
             hash_routed: false,
+            inputs: MatrixInputs {
+                attention: vec![hidden],
+                ffn: vec![hidden, inner],
+                hidden,
+            },
         };
         Ok(Self {
             facts: ModelFacts {
@@ -239,19 +244,24 @@ impl Family for Gpt2 {
         cx.push("take_output", Op::TakeOutput { x: residual, out: last });
         self.push_norm(cx, "ln_f", last, &self.norm, last);
         let out = cx.logits(self.facts.vocab);
-        let weight = cx.lm_head(self.wte);
         cx.push(
             "lm_head",
             Op::MatMul {
                 x: last,
-                weight,
+                weight: self.wte,
                 bias: None,
                 out,
             },
         );
     }
 
-    fn lm_head(&self) -> WeightId {
-        self.wte
+    fn matrices(&self, slot: Slot) -> Vec<WeightId> {
+        match slot {
+            Slot::AttentionWeights => self.layers.iter().flat_map(|l| [l.qkv, l.proj]).collect(),
+            Slot::FfnWeights => self.layers.iter().flat_map(|l| [l.fc, l.out]).collect(),
+            Slot::Embedding => vec![self.wte],
+            Slot::LmHead => vec![self.wte],
+            Slot::Attention | Slot::Ffn | Slot::KvCache | Slot::IndexCache => Vec::new(),
+        }
     }
 }

@@ -11,12 +11,12 @@ mod v4_weights;
 use std::sync::Arc;
 
 use checkpoint::Checkpoint;
-use kernels::ir::CacheDesc;
+use kernels::ir::{CacheDesc, WeightId};
 
 use crate::error::EngineError;
 use crate::lower::Lower;
 use crate::model::{Config, WeightStore};
-use crate::recipe::{ModelFacts, Recipe, Registry};
+use crate::recipe::{ModelFacts, Recipe, Registry, Slot};
 
 pub use loader::Loader;
 
@@ -38,8 +38,8 @@ pub trait Family: Send + Sync {
     fn lower_ffn(&self, cx: &mut Lower<'_>, layer: usize);
     /// Residual to logits.
     fn lower_head(&self, cx: &mut Lower<'_>);
-    /// The output layer's weight.
-    fn lm_head(&self) -> kernels::ir::WeightId;
+    /// The matrices whose storage a slot of weights decides; none for slots of layers.
+    fn matrices(&self, slot: Slot) -> Vec<WeightId>;
 }
 
 /// A loaded family, its weights and remarks for the user.
@@ -75,12 +75,7 @@ pub fn load(ckpt: &Checkpoint) -> Result<Loaded, EngineError> {
 }
 
 /// The storage a layer's recipe asks for.
-pub(crate) fn cache_format(
-    recipe: &Recipe,
-    registry: &Registry,
-    layer: usize,
-    slot: crate::recipe::Slot,
-) -> kernels::ir::CacheFormat {
+pub(crate) fn cache_format(recipe: &Recipe, registry: &Registry, layer: usize, slot: Slot) -> kernels::ir::CacheFormat {
     let choice = recipe
         .layers
         .get(layer)

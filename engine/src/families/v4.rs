@@ -11,7 +11,7 @@ use super::{CHUNK, Family, Loader, cache_format};
 use crate::error::EngineError;
 use crate::lower::Lower;
 use crate::model::Config;
-use crate::recipe::{AttendSpec, AttentionKind, FfnKind, LayerFacts, ModelFacts, Recipe, Registry, Slot};
+use crate::recipe::{AttendSpec, AttentionKind, FfnKind, LayerFacts, MatrixInputs, ModelFacts, Recipe, Registry, Slot};
 
 /// A loaded MODEL1.
 pub struct DeepseekV4 {
@@ -56,6 +56,16 @@ impl DeepseekV4 {
                 experts: c.experts,
                 experts_per_token: c.experts_per_token,
                 hash_routed: c.hash[layer],
+                inputs: MatrixInputs {
+                    attention: vec![
+                        c.hidden,
+                        c.q_lora,
+                        c.heads * c.head_dim / c.o_groups,
+                        c.o_groups * c.o_lora,
+                    ],
+                    ffn: vec![c.hidden, c.expert_width],
+                    hidden: c.hidden,
+                },
             })
             .collect();
         let facts = ModelFacts {
@@ -549,19 +559,24 @@ impl Family for DeepseekV4 {
         );
         self.norm(cx, "final_norm", x, Some(w.norm), d, x);
         let out = cx.logits(c.vocab);
-        let weight = cx.lm_head(w.head);
         cx.push(
             "lm_head",
             Op::MatMul {
                 x,
-                weight,
+                weight: w.head,
                 bias: None,
                 out,
             },
         );
     }
 
-    fn lm_head(&self) -> WeightId {
-        self.w.head
+    fn matrices(&self, slot: Slot) -> Vec<WeightId> {
+        match slot {
+            Slot::AttentionWeights => self.w.layers.iter().flat_map(Layer::attention_matrices).collect(),
+            Slot::FfnWeights => self.w.layers.iter().flat_map(Layer::ffn_matrices).collect(),
+            Slot::Embedding => vec![self.w.embed],
+            Slot::LmHead => vec![self.w.head],
+            Slot::Attention | Slot::Ffn | Slot::KvCache | Slot::IndexCache => Vec::new(),
+        }
     }
 }

@@ -132,6 +132,22 @@ fn load_compressor(
 }
 
 impl Layer {
+    /// Matrices of the attention block: projections, compressors, indexer.
+    pub fn attention_matrices(&self) -> Vec<WeightId> {
+        let mut out = vec![self.q_a, self.q_b, self.kv, self.o_a, self.o_b];
+        let compressors = [self.compressor.as_ref(), self.indexer.as_ref().map(|i| &i.compressor)];
+        out.extend(compressors.into_iter().flatten().flat_map(|c| [c.kv, c.gate]));
+        out.extend(self.indexer.iter().flat_map(|i| [i.q, i.weights]));
+        out
+    }
+
+    /// Matrices of the feed-forward block: the experts'. The router keeps its own.
+    pub fn ffn_matrices(&self) -> Vec<WeightId> {
+        let e = &self.experts;
+        let routed = e.w1.iter().chain(&e.w3).chain(&e.w2);
+        routed.copied().chain(self.shared.into_iter().flatten()).collect()
+    }
+
     fn load(c: &V4Config, l: &mut Loader<'_>, i: usize) -> Result<Self, EngineError> {
         let n = Names(i);
         let (d, h, w) = (c.hidden, c.heads, c.head_dim);

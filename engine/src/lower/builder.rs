@@ -5,7 +5,7 @@ use kernels::ir::{
 };
 
 use crate::model::WeightStore;
-use crate::recipe::{AttendSpec, Choice, FfnSpec, LayerFacts, LayerRecipe, Recipe, Registry, Slot};
+use crate::recipe::{AttendSpec, Choice, FfnSpec, LayerFacts, LayerRecipe, Recipe, Registry, Slot, WeightStorage};
 
 /// Tables shared by all blocks of a session's plans.
 pub(super) struct Tables {
@@ -152,6 +152,7 @@ impl<'a> Lower<'a> {
 
     /// Appends an op.
     pub fn push(&mut self, name: &str, op: Op) {
+        let op = self.restored(op);
         self.ops.push(BaseOp {
             op,
             name: name.to_string(),
@@ -194,13 +195,28 @@ impl<'a> Lower<'a> {
         self.registry.ffn_spec(facts, choice)
     }
 
-    /// The output layer's weight as the recipe wants it stored.
-    pub fn lm_head(&self, own: WeightId) -> WeightId {
-        let format = self
-            .registry
-            .get(Slot::LmHead, &self.recipe.weights.lm_head.variant)
-            .and_then(|v| v.head_format())
-            .unwrap_or(crate::recipe::HeadFormat::Own);
-        self.weights.variant(own, format).unwrap_or(own)
+    /// An op with its matrices stored as the recipe asks. Matrices that no slot covers (routers, mHC) have no other
+    /// form and stay.
+    fn restored(&self, mut op: Op) -> Op {
+        let slot = match self.block {
+            Block::Embedding => Slot::Embedding,
+            Block::Attention => Slot::AttentionWeights,
+            Block::Ffn => Slot::FfnWeights,
+            Block::Head => Slot::LmHead,
+            Block::Sampler => return op,
+        };
+        let storages = self.recipe.weights.storages(self.registry);
+        let wanted = storages.into_iter().find(|(s, _)| *s == slot);
+        let Some((_, storage)) = wanted.filter(|(_, w)| *w != WeightStorage::Own) else {
+            return op;
+        };
+        let place = |id: &mut WeightId| *id = self.weights.variant(*id, storage).unwrap_or(*id);
+        match &mut op {
+            Op::Embed { table, .. } => place(table),
+            Op::MatMul { weight, .. } | Op::GroupedMatMul { weight, .. } => place(weight),
+            Op::ExpertMatMul { weights, .. } => weights.iter_mut().for_each(place),
+            _ => {}
+        }
+        op
     }
 }

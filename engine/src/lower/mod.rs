@@ -199,9 +199,10 @@ fn choice_key(recipe: &Recipe, layer: Option<u32>, block: Block) -> String {
     match (block, layer.and_then(|l| recipe.layers.get(l as usize))) {
         (Block::Attention, Some(l)) => {
             let index = l.index_cache.as_ref().map(ToString::to_string).unwrap_or_default();
-            format!("{}|{}|{index}", l.attention, l.kv_cache)
+            format!("{}|{}|{index}|{}", l.attention, l.kv_cache, recipe.weights.attention)
         }
-        (Block::Ffn, Some(l)) => l.ffn.to_string(),
+        (Block::Ffn, Some(l)) => format!("{}|{}", l.ffn, recipe.weights.ffn),
+        (Block::Embedding, _) => recipe.weights.embedding.to_string(),
         (Block::Head, _) => recipe.weights.lm_head.to_string(),
         _ => String::new(),
     }

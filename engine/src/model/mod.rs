@@ -12,7 +12,7 @@ use kernels::ir::{ExecError, WeightDesc, WeightId, WeightSource, WeightView};
 pub use config::Config;
 pub use variant::make_variant;
 
-use crate::recipe::HeadFormat;
+use crate::recipe::WeightStorage;
 
 /// One weight with its bytes (borrowed from the memory map, or owned for variants).
 #[derive(Clone)]
@@ -29,7 +29,7 @@ pub struct Stored {
 #[derive(Clone, Default)]
 pub struct WeightStore {
     entries: Vec<Arc<Stored>>,
-    variants: HashMap<(WeightId, HeadFormat), WeightId>,
+    variants: HashMap<(WeightId, WeightStorage), WeightId>,
 }
 
 impl WeightStore {
@@ -68,22 +68,22 @@ impl WeightStore {
         self.entries.is_empty()
     }
 
-    /// The id of `own` stored as `format`, if it was made.
-    pub fn variant(&self, own: WeightId, format: HeadFormat) -> Option<WeightId> {
-        if format == HeadFormat::Own {
+    /// The id of `own` in a storage, if it was made.
+    pub fn variant(&self, own: WeightId, storage: WeightStorage) -> Option<WeightId> {
+        if storage == WeightStorage::Own {
             Some(own)
         } else {
-            self.variants.get(&(own, format)).copied()
+            self.variants.get(&(own, storage)).copied()
         }
     }
 
     /// Registers a variant of a weight.
-    pub fn add_variant(&mut self, own: WeightId, format: HeadFormat, stored: Arc<Stored>) -> WeightId {
-        if let Some(&id) = self.variants.get(&(own, format)) {
+    pub fn add_variant(&mut self, own: WeightId, storage: WeightStorage, stored: Arc<Stored>) -> WeightId {
+        if let Some(&id) = self.variants.get(&(own, storage)) {
             return id;
         }
         let id = self.add_shared(stored);
-        self.variants.insert((own, format), id);
+        self.variants.insert((own, storage), id);
         id
     }
 }

@@ -56,12 +56,14 @@ impl Recipe {
                 }
             }));
         }
-        if self.weights.lm_head != other.weights.lm_head {
-            changes.push(RecipeChange {
-                selector: Slot::LmHead.name().to_string(),
-                choice: self.weights.lm_head.clone(),
-                from: other.weights.lm_head.clone(),
-            });
+        for ((slot, new), (_, old)) in self.weights.slots().into_iter().zip(other.weights.slots()) {
+            if new != old {
+                changes.push(RecipeChange {
+                    selector: slot.name().to_string(),
+                    choice: new.clone(),
+                    from: old.clone(),
+                });
+            }
         }
         changes
     }
@@ -101,6 +103,7 @@ mod tests {
             "layers.*.index_cache=fp8_b64",
             "layers.0.attention=top_k:k=8",
             "weights.lm_head=fp8",
+            "weights.ffn=fp4",
         ] {
             b.set(edit, &facts, &registry).unwrap();
         }
@@ -109,6 +112,7 @@ mod tests {
             "layers.0.attention=top_k:k=8",
             "layers.1,3-6.kv_cache=f32",
             "layers.*.index_cache=fp8_b64",
+            "weights.ffn=fp4",
             "weights.lm_head=fp8",
         ];
         assert_eq!(changes, want);
@@ -125,8 +129,8 @@ mod tests {
         /// Applying the changes leads from one recipe to the other, whatever they are.
         #[test]
         fn changes_lead_from_one_to_the_other(
-            a in proptest::collection::vec((0usize..7, 0usize..4, 0usize..6), 0..12),
-            b in proptest::collection::vec((0usize..7, 0usize..4, 0usize..6), 0..12),
+            a in proptest::collection::vec((0usize..7, 0usize..8, 0usize..8), 0..12),
+            b in proptest::collection::vec((0usize..7, 0usize..8, 0usize..8), 0..12),
         ) {
             let (facts, registry) = (facts(), Registry::default());
             let make = |edits: &[(usize, usize, usize)]| {
@@ -136,7 +140,8 @@ mod tests {
                     let names: Vec<&str> = registry.of(slot).map(|v| v.name()).collect();
                     let name = names[variant % names.len()];
                     // Choices that a layer refuses leave the recipe as it was.
-                    let _ = r.set(&format!("layers.{layer}.{}={name}", slot.name()), &facts, &registry);
+                    let place = if slot.per_layer() { format!("layers.{layer}.") } else { String::new() };
+                    let _ = r.set(&format!("{place}{}={name}", slot.name()), &facts, &registry);
                 }
                 r
             };

@@ -57,6 +57,17 @@ impl FfnKind {
     }
 }
 
+/// How many inputs the matrices have that storage of weights can change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct MatrixInputs {
+    /// Of the layer's attention block.
+    pub attention: Vec<usize>,
+    /// Of its feed-forward block.
+    pub ffn: Vec<usize>,
+    /// Of the model's embedding and output layer: the residual's width.
+    pub hidden: usize,
+}
+
 /// Facts of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerFacts {
@@ -92,6 +103,8 @@ pub struct LayerFacts {
     pub experts_per_token: usize,
     /// A table names the experts of every token id; else the router's scores choose.
     pub hash_routed: bool,
+    /// Inputs of matrices.
+    pub inputs: MatrixInputs,
 }
 
 impl LayerFacts {

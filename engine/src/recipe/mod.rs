@@ -7,10 +7,12 @@ mod presets;
 mod registry;
 mod schema;
 mod select;
+mod storage;
 #[cfg(test)]
 pub(crate) mod tests_support;
 mod variants;
 mod view;
+mod weights;
 
 use kernels::ir::{CacheFormat, SamplerParams};
 use serde::{Deserialize, Serialize};
@@ -18,14 +20,14 @@ use sha2::{Digest, Sha256};
 
 pub use choice::Choice;
 pub use diff::RecipeChange;
-pub use facts::{AttentionKind, FfnKind, LayerFacts, ModelFacts};
+pub use facts::{AttentionKind, FfnKind, LayerFacts, MatrixInputs, ModelFacts};
 pub use presets::presets;
-pub use registry::{
-    AttendSpec, Cell, FfnSpec, HeadFormat, OptionSpec, Options, Reason, Registry, Slot, Variant, option, validity,
-};
+pub use registry::{AttendSpec, Cell, FfnSpec, OptionSpec, Options, Reason, Registry, Slot, Variant, option, validity};
 pub use schema::json_schema;
 pub use select::Target;
+pub use storage::WeightStorage;
 pub use view::slot_views;
+pub use weights::WeightRecipe;
 
 /// Version of the recipe's JSON form.
 pub const SCHEMA: u32 = 1;
@@ -52,7 +54,7 @@ pub enum RecipeError {
     /// A selector that names no slot.
     #[error(
         "`{selector}` names no slot; accepted: layers.N.SLOT, layers.A-B.SLOT or layers.*.SLOT with SLOT one of \
-         attention, ffn, kv_cache, index_cache, and weights.lm_head"
+         attention, ffn, kv_cache, index_cache; weights.attention, weights.ffn, weights.embedding and weights.lm_head"
     )]
     Selector {
         /// As written.
@@ -140,14 +142,6 @@ pub struct LayerRecipe {
     pub index_cache: Option<Choice>,
 }
 
-/// Choices about weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WeightRecipe {
-    /// Output layer.
-    pub lm_head: Choice,
-}
-
 /// A complete recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -208,9 +202,7 @@ impl Recipe {
             schema: SCHEMA,
             model: facts.key(),
             layers,
-            weights: WeightRecipe {
-                lm_head: Choice::plain("own"),
-            },
+            weights: WeightRecipe::default(),
             sampler: SamplerParams::default(),
         }
     }
@@ -272,11 +264,14 @@ impl Recipe {
     ) -> Result<(), RecipeError> {
         let target = Target::parse(selector, self.layers.len())?;
         let mut changed = self.clone();
-        let Target::Layers { layers, slot, all } = target else {
-            changed.weights.lm_head = choice;
-            changed.check(facts, registry)?;
-            *self = changed;
-            return Ok(());
+        let (layers, slot, all) = match target {
+            Target::Layers { layers, slot, all } => (layers, slot, all),
+            Target::Weights(slot) => {
+                changed.weights.set(slot, choice);
+                changed.check(facts, registry)?;
+                *self = changed;
+                return Ok(());
+            }
         };
         let mut placed = 0;
         for i in layers {
@@ -288,7 +283,7 @@ impl Recipe {
                 // `layers.*` means "wherever there is an indexer"; a layer named on its own must have one.
                 Slot::IndexCache if all && layer.index_cache.is_none() => continue,
                 Slot::IndexCache => layer.index_cache = Some(choice.clone()),
-                Slot::LmHead => continue,
+                Slot::AttentionWeights | Slot::FfnWeights | Slot::Embedding | Slot::LmHead => continue,
             }
             placed += 1;
         }
@@ -317,8 +312,11 @@ impl Recipe {
                 check_choice(&format!("layers.{i}.{}", slot.name()), slot, choice, f, registry)?;
             }
         }
-        if let Some(f) = facts.layers.last() {
-            check_choice("weights.lm_head", Slot::LmHead, &self.weights.lm_head, f, registry)?;
+        for (slot, choice) in self.weights.slots() {
+            // A storage of weights is that of all layers: every one must take it.
+            for f in &facts.layers {
+                check_choice(slot.name(), slot, choice, f, registry)?;
+            }
         }
         self.sampler.validate().map_err(RecipeError::Sampler)
     }

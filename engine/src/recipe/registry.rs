@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Choice;
 use super::facts::{AttentionKind, LayerFacts};
+use super::storage::WeightStorage;
 
 /// A place in a model where variants can be swapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,6 +22,15 @@ pub enum Slot {
     KvCache,
     /// Per layer: storage of indexer rows.
     IndexCache,
+    /// Model: storage of the attention blocks' matrices.
+    #[serde(rename = "weights.attention")]
+    AttentionWeights,
+    /// Model: storage of the feed-forward blocks' matrices.
+    #[serde(rename = "weights.ffn")]
+    FfnWeights,
+    /// Model: storage of the token embedding.
+    #[serde(rename = "weights.embedding")]
+    Embedding,
     /// Model: storage of the output layer.
     #[serde(rename = "weights.lm_head")]
     LmHead,
@@ -28,13 +38,19 @@ pub enum Slot {
 
 impl Slot {
     /// All slots.
-    pub const ALL: [Slot; 5] = [
+    pub const ALL: [Slot; 8] = [
         Slot::Attention,
         Slot::Ffn,
         Slot::KvCache,
         Slot::IndexCache,
+        Slot::AttentionWeights,
+        Slot::FfnWeights,
+        Slot::Embedding,
         Slot::LmHead,
     ];
+
+    /// Those that say how weights are stored: one each for the whole model.
+    pub const WEIGHTS: [Slot; 4] = [Slot::AttentionWeights, Slot::FfnWeights, Slot::Embedding, Slot::LmHead];
 
     /// The name used in recipes.
     pub const fn name(self) -> &'static str {
@@ -43,13 +59,16 @@ impl Slot {
             Slot::Ffn => "ffn",
             Slot::KvCache => "kv_cache",
             Slot::IndexCache => "index_cache",
+            Slot::AttentionWeights => "weights.attention",
+            Slot::FfnWeights => "weights.ffn",
+            Slot::Embedding => "weights.embedding",
             Slot::LmHead => "weights.lm_head",
         }
     }
 
     /// Whether the slot exists once per layer.
     pub const fn per_layer(self) -> bool {
-        !matches!(self, Slot::LmHead)
+        matches!(self, Slot::Attention | Slot::Ffn | Slot::KvCache | Slot::IndexCache)
     }
 }
 
@@ -95,17 +114,6 @@ pub struct FfnSpec {
     pub experts_per_token: usize,
 }
 
-/// How the output layer is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HeadFormat {
-    /// As in the checkpoint.
-    Own,
-    /// bfloat16.
-    Bf16,
-    /// e4m3 with one power-of-two scale per 128 x 128 block.
-    Fp8,
-}
-
 /// Something that fits a slot. Composed of existing ops, it is one file and one registry line, also from outside.
 pub trait Variant: Send + Sync {
     /// Where it goes.
@@ -128,8 +136,8 @@ pub trait Variant: Send + Sync {
     fn cache_format(&self) -> Option<CacheFormat> {
         None
     }
-    /// For the output layer.
-    fn head_format(&self) -> Option<HeadFormat> {
+    /// For variants of weights: the storage.
+    fn weight_storage(&self) -> Option<WeightStorage> {
         None
     }
 }
@@ -184,6 +192,12 @@ impl Registry {
             v.ffn(facts, &choice.options, &mut spec);
         }
         spec
+    }
+
+    /// What a choice makes of the storage of a slot's weights.
+    pub fn weight_storage(&self, slot: Slot, choice: &Choice) -> WeightStorage {
+        let variant = self.get(slot, &choice.variant);
+        variant.and_then(|v| v.weight_storage()).unwrap_or(WeightStorage::Own)
     }
 
     /// All variants of a slot, in order of registration.

@@ -58,7 +58,12 @@ pub fn json_schema(registry: &Registry) -> Value {
             "layers": { "type": "array", "items": layer },
             "weights": {
                 "type": "object",
-                "properties": { "lm_head": choices(registry, Slot::LmHead) },
+                "properties": {
+                    "attention": choices(registry, Slot::AttentionWeights),
+                    "ffn": choices(registry, Slot::FfnWeights),
+                    "embedding": choices(registry, Slot::Embedding),
+                    "lm_head": choices(registry, Slot::LmHead),
+                },
                 "required": ["lm_head"],
                 "additionalProperties": false,
             },

@@ -15,16 +15,16 @@ pub enum Target {
         /// Written as `*`.
         all: bool,
     },
-    /// The output layer's storage.
-    LmHead,
+    /// The storage of some weights, in the whole model.
+    Weights(Slot),
 }
 
 impl Target {
     /// Reads `layers.3-8.kv_cache`, `layers.2.attention`, `layers.*.index_cache`, `layers.1,4-6.ffn` or
-    /// `weights.lm_head`, for a model of `count` layers.
+    /// `weights.ffn`, for a model of `count` layers.
     pub fn parse(selector: &str, count: usize) -> Result<Self, RecipeError> {
-        if selector == Slot::LmHead.name() {
-            return Ok(Target::LmHead);
+        if let Some(slot) = Slot::WEIGHTS.into_iter().find(|s| s.name() == selector) {
+            return Ok(Target::Weights(slot));
         }
         let wrong = || RecipeError::Selector {
             selector: selector.to_string(),
@@ -87,7 +87,9 @@ mod tests {
                 all: false
             }
         );
-        assert_eq!(Target::parse("weights.lm_head", 8).unwrap(), Target::LmHead);
+        for slot in Slot::WEIGHTS {
+            assert_eq!(Target::parse(slot.name(), 8).unwrap(), Target::Weights(slot));
+        }
         let e = Target::parse("layers.7-9.attention", 8).unwrap_err().to_string();
         assert_eq!(
             e,
@@ -100,6 +102,8 @@ mod tests {
             "layers.1.weights",
             "layers.5-2.ffn",
             "layers.1.weights.lm_head",
+            "weights",
+            "weights.router",
         ] {
             assert!(
                 matches!(Target::parse(bad, 8), Err(RecipeError::Selector { .. })),

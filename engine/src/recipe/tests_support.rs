@@ -2,7 +2,7 @@
 
 use kernels::ir::Activation;
 
-use super::{AttentionKind, FfnKind, LayerFacts, ModelFacts};
+use super::{AttentionKind, FfnKind, LayerFacts, MatrixInputs, ModelFacts};
 
 /// A MODEL1 of seven layers: two sliding, then CSA and HCA in turn.
 pub fn facts() -> ModelFacts {
@@ -44,6 +44,11 @@ fn model(family: &'static str, kinds: Vec<AttentionKind>, head_dim: usize, tail:
             experts: if moe { 8 } else { 0 },
             experts_per_token: if moe { 2 } else { 0 },
             hash_routed: moe && layer < 1,
+            inputs: MatrixInputs {
+                attention: vec![64, 4 * head_dim],
+                ffn: vec![64, 32],
+                hidden: 64,
+            },
         }
     };
     ModelFacts {

@@ -1,13 +1,14 @@
 //! The variants that come with the engine. One struct and one registry line each.
 
 mod ffn;
+mod weights;
 
 use std::sync::Arc;
 
 use kernels::ir::{CacheFormat, Mask};
 
 use super::facts::{AttentionKind, LayerFacts};
-use super::registry::{AttendSpec, HeadFormat, OptionSpec, Options, Reason, Registry, Slot, Variant, option};
+use super::registry::{AttendSpec, OptionSpec, Options, Reason, Registry, Slot, Variant, option};
 
 /// Registers them all.
 pub(super) fn register(r: &mut Registry) {
@@ -35,15 +36,7 @@ pub(super) fn register(r: &mut Registry) {
     for format in index {
         r.add(Arc::new(IndexStorage { format }));
     }
-    r.add(Arc::new(Head {
-        format: HeadFormat::Own,
-    }));
-    r.add(Arc::new(Head {
-        format: HeadFormat::Bf16,
-    }));
-    r.add(Arc::new(Head {
-        format: HeadFormat::Fp8,
-    }));
+    weights::register(r);
 }
 
 fn refuse(reason: String) -> Result<(), Reason> {
@@ -258,37 +251,6 @@ impl Variant for IndexStorage {
         Ok(())
     }
     fn cache_format(&self) -> Option<CacheFormat> {
-        Some(self.format)
-    }
-}
-
-/// Storage of the output layer.
-struct Head {
-    format: HeadFormat,
-}
-
-impl Variant for Head {
-    fn slot(&self) -> Slot {
-        Slot::LmHead
-    }
-    fn name(&self) -> &'static str {
-        match self.format {
-            HeadFormat::Own => "own",
-            HeadFormat::Bf16 => "bf16",
-            HeadFormat::Fp8 => "fp8",
-        }
-    }
-    fn help(&self) -> &'static str {
-        match self.format {
-            HeadFormat::Own => "as stored in the checkpoint",
-            HeadFormat::Bf16 => "rounded to bfloat16 when chosen; the original stays loaded",
-            HeadFormat::Fp8 => "rounded to e4m3 with 128 x 128 power-of-two scales; the original stays loaded",
-        }
-    }
-    fn accepts(&self, _: &LayerFacts, _: &Options) -> Result<(), Reason> {
-        Ok(())
-    }
-    fn head_format(&self) -> Option<HeadFormat> {
         Some(self.format)
     }
 }

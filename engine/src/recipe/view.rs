@@ -66,7 +66,11 @@ impl Recipe {
             json: serde_json::to_string_pretty(self).unwrap_or_default(),
             hash: self.hash(),
             layers: self.layers.iter().map(layer).collect(),
-            model: vec![(Slot::LmHead.name().to_string(), (&self.weights.lm_head).into())],
+            model: self
+                .weights
+                .slots()
+                .map(|(slot, choice)| (slot.name().to_string(), choice.into()))
+                .to_vec(),
             changes: self.changes_from(own).iter().map(Into::into).collect(),
             converted_at: converted_at.to_vec(),
         }
@@ -105,10 +109,11 @@ pub fn slot_views(facts: &ModelFacts, registry: &Registry) -> Vec<SlotView> {
 fn slot_view(slot: Slot, facts: &ModelFacts, registry: &Registry) -> SlotView {
     let has = |l: &&super::LayerFacts| slot.per_layer() && (slot != Slot::IndexCache || l.index_topk > 0);
     let layers: Vec<&super::LayerFacts> = facts.layers.iter().filter(has).collect();
+    // What holds for the whole model must suit every layer.
     let judges: Vec<&super::LayerFacts> = if slot.per_layer() {
         layers.clone()
     } else {
-        facts.layers.last().into_iter().collect()
+        facts.layers.iter().collect()
     };
     let variants: Vec<VariantView> = registry
         .of(slot)
@@ -133,6 +138,7 @@ fn slot_view(slot: Slot, facts: &ModelFacts, registry: &Registry) -> SlotView {
                     let layer = if slot.per_layer() { l.layer as u32 } else { 0 };
                     Some(Refusal { layer, reason })
                 })
+                .take(if slot.per_layer() { usize::MAX } else { 1 })
                 .collect(),
         })
         .collect();
@@ -170,6 +176,9 @@ mod tests {
                 "ffn",
                 "kv_cache",
                 "index_cache",
+                "weights.attention",
+                "weights.ffn",
+                "weights.embedding",
                 "weights.lm_head",
                 "residual"
             ]
@@ -179,7 +188,7 @@ mod tests {
         assert_eq!(dense.refused.iter().map(|r| r.layer).collect::<Vec<_>>(), [0, 1]);
         assert!(dense.refused[0].reason.contains("ring of 16 tokens"));
         assert_eq!(views[3].layers, [2, 4, 6]);
-        assert!(views[0].fixed.is_empty() && views[1].fixed.is_empty() && views[5].fixed.contains("4 streams"));
+        assert!(views[0].fixed.is_empty() && views[1].fixed.is_empty() && views[8].fixed.contains("4 streams"));
         // Every cell agrees with `check`.
         let own = Recipe::own(&facts, &registry);
         for slot in views.iter().filter(|s| s.per_layer && s.name != "residual") {
@@ -196,6 +205,34 @@ mod tests {
         }
         let dense = slot_views(&dense_facts(), &registry);
         assert!(dense[3].layers.is_empty() && dense[3].fixed.contains("no layer"));
+    }
+
+    /// One layer that cannot take a storage of weights is enough; it is said once.
+    #[test]
+    fn weights_are_stored_so_that_every_layer_takes_it() {
+        let registry = Registry::default();
+        let mut facts = facts();
+        facts.layers[3].inputs.ffn[1] = 33;
+        let views = slot_views(&facts, &registry);
+        let refused: Vec<(&str, &str)> = views
+            .iter()
+            .filter(|s| s.name.starts_with("weights."))
+            .flat_map(|s| s.variants.iter().map(|v| (s.name.as_str(), v)))
+            .filter(|(_, v)| !v.refused.is_empty())
+            .map(|(s, v)| (s, v.name.as_str()))
+            .collect();
+        assert_eq!(refused, [("weights.ffn", "fp4")]);
+        let fp4 = &views[5].variants[3];
+        assert_eq!(fp4.refused.len(), 1);
+        assert!(fp4.refused[0].reason.contains("33 inputs"), "{}", fp4.refused[0].reason);
+        let mut own = Recipe::own(&facts, &registry);
+        let text = own.set("weights.ffn=fp4", &facts, &registry).unwrap_err().to_string();
+        assert!(
+            text.contains("weights.ffn: `fp4` cannot be used here") && text.contains("33"),
+            "{text}"
+        );
+        own.set("weights.ffn=fp8", &facts, &registry).unwrap();
+        own.set("weights.attention=fp4", &facts, &registry).unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@ use kernels::ir::CacheId;
 
 use super::Session;
 use crate::error::EngineError;
-use crate::recipe::{HeadFormat, Recipe, Slot};
+use crate::recipe::Recipe;
 
 /// What a swap did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,13 +34,7 @@ impl Session {
                 report.converted += 1;
             }
         }
-        report.blocks = old
-            .layers
-            .iter()
-            .zip(&self.recipe.layers)
-            .filter(|(a, b)| a != b)
-            .count()
-            + usize::from(old.weights != self.recipe.weights);
+        report.blocks = changed_blocks(&old, &self.recipe);
         if report.converted > 0 {
             // Checkpoints hold rows in the old storage; a rewind replays from the start instead.
             self.snapshots.clear();
@@ -58,20 +52,23 @@ impl Session {
 
     /// Makes the weights the recipe wants stored otherwise.
     pub(super) fn place_variants(&mut self) -> Result<(), EngineError> {
-        let choice = &self.recipe.weights.lm_head.variant;
-        let format = self
-            .engine
-            .registry()
-            .get(Slot::LmHead, choice)
-            .and_then(|v| v.head_format())
-            .unwrap_or(HeadFormat::Own);
-        let own = self.engine.family.lm_head();
-        if self.weights.variant(own, format).is_some() {
-            return Ok(());
-        }
-        if let Some(stored) = self.engine.variant(own, format)? {
-            self.weights.add_variant(own, format, stored);
+        let mut wanted = self.engine.wanted(&self.recipe);
+        wanted.retain(|r| self.weights.variant(r.own, r.storage).is_none());
+        let stored = self.engine.variants(&wanted, &self.recipe)?;
+        for (r, stored) in wanted.iter().zip(stored) {
+            self.weights.add_variant(r.own, r.storage, stored);
         }
         Ok(())
     }
+}
+
+/// Blocks that two recipes of one model make different ops of.
+fn changed_blocks(old: &Recipe, new: &Recipe) -> usize {
+    let (a, b) = (&old.weights, &new.weights);
+    let (attention, ffn) = (a.attention != b.attention, a.ffn != b.ffn);
+    let of_layers = old.layers.iter().zip(&new.layers).map(|(x, y)| {
+        let rows = x.attention != y.attention || x.kv_cache != y.kv_cache || x.index_cache != y.index_cache;
+        usize::from(attention || rows) + usize::from(ffn || x.ffn != y.ffn)
+    });
+    of_layers.sum::<usize>() + usize::from(a.embedding != b.embedding) + usize::from(a.lm_head != b.lm_head)
 }

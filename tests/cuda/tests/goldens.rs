@@ -154,7 +154,7 @@ fn records() {
 /// Every kind of op is run by some plan here, and every kernel there is by something in this crate.
 #[test]
 fn other_recipes() {
-    let cases: [(&str, &[&str], f64); 9] = [
+    let cases: [(&str, &[&str], f64); 12] = [
         (
             "tiny-llama",
             &[
@@ -177,6 +177,28 @@ fn other_recipes() {
             "tiny-v4",
             &["layers.*.kv_cache=bf16", "layers.2,4.index_cache=bf16"],
             1e-2,
+        ),
+        (
+            "tiny-qwen2",
+            &["weights.attention=fp4", "weights.ffn=fp8", "weights.embedding=fp4"],
+            5e-5,
+        ),
+        (
+            "tiny-gpt2",
+            &["weights.attention=fp8", "weights.ffn=fp4", "weights.lm_head=fp4"],
+            5e-5,
+        ),
+        (
+            "tiny-v4",
+            &[
+                "weights.attention=fp4",
+                "weights.ffn=fp4",
+                "weights.embedding=fp8",
+                "weights.lm_head=fp4",
+                "layers.*.kv_cache=f32",
+                "layers.2,4.index_cache=f32",
+            ],
+            1e-4,
         ),
         ("tiny-gpt2", &["layers.0.ffn=silu", "layers.1-3.ffn=relu2"], 5e-5),
         (

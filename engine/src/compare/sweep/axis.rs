@@ -124,7 +124,7 @@ pub fn grid(engine: &Engine, a: &Recipe, axes: &[Axis]) -> Result<(Vec<Candidate
     Ok(made.finish())
 }
 
-/// Every choice of every axis in one layer alone (in the whole model for `weights.lm_head`).
+/// Every choice of every axis in one layer alone (in the whole model for `weights.*`).
 ///
 /// # Errors
 /// As [`grid`].
@@ -132,7 +132,7 @@ pub fn singles(engine: &Engine, a: &Recipe, axes: &[Axis]) -> Result<(Vec<Candid
     let mut made = Made::new(engine, a);
     for axis in axes {
         let places = match Target::parse(&axis.selector, a.layers.len())? {
-            Target::LmHead => vec![axis.selector.clone()],
+            Target::Weights(_) => vec![axis.selector.clone()],
             Target::Layers { layers, slot, all } => {
                 let has = |i: &usize| a.layers[*i].slots().any(|(s, _)| s == slot);
                 let there = layers.into_iter().filter(|i| !all || has(i));

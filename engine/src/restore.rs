@@ -1,0 +1,126 @@
+//! Weights in the storage a recipe asks for: what it would take, and making it. Originals stay loaded, so that going back
+//! costs nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+
+use kernels::ir::{WeightDesc, WeightId, WeightSource};
+
+use crate::engine::{Engine, default_threads};
+use crate::error::EngineError;
+use crate::families::Family;
+use crate::memory;
+use crate::model::{Stored, WeightStore, make_variant};
+use crate::recipe::{Recipe, Registry, WeightStorage};
+
+/// A weight to be stored otherwise.
+pub(crate) struct Restored {
+    /// The weight as loaded.
+    pub own: WeightId,
+    /// How it is to be stored.
+    pub storage: WeightStorage,
+    /// What that is.
+    pub desc: WeightDesc,
+}
+
+/// Weights made so far, kept for later sessions.
+pub(crate) type Made = HashMap<(WeightId, WeightStorage), Arc<Stored>>;
+
+/// What a recipe wants stored otherwise than the checkpoint does, each once.
+pub(crate) fn wanted(
+    family: &dyn Family,
+    weights: &WeightStore,
+    recipe: &Recipe,
+    registry: &Registry,
+) -> Vec<Restored> {
+    let mut out: Vec<Restored> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for (slot, storage) in recipe.weights.storages(registry) {
+        if storage == WeightStorage::Own {
+            continue;
+        }
+        for own in family.matrices(slot) {
+            // An embedding that is the output layer, too, is stored once.
+            if let Some(desc) = storage.of(weights.desc(own))
+                && seen.insert((own, storage))
+            {
+                out.push(Restored { own, storage, desc });
+            }
+        }
+    }
+    out
+}
+
+/// Bytes that a recipe's storage of weights takes beside the loaded ones.
+pub(crate) fn restored_bytes(family: &dyn Family, weights: &WeightStore, recipe: &Recipe, registry: &Registry) -> u64 {
+    let all = wanted(family, weights, recipe, registry);
+    all.iter().map(|r| r.desc.bytes()).sum()
+}
+
+impl Engine {
+    /// Bytes that a recipe's storage of weights takes beside the loaded ones, in the memory weights lie in.
+    pub fn restored_bytes(&self, recipe: &Recipe) -> u64 {
+        restored_bytes(self.family.as_ref(), &self.weights, recipe, &self.registry)
+    }
+
+    /// What a recipe wants stored otherwise.
+    pub(crate) fn wanted(&self, recipe: &Recipe) -> Vec<Restored> {
+        wanted(self.family.as_ref(), &self.weights, recipe, &self.registry)
+    }
+
+    /// Weights in other storages, made once and shared by sessions. All of them, or none and the reason.
+    pub(crate) fn variants(&self, wanted: &[Restored], recipe: &Recipe) -> Result<Vec<Arc<Stored>>, EngineError> {
+        let mut made = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing: Vec<&Restored> = wanted
+            .iter()
+            .filter(|r| !made.contains_key(&(r.own, r.storage)))
+            .collect();
+        let bytes: u64 = missing.iter().map(|r| r.desc.bytes()).sum();
+        if bytes > 0 {
+            let (what, hint) = words(recipe);
+            if memory::require(bytes, &what, hint).is_err() {
+                // Those that no session uses give way.
+                let keep = |k: &(WeightId, WeightStorage)| wanted.iter().any(|r| (r.own, r.storage) == *k);
+                made.retain(|k, v| keep(k) || Arc::strong_count(v) > 1);
+            }
+            memory::require(bytes, &what, hint)?;
+            self.device_room(bytes, what, hint)?;
+        }
+        for r in &missing {
+            let view = self.weights.weight(r.own)?;
+            let stored = make_variant(view, r.storage, r.desc.clone(), default_threads())?;
+            made.insert((r.own, r.storage), Arc::new(stored));
+        }
+        Ok(wanted
+            .iter()
+            .filter_map(|r| made.get(&(r.own, r.storage)).cloned())
+            .collect())
+    }
+
+    /// Whether `bytes` more of weights fit in the device's own memory.
+    fn device_room(&self, bytes: u64, what: String, hint: &str) -> Result<(), EngineError> {
+        match self.backend.device_memory()? {
+            Some((free, _)) if bytes > free => Err(EngineError::Memory {
+                what: format!("{what} on the device"),
+                needed: memory::human(bytes),
+                available: memory::human(free),
+                hint: hint.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a recipe's storage of weights is called where it does not fit, and what to do then.
+fn words(recipe: &Recipe) -> (String, &'static str) {
+    let slots = recipe.weights.slots();
+    let asked: Vec<String> = slots
+        .iter()
+        .filter(|(_, c)| c.variant != "own")
+        .map(|(s, c)| format!("{}={c}", s.name()))
+        .collect();
+    (
+        format!("weights stored as {}, beside the originals,", asked.join(" and ")),
+        "choose own, or a smaller storage, for some of them",
+    )
+}
