@@ -30,11 +30,11 @@ window_packages=(libwebkit2gtk-4.1-dev pkg-config zenity)
 have_window_packages() { command -v pkg-config >/dev/null 2>&1 && pkg-config --exists webkit2gtk-4.1 gtk+-3.0; }
 
 # What the tests of whole programs need: a browser, a driver for the webview, a display and a graphics driver in
-# software, a session bus, pictures of the display, fonts for scripts that ours lack.
+# software, a session bus, pictures of the display, fonts for scripts that ours lack, an input method.
 # shellcheck disable=SC2034
 test_packages=(
   "${window_packages[@]}" chromium webkit2gtk-driver xvfb dbus-daemon imagemagick mesa-vulkan-drivers libgl1-mesa-dri libegl1
-  libxkbcommon-x11-0 xdotool fonts-dejavu-core fonts-noto-cjk
+  libxkbcommon-x11-0 xdotool fonts-dejavu-core fonts-noto-cjk ibus ibus-gtk3 ibus-libpinyin
 )
 
 # apt_offers PACKAGES...: does apt know all of them?

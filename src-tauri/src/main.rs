@@ -6,6 +6,8 @@
 
 mod commands;
 mod link;
+#[cfg(target_os = "linux")]
+mod webkit;
 mod window;
 
 use std::process::ExitCode;
@@ -22,7 +24,11 @@ const USAGE: &str = "\
 usage: model1-explorer [PATH]
 
 Opens MODEL1 Explorer. PATH is a model to open: a Hugging Face folder or a GGUF file; without one the bundled model is
-loaded. If MODEL1 Explorer is open already, its window comes to the front.";
+loaded. If MODEL1 Explorer is open already, its window comes to the front.
+
+Linux with NVIDIA's driver: WebKitGTK's windows stay blank or freeze there unless WEBKIT_DISABLE_DMABUF_RENDERER=1 (X11)
+or __NV_DISABLE_EXPLICIT_SYNC=1 (Wayland) is set. This program sets it where it is needed; set one of them yourself, to
+any value, and it changes nothing. model1-window needs no WebKitGTK.";
 
 fn main() -> ExitCode {
     let open = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
@@ -52,10 +58,8 @@ fn main() -> ExitCode {
 
 fn start(open: Option<String>) -> Result<()> {
     desktop::install_panic_hook("model1-explorer", desktop::state_dir());
-    // WebKitGTK on NVIDIA's driver: blank windows unless a variable is set, which one depends on the session. Decided
-    // here because GTK and WebKit read the environment once; left alone where the user has set any of them.
     #[cfg(target_os = "linux")]
-    webkit2gtk_nvidia_quirk::apply_workaround_with_options(webkit2gtk_nvidia_quirk::ApplyWorkaroundOptions::default());
+    webkit::prepare();
     desktop::display()?;
 
     let (tell, told) = mpsc::channel();

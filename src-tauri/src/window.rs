@@ -59,6 +59,8 @@ pub fn open(app: &App) -> tauri::Result<()> {
         None => builder.center(),
     };
     let window = builder.build()?;
+    #[cfg(target_os = "linux")]
+    crate::webkit::show_compositions(&window)?;
 
     let kept = Keeper::new(state, file);
     let events = window.clone();

@@ -160,6 +160,7 @@ pub fn state_of(app: &crate::App) -> serde_json::Value {
         let failed = matches!(j.state, JobState::Failed(_));
         serde_json::json!({ "what": j.what, "done": j.done, "total": j.total, "failed": failed })
     });
+    let (fonts, boxes) = app.system_fonts();
     serde_json::json!({
         "connection": connection,
         "reason": reason,
@@ -178,6 +179,8 @@ pub fn state_of(app: &crate::App) -> serde_json::Value {
         "recipe": recipe.map(|r| &r.hash),
         "changes": recipe.map(|r| r.changes.len()),
         "jobs": jobs.collect::<Vec<_>>(),
+        "fonts": fonts,
+        "boxes": boxes,
     })
 }
 

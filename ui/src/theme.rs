@@ -250,8 +250,8 @@ pub fn reading() -> FontId {
     FontId::proportional(TITLE)
 }
 
-/// The bundled fonts, then those the host found for other scripts: (family, file, index in a collection).
-pub fn fonts(extra: &[(String, Vec<u8>, u32)]) -> FontDefinitions {
+/// The bundled fonts, then those the host found for other scripts: (family, file).
+pub fn fonts(extra: &[(String, Arc<FontData>)]) -> FontDefinitions {
     let mut d = FontDefinitions::empty();
     let bundled: [(&str, &'static [u8]); 3] = [
         ("inter", include_bytes!("../assets/fonts/Inter-Regular.otf")),
@@ -274,14 +274,12 @@ pub fn fonts(extra: &[(String, Vec<u8>, u32)]) -> FontDefinitions {
             }),
         ),
     );
-    for (family, bytes, index) in extra {
-        let mut data = FontData::from_owned(bytes.clone());
-        data.index = *index;
-        d.font_data.insert(family.clone(), Arc::new(data));
+    for (family, data) in extra {
+        d.font_data.insert(family.clone(), data.clone());
     }
     let family = |first: &[&str]| -> Vec<String> {
         let bundled = first.iter().map(|name| (*name).to_string());
-        bundled.chain(extra.iter().map(|(name, ..)| name.clone())).collect()
+        bundled.chain(extra.iter().map(|(name, _)| name.clone())).collect()
     };
     d.families.insert(
         FontFamily::Proportional,

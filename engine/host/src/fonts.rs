@@ -12,23 +12,78 @@ const MOST: usize = 48 << 20;
 /// Characters that are remembered to be in no font.
 const REMEMBERED: usize = 4096;
 
-/// Families tried first: one plain weight each, made to be read on screens.
-const LIKED: [&str; 14] = [
-    "Noto Sans",
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Noto Sans SC",
-    "Noto Sans JP",
-    "Source Han Sans",
-    "PingFang SC",
-    "Hiragino Sans",
-    "Microsoft YaHei",
-    "Yu Gothic",
-    "WenQuanYi Micro Hei",
-    "DejaVu Sans",
-    "Arial Unicode MS",
-    "Segoe UI",
+/// Families tried first: one plain weight each, made to be read on screens. Ideographs are drawn as one region writes
+/// them, so those come by language: the user's first, the others in this order.
+const LIKED: [(&str, &[&str]); 6] = [
+    ("", &["Noto Sans"]),
+    (
+        "zh",
+        &[
+            "Noto Sans CJK SC",
+            "Noto Sans SC",
+            "Source Han Sans SC",
+            "Source Han Sans",
+            "PingFang SC",
+            "Microsoft YaHei",
+            "WenQuanYi Micro Hei",
+        ],
+    ),
+    (
+        "zh_TW",
+        &[
+            "Noto Sans CJK TC",
+            "Noto Sans TC",
+            "Source Han Sans TC",
+            "PingFang TC",
+            "Microsoft JhengHei",
+        ],
+    ),
+    (
+        "ja",
+        &[
+            "Noto Sans CJK JP",
+            "Noto Sans JP",
+            "Hiragino Sans",
+            "Yu Gothic",
+            "IPAPGothic",
+        ],
+    ),
+    (
+        "ko",
+        &[
+            "Noto Sans CJK KR",
+            "Noto Sans KR",
+            "Apple SD Gothic Neo",
+            "Malgun Gothic",
+        ],
+    ),
+    ("", &["DejaVu Sans", "Arial Unicode MS", "Segoe UI"]),
 ];
+
+/// [`LIKED`] in the order for a locale as POSIX writes it (`ja_JP.UTF-8`).
+fn liked(locale: &str) -> impl Iterator<Item = &'static str> {
+    let language = match locale {
+        l if l.starts_with("zh_TW") || l.starts_with("zh_HK") || l.starts_with("zh_MO") => "zh_TW",
+        l => l.get(..2).unwrap_or("other"),
+    };
+    // "Noto Sans" has no ideographs, and everything else as it should look beside our own fonts.
+    let soon = move |(of, names): &&(&str, &[&str])| *of == language || names == &["Noto Sans"];
+    let rest = LIKED.iter().filter(move |l| !soon(l));
+    LIKED
+        .iter()
+        .filter(soon)
+        .chain(rest)
+        .flat_map(|(_, names)| names.iter().copied())
+}
+
+/// The user's locale; empty where none is set.
+fn locale() -> String {
+    let set = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
+    ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .find_map(set)
+        .unwrap_or_default()
+}
 
 /// A script, the Debian package that brings a font, and the Unicode ranges that stand for it, ends included.
 type Script = (&'static str, &'static str, &'static [(u32, u32)]);
@@ -100,7 +155,7 @@ pub(crate) fn find(c: char) -> FontFile {
     if in_vain().contains(&c) {
         return nothing(c);
     }
-    let font = find_in(database(), c);
+    let font = find_in(database(), c, &locale());
     if font.bytes.is_empty() && in_vain().len() < REMEMBERED {
         in_vain().insert(c);
     }
@@ -116,9 +171,9 @@ fn nothing(c: char) -> FontFile {
     }
 }
 
-fn find_in(db: &Database, c: char) -> FontFile {
+fn find_in(db: &Database, c: char, locale: &str) -> FontFile {
     let plain = |f: &&fontdb::FaceInfo| f.style == Style::Normal && f.stretch == Stretch::Normal;
-    let liked = LIKED.iter().filter_map(|name| {
+    let liked = liked(locale).filter_map(|name| {
         db.query(&Query {
             families: &[Family::Name(name)],
             weight: Weight::NORMAL,
@@ -181,7 +236,7 @@ mod tests {
             ('🦊', "fonts-noto-color-emoji"),
             ('\u{10330}', "fonts-noto-extra"),
         ] {
-            let font = find_in(&none, c);
+            let font = find_in(&none, c, "");
             assert!(
                 font.bytes.is_empty() && font.missing.contains(package),
                 "{c}: {}",
@@ -189,6 +244,31 @@ mod tests {
             );
         }
         assert!(missing('\u{7}').contains("control character"));
+    }
+
+    #[test]
+    fn ideographs_are_drawn_as_the_users_language_writes_them() {
+        for (locale, first) in [
+            ("ja_JP.UTF-8", "Noto Sans CJK JP"),
+            ("zh_CN.UTF-8", "Noto Sans CJK SC"),
+            ("zh_TW.UTF-8", "Noto Sans CJK TC"),
+            ("ko_KR.UTF-8", "Noto Sans CJK KR"),
+            ("C.UTF-8", "Noto Sans CJK SC"),
+            ("", "Noto Sans CJK SC"),
+            ("日", "Noto Sans CJK SC"),
+        ] {
+            let order: Vec<&str> = liked(locale).collect();
+            assert_eq!(order[0], "Noto Sans", "{locale}");
+            let ideographs = order.iter().find(|n| n.contains("CJK"));
+            assert_eq!(ideographs, Some(&first), "{locale}");
+            // Every one is tried, once.
+            assert_eq!(order.len(), LIKED.iter().map(|(_, names)| names.len()).sum::<usize>());
+        }
+        let font = find_in(database(), '直', "ja_JP.UTF-8");
+        let installed = database()
+            .faces()
+            .any(|f| f.families.iter().any(|(n, _)| n == "Noto Sans CJK JP"));
+        assert!(!installed || font.family == "Noto Sans CJK JP", "{}", font.family);
     }
 
     #[test]

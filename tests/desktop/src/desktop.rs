@@ -21,6 +21,7 @@ pub struct Desktop {
     /// `:N`.
     pub display: String,
     home: tempfile::TempDir,
+    variables: Vec<(&'static str, &'static str)>,
 }
 
 impl Desktop {
@@ -62,7 +63,13 @@ impl Desktop {
             server,
             display: format!(":{}", number.trim()),
             home,
+            variables: Vec::new(),
         })
+    }
+
+    /// Sets a variable for every program that is started from now on.
+    pub fn set(&mut self, name: &'static str, value: &'static str) {
+        self.variables.push((name, value));
     }
 
     /// Folder of this desktop's settings.
@@ -98,6 +105,7 @@ impl Desktop {
             .env("XDG_CACHE_HOME", home.join("cache"))
             .env("XDG_RUNTIME_DIR", home.join("run"))
             .env("LIBGL_ALWAYS_SOFTWARE", "1")
+            .envs(self.variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(out.as_fd().try_clone_to_owned()?)
             .stderr(out);

@@ -44,7 +44,23 @@ pub struct Chromium {
 impl Chromium {
     /// Starts one with a page of this size, in CSS pixels.
     pub fn start(program: &Path, width: u32, height: u32) -> Result<Self> {
+        Self::start_in(tempfile::tempdir()?, program, width, height, &[])
+    }
+
+    /// The same on a machine with [`crate::host::few_fonts`].
+    pub fn start_with_few_fonts(program: &Path, width: u32, height: u32) -> Result<Self> {
         let profile = tempfile::tempdir()?;
+        let fonts = crate::host::few_fonts(profile.path())?;
+        Self::start_in(profile, program, width, height, &[("FONTCONFIG_FILE", &fonts)])
+    }
+
+    fn start_in(
+        profile: tempfile::TempDir,
+        program: &Path,
+        width: u32,
+        height: u32,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut command = Command::new(program);
         command
             .args([
@@ -73,6 +89,7 @@ impl Chromium {
             .arg(format!("--window-size={width},{height}"))
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -117,6 +134,19 @@ impl Chromium {
         let value = if dark { "dark" } else { "light" };
         let media = json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
         self.call("Emulation.setEmulatedMedia", media).map(drop)
+    }
+
+    /// What an input method shows while it composes, its cursor at the end, in whatever has the focus; empty = it gave
+    /// the composition up.
+    pub fn compose(&mut self, text: &str) -> Result<()> {
+        let end = text.encode_utf16().count();
+        let composition = json!({ "text": text, "selectionStart": end, "selectionEnd": end });
+        self.call("Input.imeSetComposition", composition).map(drop)
+    }
+
+    /// Ends a composition with this text.
+    pub fn commit(&mut self, text: &str) -> Result<()> {
+        self.call("Input.insertText", json!({ "text": text })).map(drop)
     }
 
     /// Clicks with these modifiers: 2 = Ctrl, 8 = Shift.

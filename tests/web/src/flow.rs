@@ -75,6 +75,31 @@ pub fn fill<B: Browser>(page: &mut Page<B>, field: &str, value: &str) -> Result<
     bail!("{field} does not take what is typed: {}", page.snapshot()?.words())
 }
 
+/// How many pixels of the prompt change between two texts of one length in one script, once the page is as `settled`
+/// wants it. Where a box stands for every character of that script, that is its cursor at most ([`CURSOR`]).
+pub fn pixels_apart<B: Browser>(
+    page: &mut Page<B>,
+    texts: [&str; 2],
+    settled: impl Fn(&Snapshot) -> bool,
+) -> Result<usize> {
+    let mut looks = Vec::new();
+    for text in texts {
+        fill(page, "Prompt", text)?;
+        page.wait("word on fonts", &settled)?;
+        page.frames(3)?;
+        looks.push(page.look("Prompt")?);
+    }
+    Ok(looks[0].differing(&looks[1]))
+}
+
+/// Pixels of a text cursor, with some to spare.
+pub const CURSOR: usize = 80;
+
+/// Whether a list of the state has something in it.
+pub fn some(snapshot: &Snapshot, field: &str) -> bool {
+    snapshot.state[field].as_array().is_some_and(|a| !a.is_empty())
+}
+
 /// Asks for the host behind this link, through the form.
 pub fn ask_remote<B: Browser>(page: &mut Page<B>, link: &str) -> Result<()> {
     if page.snapshot()?.widget("Button: Connect").is_none() {

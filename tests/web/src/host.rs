@@ -61,15 +61,23 @@ impl HostProcess {
 
     /// The same, with the texts and settings another host left in `home`.
     pub fn start_in(home: tempfile::TempDir, arguments: &[&str]) -> Result<Self> {
-        Self::start_paced(home, arguments, TOKEN_MS)
+        Self::start_paced(home, arguments, &[("MODEL1_TOKEN_MS", TOKEN_MS)])
     }
 
     /// The same, as fast as it is.
     pub fn start_fast(arguments: &[&str]) -> Result<Self> {
-        Self::start_paced(tempfile::tempdir()?, arguments, "0")
+        Self::start_paced(tempfile::tempdir()?, arguments, &[("MODEL1_TOKEN_MS", "0")])
     }
 
-    fn start_paced(home: tempfile::TempDir, arguments: &[&str], token_ms: &str) -> Result<Self> {
+    /// One on a machine with [`few_fonts`].
+    pub fn start_with_few_fonts() -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let fonts = few_fonts(home.path())?;
+        let environment = [("MODEL1_TOKEN_MS", TOKEN_MS), ("FONTCONFIG_FILE", fonts.as_str())];
+        Self::start_paced(home, &[], &environment)
+    }
+
+    fn start_paced(home: tempfile::TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
         let page = repository().join("ui/dist");
         if !page.join("ui.js").is_file() {
             bail!("{}: the page is not built; .ci/wasm.sh builds it", page.display());
@@ -83,7 +91,7 @@ impl HostProcess {
             .env("XDG_CACHE_HOME", home.path().join("cache"))
             .env("XDG_CONFIG_HOME", home.path().join("config"))
             .env("XDG_STATE_HOME", home.path().join("state"))
-            .env("MODEL1_TOKEN_MS", token_ms)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -170,6 +178,19 @@ impl Drop for HostProcess {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Makes a description of fonts for `FONTCONFIG_FILE` in this folder; its path. It has DejaVu's alone, which know
+/// neither Chinese nor Japanese.
+pub fn few_fonts(folder: &std::path::Path) -> Result<String> {
+    let file = folder.join("fonts.conf");
+    let text = format!(
+        "<?xml version=\"1.0\"?>\n<!DOCTYPE fontconfig SYSTEM \"fonts.dtd\">\n<fontconfig>\n\
+         <dir>/usr/share/fonts/truetype/dejavu</dir>\n<cachedir>{}</cachedir>\n</fontconfig>\n",
+        folder.join("font-cache").display()
+    );
+    std::fs::write(&file, text)?;
+    file.to_str().map(str::to_string).context("a path in letters")
 }
 
 fn follow(stream: impl std::io::Read + Send + 'static, tell: mpsc::Sender<String>) {

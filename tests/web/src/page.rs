@@ -308,6 +308,13 @@ impl<B: Browser> Page<B> {
             .map(drop)
     }
 
+    /// How the widget of this name looks.
+    pub fn look(&mut self, name: &str) -> Result<crate::pixels::Part> {
+        let snapshot = self.snapshot()?;
+        let widget = snapshot.widget(name).with_context(|| format!("no widget {name:?}"))?;
+        crate::pixels::cut(&self.browser.screenshot()?, widget.rect)
+    }
+
     /// Keeps a picture under this name if screenshots are kept.
     pub fn picture(&mut self, name: &str) -> Result<()> {
         let Some(folder) = crate::screenshots() else {

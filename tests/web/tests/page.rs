@@ -1,32 +1,10 @@
 //! The page in headless Chromium against a real host that runs the bundled model.
 
 use anyhow::{Context, Result, ensure};
-use tests_web::chromium::{self, Chromium};
 use tests_web::flow::{self, number, text, writing};
-use tests_web::host::{HostProcess, bundled_model};
-use tests_web::page::{Browser, Key, Page};
-use tests_web::skip;
-
-/// A browser and a host, if this machine has what they need.
-fn start(arguments: &[&str]) -> Result<Option<(Page<Chromium>, HostProcess)>> {
-    let Some(program) = chromium::find() else {
-        skip("Chromium is not installed (apt-get install chromium)");
-        return Ok(None);
-    };
-    if bundled_model().is_none() {
-        skip("the bundled model is not in engine/bundled/model1-mini");
-        return Ok(None);
-    }
-    let host = HostProcess::start(arguments)?;
-    let page = Page::new(Chromium::start(&program, 1360, 860)?);
-    Ok(Some((page, host)))
-}
-
-/// Opens the page through the one-time link, with the bridge for tests.
-fn enter(page: &mut Page<Chromium>, host: &HostProcess) -> Result<()> {
-    page.browser.open(&format!("{}?test", host.address))?;
-    flow::wait_ready(page).map(drop)
-}
+use tests_web::host::HostProcess;
+use tests_web::page::{Browser, Key};
+use tests_web::{enter, start};
 
 #[test]
 fn a_story_streams_and_stops() -> Result<()> {

@@ -1,7 +1,9 @@
 //! Fonts for scripts the bundled ones lack: asked of the host on the first need, loaded once.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use egui::FontData;
 use protocol::{Reply, Request};
 
 use crate::store::{Store, Ticket};
@@ -17,7 +19,7 @@ pub(super) struct Fonts {
     /// Characters no installed font has: their scripts are not asked for again.
     vain: Vec<char>,
     next: u64,
-    loaded: Vec<(String, Vec<u8>, u32)>,
+    loaded: Vec<(String, Arc<FontData>)>,
 }
 
 /// Tickets of this search, apart from those of views.
@@ -34,16 +36,21 @@ impl Fonts {
             self.asked = None;
             match outcome {
                 Ok(Reply::Font(font))
-                    if !font.bytes.is_empty() && !self.loaded.iter().any(|(f, ..)| *f == font.family) =>
+                    if !font.bytes.is_empty() && !self.loaded.iter().any(|(f, _)| *f == font.family) =>
                 {
-                    self.loaded.push((font.family, font.bytes, font.index));
+                    let mut data = FontData::from_owned(font.bytes);
+                    data.index = font.index;
+                    self.loaded.push((font.family, Arc::new(data)));
                     ctx.set_fonts(theme::fonts(&self.loaded));
-                    // The new font may have the others that wait: they are looked up again once it is in force.
+                    // In force from the next frame on. It may have the others that wait, so they are looked up then.
                     ctx.request_repaint();
+                    return;
                 }
                 Ok(Reply::Font(font)) if !font.missing.is_empty() => {
+                    if !self.vain.iter().any(|v| same_remedy(*v, c)) {
+                        store.toasts.warning(font.missing, now);
+                    }
                     self.vain.push(c);
-                    store.toasts.info(font.missing, now);
                 }
                 _ => {}
             }
@@ -61,6 +68,16 @@ impl Fonts {
             self.asked = Some((ticket, c));
             return;
         }
+    }
+
+    /// Families that were loaded from the system, in the order they are tried.
+    pub(super) fn families(&self) -> impl Iterator<Item = &str> {
+        self.loaded.iter().map(|(family, _)| family.as_str())
+    }
+
+    /// Characters drawn as boxes because no installed font has them, one a script.
+    pub(super) fn boxes(&self) -> &[char] {
+        &self.vain
     }
 
     fn collect(&mut self, ctx: &egui::Context, store: &Store) {
@@ -122,14 +139,42 @@ fn tail_of(text: &str) -> &str {
 
 /// Whether two characters are likely in one font: same block of 256, or both ideographs.
 fn same_script(a: char, b: char) -> bool {
-    let ideograph = |c: char| matches!(c as u32, 0x3400..=0x9fff | 0xf900..=0xfaff | 0x20000..=0x3ffff);
-    let kana = |c: char| matches!(c as u32, 0x3000..=0x30ff | 0xff00..=0xffef);
-    let hangul = |c: char| matches!(c as u32, 0x1100..=0x11ff | 0xac00..=0xd7af);
     (a as u32) >> 8 == (b as u32) >> 8 || [ideograph, kana, hangul].iter().any(|f| f(a) && f(b))
 }
 
+/// Whether what brings a font for one brings one for the other: the sentence about it is said once.
+fn same_remedy(a: char, b: char) -> bool {
+    let east_asian = |c: char| ideograph(c) || kana(c) || hangul(c);
+    same_script(a, b) || (east_asian(a) && east_asian(b))
+}
+
+fn ideograph(c: char) -> bool {
+    matches!(c as u32, 0x3400..=0x9fff | 0xf900..=0xfaff | 0x20000..=0x3ffff)
+}
+
+/// Kana and the punctuation and wide forms that go with ideographs.
+fn kana(c: char) -> bool {
+    matches!(c as u32, 0x3000..=0x30ff | 0xff00..=0xffef)
+}
+
+fn hangul(c: char) -> bool {
+    matches!(c as u32, 0x1100..=0x11ff | 0xac00..=0xd7af)
+}
+
+/// Whether a character can be drawn: by a font that is loaded or, in a page, by the browser, which has fonts of its own.
 fn has_glyph(ctx: &egui::Context, c: char) -> bool {
-    ctx.fonts_mut(|f| f.has_glyph(&theme::body(), c))
+    /// A code point that means nothing yet: every way to draw it ends in the box.
+    const UNASSIGNED: char = '\u{378}';
+    ctx.fonts_mut(|f| {
+        if f.has_glyph(&theme::body(), c) {
+            return true;
+        }
+        let mut look = |c: char| {
+            let galley = f.layout_no_wrap(c.to_string(), theme::body(), egui::Color32::WHITE);
+            galley.rows.first()?.glyphs.first().map(|g| g.uv_rect)
+        };
+        cfg!(target_arch = "wasm32") && look(c) != look(UNASSIGNED)
+    })
 }
 
 #[cfg(test)]
@@ -141,6 +186,8 @@ mod tests {
         assert!(same_script('日', '本'));
         assert!(same_script('あ', 'カ'));
         assert!(!same_script('日', 'あ'));
+        assert!(same_remedy('日', 'あ') && same_remedy('，', '한'));
+        assert!(!same_remedy('日', 'ก'));
         assert!(!same_script('ا', 'ก'));
         assert_eq!(tail_of("é".repeat(5_000).as_str()).len(), 4_096);
     }

@@ -2,6 +2,7 @@
 
 mod act;
 mod centre;
+mod composing;
 mod fonts;
 mod history;
 mod palette;
@@ -111,6 +112,7 @@ impl App {
     /// `window`, `tauri`) goes into the host's log.
     pub fn new(ctx: &egui::Context, dialer: Dialer, platform: Box<dyn Platform>, client: &str) -> Self {
         theme::install(ctx);
+        ctx.add_plugin(composing::Keys::default());
         ctx.options_mut(|o| o.zoom_with_keyboard = false);
         let views: Views = crate::views::all()
             .into_iter()
@@ -140,6 +142,12 @@ impl App {
             shots: Shots::default(),
             hovering: false,
         }
+    }
+
+    /// Families loaded from the system for scripts that the bundled fonts lack, and characters drawn as boxes because no
+    /// installed font has them (one a script).
+    pub fn system_fonts(&self) -> (Vec<&str>, &[char]) {
+        (self.fonts.families().collect(), self.fonts.boxes())
     }
 
     /// Runs a command of the registry as if a key had been pressed.
