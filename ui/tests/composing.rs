@@ -4,7 +4,6 @@ mod common;
 
 use common::{Desk, Look, desk};
 use egui::{Event, Key, Modifiers};
-use egui_kittest::kittest::NodeT;
 use protocol::Request;
 use ui::testing::Scene;
 
