@@ -90,7 +90,7 @@ pub enum CacheFormat {
     Fp8Model1,
     /// e4m3 with one ue8m0 per 64 values; a rope tail kept apart stays bf16.
     Fp8B64,
-    /// e2m1 with one ue8m0 per 32 values, after a Hadamard transform (indexer rows).
+    /// e2m1 with one ue8m0 per 32 values; indexer rows after a Hadamard transform.
     Fp4,
 }
 

@@ -1,7 +1,7 @@
 //! Plans that together hold every op there is, for holding one backend to another.
 
 /// Model, edits of its recipe, largest relative difference of a row.
-pub const PLANS: [(&str, &[&str], f64); 21] = [
+pub const PLANS: [(&str, &[&str], f64); 24] = [
     ("tiny-llama", &[], 2e-5),
     (
         "tiny-llama",
@@ -33,6 +33,21 @@ pub const PLANS: [(&str, &[&str], f64); 21] = [
         "tiny-gpt2",
         &["weights.attention=fp8", "weights.ffn=fp4", "weights.lm_head=fp4"],
         2e-5,
+    ),
+    ("tiny-llama", &["layers.*.kv_cache=fp4"], 2e-2),
+    (
+        "tiny-v4",
+        &["layers.*.kv_cache=fp4", "layers.2,4.index_cache=fp4"],
+        2e-2,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "layers.2,4.attention=index_top_k:k=3",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
     ),
     (
         "tiny-v4",

@@ -52,7 +52,7 @@ pub fn show(args: &Show) -> Result<()> {
     if args.json {
         let value = serde_json::json!({ "model": loaded.recipe.model, "facts": engine.facts(), "blocks": tree,
             "recipe": loaded.recipe, "recipe_hash": loaded.recipe.hash(), "weight_bytes": engine.weight_bytes(),
-            "warnings": engine.warnings() });
+            "restored_bytes": engine.restored_bytes(session.recipe()), "warnings": engine.warnings() });
         writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
         return Ok(());
     }
@@ -63,9 +63,13 @@ pub fn show(args: &Show) -> Result<()> {
         engine.checkpoint().path.display(),
         human(engine.checkpoint().total_bytes)
     )?;
+    let more = match engine.restored_bytes(session.recipe()) {
+        0 => String::new(),
+        bytes => format!("; beside them {} as the recipe stores them", human(bytes)),
+    };
     writeln!(
         out,
-        "weights     {}, mostly {}",
+        "weights     {}, mostly {}{more}",
         human(engine.weight_bytes()),
         engine.main_format()
     )?;
@@ -173,14 +177,14 @@ fn print_plan(out: &mut impl Write, plan: &PlanView) -> Result<()> {
 fn print_validity(out: &mut impl Write, cells: &[Cell]) -> Result<()> {
     writeln!(
         out,
-        "{:<12} {:<24} {:<16} {:<15} accepted",
+        "{:<12} {:<24} {:<17} {:<15} accepted",
         "family", "attention", "slot", "variant"
     )?;
     for c in cells {
         let answer = c.refused.as_ref().map_or("yes".to_string(), |r| format!("no: {r}"));
         writeln!(
             out,
-            "{:<12} {:<24} {:<16} {:<15} {answer}",
+            "{:<12} {:<24} {:<17} {:<15} {answer}",
             c.family,
             c.attention.name(),
             c.slot.name(),

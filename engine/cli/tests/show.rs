@@ -179,6 +179,23 @@ fn a_recipe_shown_can_be_used_again() {
     }
 }
 
+/// What a recipe stores otherwise is told beside what the checkpoint holds.
+#[test]
+fn restored_weights_are_counted() {
+    let model = golden("tiny-llama");
+    let own = show(&model, &[]);
+    assert!(!own.contains("beside them"), "{own}");
+    // 160 x 64 values of 4 bits and a byte per 32: 5,440 bytes.
+    let edit = ["--set", "weights.lm_head=fp4"];
+    let text = show(&model, &edit);
+    assert!(
+        text.contains("mostly f32; beside them 5.3 KiB as the recipe stores them"),
+        "{text}"
+    );
+    assert!(text.contains("lm_head.weight as fp4"), "{text}");
+    assert_eq!(json(&model, &edit)["restored_bytes"], 5440);
+}
+
 #[test]
 fn validity_has_reasons_and_the_schema_needs_no_model() {
     let model = golden("tiny-v4");

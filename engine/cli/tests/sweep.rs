@@ -112,7 +112,9 @@ fn presets_side_by_side() {
         .iter()
         .filter_map(|r| r["name"].as_str())
         .collect();
-    assert!(names.contains(&"everything bf16"), "{names:?}");
+    for preset in ["everything bf16", "MODEL2 preview"] {
+        assert!(names.contains(&preset), "{names:?}");
+    }
     assert_eq!(v["rows"][0]["kl"]["mean"], 0.0);
 }
 

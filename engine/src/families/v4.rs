@@ -194,7 +194,9 @@ impl DeepseekV4 {
             &format!("{prefix}_row_rope"),
             self.rope(out, 1, width, table, closed, false),
         );
-        if cx.cache_desc(cache).format == CacheFormat::Fp4 {
+        // Only the indexer turns what it stores in 4 bits, on both sides of its products.
+        let stored = cx.cache_desc(cache);
+        if stored.component == Component::Index && stored.format == CacheFormat::Fp4 {
             cx.push(
                 &format!("{prefix}_row_hadamard"),
                 Op::Hadamard {

@@ -10,6 +10,9 @@ use super::{AttentionKind, Choice, LayerFacts, ModelFacts, Recipe};
 /// Keys that the article's sparse attention keeps per head and query.
 const ARTICLE_TOP_K: u64 = 64;
 
+/// Keys that the preview keeps per head and query where there is no indexer.
+const MODEL2_TOP_K: u64 = 32;
+
 /// The presets, fitted to a model; those that do not fit say why.
 pub fn presets(facts: &ModelFacts, registry: &Registry) -> Vec<Preset> {
     let mut out = vec![
@@ -21,7 +24,7 @@ pub fn presets(facts: &ModelFacts, registry: &Registry) -> Vec<Preset> {
         },
         Preset {
             name: "everything bf16".into(),
-            help: "all caches and the output layer in bfloat16".into(),
+            help: "all caches and weights in bfloat16".into(),
             edits: bf16(facts),
             refused: String::new(),
         },
@@ -34,6 +37,7 @@ pub fn presets(facts: &ModelFacts, registry: &Registry) -> Vec<Preset> {
             refused: String::new(),
         },
         article(facts, registry),
+        model2(facts, registry),
         dense(facts, registry),
     ];
     let own = Recipe::own(facts, registry);
@@ -60,7 +64,7 @@ fn bf16(facts: &ModelFacts) -> Vec<Edit> {
     if facts.layers.iter().any(|l| l.index_topk > 0) {
         edits.push(edit("layers.*.index_cache", &bf16));
     }
-    edits.push(edit(Slot::LmHead.name(), &bf16));
+    edits.extend(Slot::WEIGHTS.map(|s| edit(s.name(), &bf16)));
     edits
 }
 
@@ -111,6 +115,43 @@ fn article(facts: &ModelFacts, registry: &Registry) -> Preset {
     }
 }
 
+/// Four bits nearly everywhere, and fewer keys: where the article's ideas lead when taken further.
+fn model2(facts: &ModelFacts, registry: &Registry) -> Preset {
+    let fp4 = Choice::plain(CacheFormat::Fp4.name());
+    let mut edits = vec![edit("layers.*.kv_cache", &fp4)];
+    let takes = |l: &LayerFacts| {
+        let v = registry.get(Slot::IndexCache, &fp4.variant);
+        v.is_some_and(|v| v.accepts(l, &Options::new()).is_ok())
+    };
+    edits.extend(layers(facts, Slot::IndexCache, |l| l.index_topk > 0 && takes(l)).map(|s| edit(s, &fp4)));
+    let keep = |variant: &str, k: u64| {
+        let mut choice = Choice::plain(variant);
+        choice.options.insert("k".into(), k.into());
+        choice
+    };
+    let all = |l: &LayerFacts| l.attention == AttentionKind::Dense;
+    let top_k = keep("top_k", MODEL2_TOP_K);
+    edits.extend(layers(facts, Slot::Attention, all).map(|s| edit(s, &top_k)));
+    // Half of what the indexer keeps, which may differ between layers.
+    let mut kept: Vec<usize> = facts.layers.iter().map(|l| l.index_topk).filter(|k| *k > 1).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    for k in kept {
+        let half = keep("index_top_k", k as u64 / 2);
+        edits.extend(layers(facts, Slot::Attention, |l| l.index_topk == k).map(|s| edit(s, &half)));
+    }
+    edits.extend([Slot::AttentionWeights, Slot::FfnWeights, Slot::LmHead].map(|s| edit(s.name(), &fp4)));
+    Preset {
+        name: "MODEL2 preview".into(),
+        help: format!(
+            "where this may lead: 4-bit weights and caches, and fewer keys ({MODEL2_TOP_K} per head where the model has \
+             no indexer, half of what an indexer keeps)"
+        ),
+        edits,
+        refused: String::new(),
+    }
+}
+
 fn dense(facts: &ModelFacts, registry: &Registry) -> Preset {
     let choice = Choice::plain("dense");
     let accepts = |l: &LayerFacts| {
@@ -151,7 +192,18 @@ mod tests {
     fn presets_fit_the_model() {
         let f = facts();
         assert!(edits(&f, "checkpoint's own").is_empty());
-        assert_eq!(edits(&f, "everything bf16"), ["weights.lm_head=bf16"]);
+        let bf16 = ["attention", "ffn", "embedding", "lm_head"].map(|w| format!("weights.{w}=bf16"));
+        assert_eq!(edits(&f, "everything bf16"), bf16);
+        let fp4 = ["attention", "ffn", "lm_head"].map(|w| format!("weights.{w}=fp4"));
+        let slots = [
+            "layers.2,4,6.attention=index_top_k:k=4",
+            "layers.*.kv_cache=fp4",
+            "layers.*.index_cache=fp4",
+        ];
+        assert_eq!(
+            edits(&f, "MODEL2 preview"),
+            [&slots.map(String::from)[..], &fp4].concat()
+        );
         let kv = "layers.*.kv_cache=fp8_b64";
         let index = "layers.*.index_cache=fp8_b64";
         assert_eq!(edits(&f, "FP8 KV everywhere"), [kv, index]);
@@ -160,8 +212,13 @@ mod tests {
         let d = dense_facts();
         let article = ["layers.*.attention=top_k:k=64", kv, "weights.lm_head=fp8"];
         assert_eq!(edits(&d, "the article"), article);
+        let slots = ["layers.*.attention=top_k:k=32", "layers.*.kv_cache=fp4"];
+        assert_eq!(
+            edits(&d, "MODEL2 preview"),
+            [&slots.map(String::from)[..], &fp4].concat()
+        );
         let all = presets(&d, &Registry::default());
-        assert!(all[4].refused.contains("already attends"), "{}", all[4].refused);
+        assert!(all[5].refused.contains("already attends"), "{}", all[5].refused);
     }
 
     #[test]

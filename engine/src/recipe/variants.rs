@@ -16,6 +16,7 @@ pub(super) fn register(r: &mut Registry) {
     r.add(Arc::new(Dense));
     r.add(Arc::new(SlidingWindow));
     r.add(Arc::new(TopK));
+    r.add(Arc::new(IndexTopK));
     r.add(Arc::new(Own { slot: Slot::Ffn }));
     ffn::register(r);
     for format in [
@@ -23,6 +24,7 @@ pub(super) fn register(r: &mut Registry) {
         CacheFormat::Bf16,
         CacheFormat::Fp8Model1,
         CacheFormat::Fp8B64,
+        CacheFormat::Fp4,
     ] {
         r.add(Arc::new(KvStorage { format }));
     }
@@ -176,6 +178,44 @@ impl Variant for TopK {
     }
 }
 
+const INDEX_TOP_K: [OptionSpec; 1] = [OptionSpec {
+    name: "k",
+    help: "compressed rows the indexer keeps per query",
+    min: 1,
+    max: 1 << 14,
+    default: 16,
+}];
+
+/// Another number of rows for the indexer.
+struct IndexTopK;
+
+impl Variant for IndexTopK {
+    fn slot(&self) -> Slot {
+        Slot::Attention
+    }
+    fn name(&self) -> &'static str {
+        "index_top_k"
+    }
+    fn help(&self) -> &'static str {
+        "the indexer keeps `k` compressed rows per query instead of the checkpoint's number"
+    }
+    fn options(&self) -> &[OptionSpec] {
+        &INDEX_TOP_K
+    }
+    fn accepts(&self, f: &LayerFacts, _: &Options) -> Result<(), Reason> {
+        if f.index_topk == 0 {
+            return refuse(format!(
+                "a {} layer has no indexer; use top_k to look at fewer keys",
+                f.attention.name()
+            ));
+        }
+        Ok(())
+    }
+    fn attention(&self, _: &LayerFacts, o: &Options, spec: &mut AttendSpec) {
+        spec.index_topk = option(self, o, "k") as usize;
+    }
+}
+
 /// Storage of keys and values.
 struct KvStorage {
     format: CacheFormat,
@@ -193,7 +233,8 @@ impl Variant for KvStorage {
             CacheFormat::F32 => "4 bytes per value",
             CacheFormat::Bf16 => "2 bytes per value",
             CacheFormat::Fp8Model1 => "the 584-byte record of MODEL1's 512-wide latents",
-            _ => "e4m3 with one power-of-two scale per 64 values",
+            CacheFormat::Fp8B64 => "e4m3 with one power-of-two scale per 64 values",
+            CacheFormat::Fp4 => "e2m1 with one power-of-two scale per 32 values, rope values among them",
         }
     }
     fn accepts(&self, f: &LayerFacts, _: &Options) -> Result<(), Reason> {
