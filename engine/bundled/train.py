@@ -69,7 +69,7 @@ def arguments():
 
     p = sub.add_parser("export", help="write checkpoints")
     p.add_argument("--work", help="a run's folder")
-    p.add_argument("--pieces", help="weights written by train --pieces, instead of --work")
+    p.add_argument("--pieces", nargs="+", metavar="DIR[=WEIGHT]", help="weights written by train --pieces, instead of --work; of several their weighted mean")
     p.add_argument("--tokenizer", help="tokenizer.json (default: the run's)")
     p.add_argument("--out", required=True, help="folder for the released form (FP8 weights, ue8m0 scales)")
     p.add_argument("--golden", help="folder for logits of a fixed prompt , for the test in tests/tests/bundled.rs")
@@ -82,7 +82,7 @@ def arguments():
     p.add_argument("--out", required=True, help="JSON file")
     p.add_argument("--documents", type=int, default=600, help="TinyStories documents (default 600)")
     p.add_argument("--teacher", help="folder of stories15M, to measure it on the same documents")
-    p.add_argument("--masters", help="weights of train --pieces (bf16): also say what FP8 weights and rows change")
+    p.add_argument("--masters", nargs="+", metavar="DIR[=WEIGHT]", help="weights of train --pieces (bf16): also say what FP8 weights and rows change")
     p.add_argument("--ngram", action="store_true", help="also measure a 5-gram model on the held-out books")
     p.add_argument("--peer", help="also measure this model (a folder, or a GGUF file) on the same documents")
     p.add_argument("--peer-prefix", default="<|endoftext|>", help="the token before its documents (default <|endoftext|>)")

@@ -228,7 +228,7 @@ def export_command(a):
     """Writes the released form of a run's state."""
     if a.pieces:
         model = Model(Shape(), "cpu", torch.float32)
-        load.pieces_into(model, a.pieces)
+        load.mean_of_pieces(model, a.pieces)
     else:
         model = load.state(Path(a.work) / "state.pt", "cpu")
     tokenizer_file = a.tokenizer or Path(a.work) / "model" / "tokenizer.json"
@@ -314,7 +314,7 @@ def evaluate_command(a):
         figures["Kneser-Ney on books"] = report.kneser_ney(a.packed)
     if a.masters:
         small, large = load.released(a.model, a.device), load.released(a.model, a.device)
-        load.pieces_into(large, a.masters)
+        load.mean_of_pieces(large, a.masters)
         tokenizer = Tokenizer.from_file(str(Path(a.model) / "tokenizer.json"))
         figures["FP8 against BF16"] = report.against_bf16(small, large, tokenizer, a.packed, min(a.documents, 60))
         evaluate.write_json(a.out, figures)

@@ -80,3 +80,26 @@ def pieces_into(model, folder):
             else:
                 model.master[name].copy_(p)
     model.refresh(0.0)
+
+
+def mean_of_pieces(model, parts):
+    """Fills a model with the weighted mean of several `save_pieces`: parts are DIR or DIR=WEIGHT. Hash tables must agree."""
+    parsed = [(p.partition("=")[0], float(p.partition("=")[2] or 1)) for p in parts]
+    total, sums, tables = sum(w for _, w in parsed), {}, {}
+    for folder, weight in parsed:
+        files = sorted(Path(folder).glob("pieces-*.safetensors"))
+        if not files:
+            raise SystemExit(f"{folder}: no pieces-*.safetensors there")
+        for f in files:
+            for name, p in load_file(f).items():
+                if "tid2eid" in name:
+                    if name in tables and not torch.equal(tables[name], p):
+                        raise SystemExit(f"{folder}: {name} differs; runs with different hash tables have no mean")
+                    tables[name] = p
+                else:
+                    sums[name] = sums.get(name, 0) + p.float() * (weight / total)
+    for name, p in tables.items():
+        model.set_table(name, p)
+    for name, p in sums.items():
+        model.master[name].copy_(p)
+    model.refresh(0.0)
