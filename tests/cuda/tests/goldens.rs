@@ -154,7 +154,7 @@ fn records() {
 /// Every kind of op is run by some plan here, and every kernel there is by something in this crate.
 #[test]
 fn other_recipes() {
-    let cases: [(&str, &[&str], f64); 12] = [
+    let cases: [(&str, &[&str], f64); 15] = [
         (
             "tiny-llama",
             &[
@@ -199,6 +199,21 @@ fn other_recipes() {
                 "layers.2,4.index_cache=f32",
             ],
             1e-4,
+        ),
+        ("tiny-llama", &["layers.*.kv_cache=fp4"], 2e-2),
+        (
+            "tiny-v4",
+            &["layers.*.kv_cache=fp4", "layers.2,4.index_cache=fp4"],
+            2e-2,
+        ),
+        (
+            "tiny-v4",
+            &[
+                "layers.2,4.attention=index_top_k:k=3",
+                "layers.*.kv_cache=f32",
+                "layers.2,4.index_cache=f32",
+            ],
+            5e-5,
         ),
         ("tiny-gpt2", &["layers.0.ffn=silu", "layers.1-3.ffn=relu2"], 5e-5),
         (
