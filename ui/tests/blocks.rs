@@ -54,7 +54,9 @@ fn the_grid_is_the_validity_table() {
         let indexed = cells.contains(&format!("layer {layer} index_cache: fp4"));
         assert_eq!(indexed, [2, 4, 6].contains(&layer), "index_cache of layer {layer}");
     }
-    assert!(!disabled(&d, "weights.lm_head: own"));
+    for weights in ["attention", "ffn", "embedding", "lm_head"] {
+        assert!(!disabled(&d, &format!("weights.{weights}: own")));
+    }
     assert!(disabled(&d, "residual: mhc"), "a fixed slot cannot be chosen");
 }
 

@@ -139,19 +139,40 @@ fn slots() -> Vec<SlotView> {
         128,
     );
     let window = option(window, "sinks", "first tokens always seen", 0, 64, 4);
-    let mut lm_head = per_layer(
-        "weights.lm_head",
-        Vec::new(),
-        vec![
-            variant("own", "as stored in the checkpoint"),
-            variant("bf16", "rounded to bfloat16 when chosen; the original stays loaded"),
-            variant(
-                "fp8",
-                "rounded to e4m3 with 128 x 128 power-of-two scales; the original stays loaded",
-            ),
-        ],
+    let weights = |slot: &str, what: &str| {
+        let form = |name: &str, how: &str| variant(name, &format!("{what} {how}"));
+        SlotView {
+            per_layer: false,
+            ..per_layer(
+                slot,
+                Vec::new(),
+                vec![
+                    form("own", "as stored in the checkpoint"),
+                    form("bf16", "rounded to bfloat16 when chosen; the original stays loaded"),
+                    form(
+                        "fp8",
+                        "rounded to e4m3 with 128 x 128 power-of-two scales; the original stays loaded",
+                    ),
+                    form(
+                        "fp4",
+                        "rounded to e2m1 with one power-of-two scale per 32 inputs; the original stays loaded",
+                    ),
+                ],
+            )
+        }
+    };
+    let experts = option(
+        variant(
+            "experts",
+            "sends every token to k experts instead of the checkpoint's number; shared experts stay",
+        ),
+        "k",
+        "experts per token; weights are shared out anew among them, as the router does",
+        1,
+        1024,
+        1,
     );
-    lm_head.per_layer = false;
+    let trained = "silu is what this layer was trained with: choose own";
     vec![
         per_layer(
             "attention",
@@ -173,7 +194,17 @@ fn slots() -> Vec<SlotView> {
         per_layer(
             "ffn",
             all.clone(),
-            vec![variant("own", "as the checkpoint was trained")],
+            vec![
+                variant("own", "as the checkpoint was trained"),
+                experts,
+                refused(
+                    variant("silu", "x * sigmoid(x) in place of the trained activation"),
+                    &all,
+                    trained,
+                ),
+                variant("relu", "max(x, 0) in place of the trained activation: many exact zeros"),
+                variant("identity", "no activation at all"),
+            ],
         ),
         per_layer(
             "kv_cache",
@@ -198,7 +229,13 @@ fn slots() -> Vec<SlotView> {
                 ),
             ],
         ),
-        lm_head,
+        weights(
+            "weights.attention",
+            "attention matrices (not norms, mHC or the compressor's positions)",
+        ),
+        weights("weights.ffn", "feed-forward matrices (not norms, mHC or routers)"),
+        weights("weights.embedding", "token embedding (not learned positions)"),
+        weights("weights.lm_head", "output layer"),
         SlotView {
             name: "residual".into(),
             per_layer: false,
@@ -236,7 +273,9 @@ pub fn recipe() -> RecipeView {
         json: "{\n  \"model\": \"MODEL1-mini\",\n  \"set\": {}\n}".into(),
         hash: "9c41d7e02b6a58f3".into(),
         layers,
-        model: vec![("weights.lm_head".into(), choice("own"))],
+        model: ["attention", "ffn", "embedding", "lm_head"]
+            .map(|w| (format!("weights.{w}"), choice("own")))
+            .to_vec(),
         changes: Vec::new(),
         converted_at: Vec::new(),
     }

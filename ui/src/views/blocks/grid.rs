@@ -57,23 +57,26 @@ pub(super) fn show(
     }
     table.header(ui, pick);
     let others: Vec<&SlotView> = model.slots.iter().filter(|s| !s.per_layer).collect();
-    let below = ROW * others.len() as f32 + 9.0;
-    let height = (ui.available_height() - below).max(3.0 * ROW);
     let rows = recipe.layers.len();
+    // One list: where there is little room, layers come first and the model's slots are reached by scrolling.
     egui::ScrollArea::vertical()
         .id_salt("layers")
-        .max_height(height.min(rows as f32 * ROW))
         .auto_shrink([false, true])
-        .show_rows(ui, ROW, rows, |ui, range| {
+        .show_rows(ui, ROW, rows + others.len(), |ui, range| {
             ui.spacing_mut().item_spacing.y = 0.0;
-            for layer in range {
-                table.layer(cx, ui, layer as u32, pick, dragging);
+            for row in range {
+                let Some(slot) = row.checked_sub(rows).and_then(|i| others.get(i)) else {
+                    table.layer(cx, ui, row as u32, pick, dragging);
+                    continue;
+                };
+                if row == rows {
+                    let edge = ui.available_rect_before_wrap();
+                    let line = Stroke::new(theme::LINE, Palette::of(ui).line);
+                    ui.painter().hline(edge.x_range(), edge.top(), line);
+                }
+                table.model_slot(ui, slot, pick);
             }
         });
-    ui.add_space(theme::GRID);
-    for slot in others {
-        table.model_slot(ui, slot, pick);
-    }
 }
 
 /// Short name of a kind of attention.
