@@ -73,6 +73,11 @@ async function measureFrames() {
   probe.height = innerHeight * devicePixelRatio;
   document.body.insertBefore(probe, cover);
   const gl = probe.getContext("webgl2") ?? probe.getContext("webgl");
+  // Contexts are few, and one that was given up counts until it is collected: then nothing is measured.
+  if (gl === null) {
+    probe.remove();
+    return;
+  }
   const frame = () => new Promise(requestAnimationFrame);
   const times = [];
   let before = await frame();
