@@ -66,6 +66,10 @@ def quality(f):
     if peer := f.get("peer on tinystories_a"):
         more = own["tinystories_a"]["bits_per_byte"] / peer["bits_per_byte"] - 1
         rows.append(["", peer["name"], peer["bits_per_byte"], f"this model needs {more:+.1%}"])
+    if other := f.get("tinystories_b"):
+        more = other["own"] / other["stories15M"] - 1
+        rows.append(["tinystories_b", "this model", other["own"], ""])
+        rows.append(["", "stories15M", other["stories15M"], f"this model needs {more:+.1%}"])
     rows.append(["held-out books", "this model", own["books held out"]["bits_per_byte"], ""])
     if ngram := f.get("Kneser-Ney on books"):
         more = own["books held out"]["bits_per_byte"] / ngram["bits_per_byte"] - 1
