@@ -42,40 +42,8 @@ __device__ inline float record_value(const CacheRef& c, size_t slot, uint32_t re
     }
 }
 
-// Four values from `i` on; i, width and rope are multiples of 4 (`records_by_four`).
-__device__ inline float4 record_four(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
-    const size_t at = slot * c.records + record;
-    const uint8_t* data = c.data + at * c.data_bytes;
-    switch (c.format) {
-        case kCacheF32: return *(const float4*)(data + 4 * i);
-        case kCacheBf16: {
-            const uint2 b = *(const uint2*)(data + 2 * i);
-            return make_float4(__uint_as_float(b.x << 16), __uint_as_float(b.x & 0xffff0000u),
-                               __uint_as_float(b.y << 16), __uint_as_float(b.y & 0xffff0000u));
-        }
-        case kCacheFp4: {
-            const uint32_t b = *(const uint16_t*)(data + i / 2);
-            const float s = ue8m0_to_f32(c.scales[at * c.scale_bytes + i / 32]);
-            return make_float4(__fmul_rn(e2m1_to_f32(b), s), __fmul_rn(e2m1_to_f32(b >> 4), s),
-                               __fmul_rn(e2m1_to_f32(b >> 8), s), __fmul_rn(e2m1_to_f32(b >> 12), s));
-        }
-        default: {
-            const uint32_t nope = c.width - c.rope;
-            if (i >= nope) {
-                const uint8_t* p = data + nope + 2 * (i - nope);
-                const uint32_t lo = *(const uint32_t*)p, hi = *(const uint32_t*)(p + 4);
-                return make_float4(__uint_as_float(lo << 16), __uint_as_float(lo & 0xffff0000u),
-                                   __uint_as_float(hi << 16), __uint_as_float(hi & 0xffff0000u));
-            }
-            const uint32_t b = *(const uint32_t*)(data + i);
-            const float s = ue8m0_to_f32(c.scales[at * c.scale_bytes + i / 64]);
-            return make_float4(__fmul_rn(e4m3_to_f32(b & 255u), s), __fmul_rn(e4m3_to_f32(b >> 8 & 255u), s),
-                               __fmul_rn(e4m3_to_f32(b >> 16 & 255u), s), __fmul_rn(e4m3_to_f32(b >> 24), s));
-        }
-    }
-}
-
-// The same in two steps, for loops that have several (AHEAD) on their way: `load` without a branch, `value` later.
+// Four values of a record from `i` on, in two steps for loops that have several (AHEAD) on their way: `load` without a branch,
+// `value` later. i, width and rope are multiples of 4 (`records_by_four`).
 struct RecordF32 {
     static constexpr uint32_t AHEAD = 2;
     float4 v;
@@ -136,6 +104,23 @@ struct RecordFp8 {
                            __fmul_rn(e4m3_to_f32(low >> 16 & 255u), s), __fmul_rn(e4m3_to_f32(low >> 24), s));
     }
 };
+
+template <class R>
+__device__ __forceinline__ float4 record_four_of(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+    R r;
+    r.load(c, slot, record, i);
+    return r.value();
+}
+
+// The same at once, in any format.
+__device__ inline float4 record_four(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
+    switch (c.format) {
+        case kCacheF32: return record_four_of<RecordF32>(c, slot, record, i);
+        case kCacheBf16: return record_four_of<RecordBf16>(c, slot, record, i);
+        case kCacheFp4: return record_four_of<RecordFp4>(c, slot, record, i);
+        default: return record_four_of<RecordFp8>(c, slot, record, i);
+    }
+}
 
 struct RecordAny {
     static constexpr uint32_t AHEAD = 1;

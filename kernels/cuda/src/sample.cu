@@ -75,7 +75,7 @@ struct SampleShared {
     uint64_t above;
 };
 
-// The largest key and its lowest id over all threads, in s.best_id (thread 0 only) and s.keys[0].
+// The lowest id of the largest key over all threads, in s.best_id (thread 0 sees it).
 __device__ inline void best_of_block(SampleShared& s, uint32_t key, uint32_t id) {
 #pragma unroll
     for (int m = 16; m > 0; m >>= 1) {
@@ -98,7 +98,6 @@ __device__ inline void best_of_block(SampleShared& s, uint32_t key, uint32_t id)
                 id = s.ids[w];
             }
         }
-        s.keys[0] = key;
         s.best_id = id;
     }
 }

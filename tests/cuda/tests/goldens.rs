@@ -151,7 +151,8 @@ fn records() {
     }
 }
 
-/// Every kind of op is run by some plan here, and every kernel there is by something in this crate.
+/// Every kind of op is run by some plan here, and every kernel there is by something in this crate. Held to the CPU as people
+/// run it, integer products included, so the bounds are not those of `model1_tests::plans`, which hold to exact arithmetic.
 #[test]
 fn other_recipes() {
     let cases: [(&str, &[&str], f64); 15] = [
