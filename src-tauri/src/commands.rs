@@ -127,7 +127,14 @@ async fn pick_folder() -> Result<Option<String>, String> {
 /// Lets the user choose a GGUF file; `null` = cancelled.
 #[tauri::command]
 async fn pick_model() -> Result<Option<String>, String> {
-    name(desktop::pick_file("Open a model: a GGUF file", "GGUF models", &["gguf"]).await)
+    name(
+        desktop::pick_file(
+            "Open a model (a GGUF file) or a recorded run",
+            "GGUF models, recorded runs",
+            &["gguf", "m1run"],
+        )
+        .await,
+    )
 }
 
 /// Lets the user choose where the body goes, under the name in the header `name` (percent-encoded), and writes it

@@ -23,8 +23,8 @@ use link::Link;
 const USAGE: &str = "\
 usage: model1-explorer [PATH]
 
-Opens MODEL1 Explorer. PATH is a model to open: a Hugging Face folder or a GGUF file; without one the bundled model is
-loaded. If MODEL1 Explorer is open already, its window comes to the front.
+Opens MODEL1 Explorer. PATH is a model to open: a Hugging Face folder or a GGUF file; or a recorded run (.m1run), which
+is shown without an engine. Without one the bundled model is loaded. If MODEL1 Explorer is open already, its window comes to the front.
 
 Linux with NVIDIA's driver: WebKitGTK's windows stay blank or freeze there unless WEBKIT_DISABLE_DMABUF_RENDERER=1 (X11)
 or __NV_DISABLE_EXPLICIT_SYNC=1 (Wayland) is set. This program sets it where it is needed; set one of them yourself, to

@@ -53,6 +53,8 @@ pub enum Command {
     Pull(Pull),
     /// Serve the interface to a browser; prints the address to open.
     Serve(Serve),
+    /// Go through the app's flow without a window and keep what a window would be shown, to be replayed without an engine.
+    Record(Record),
 }
 
 /// Which model, under which recipe, on what.
@@ -482,9 +484,13 @@ pub struct Pull {
 /// `model1 serve`
 #[derive(Args, Debug)]
 pub struct Serve {
-    /// Model to open at once: `bundled`, `smollm2`, a folder, a GGUF file, or OWNER/NAME on the Hub.
+    /// Model to open at once: `bundled`, `smollm2`, a folder, a GGUF file, or OWNER/NAME on the Hub. Or a recorded run
+    /// (.m1run), which is shown without an engine.
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
+    /// Device: auto (the GPU if there is one that can be used and the model fits), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    pub device: String,
     /// Address to listen on. Anything but a loopback address lets other machines in.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<std::net::IpAddr>,
@@ -512,4 +518,53 @@ pub struct Serve {
     /// Largest context in tokens. Default: the settings', else the checkpoint's.
     #[arg(long, value_name = "N")]
     pub context: Option<u64>,
+}
+
+/// `model1 record`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "The flow: the model is opened, a story streams, in the middle of it --set changes the recipe, the text is looked \
+    into, the changed recipe is compared with the checkpoint's own, a report is made. The file is shown by model1 serve --model \
+    FILE, by model1-window FILE and by model1-explorer FILE, on any machine.\n\n\
+    Examples:\n  \
+    model1 record --out flow.m1run\n  \
+    model1 record --device cuda --out flow.m1run --report report.zip"
+)]
+pub struct Record {
+    /// File to write, NAME.m1run.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Model: `bundled`, `smollm2`, a folder, a GGUF file.
+    #[arg(long, short, default_value = "bundled", value_name = "MODEL")]
+    pub model: String,
+    /// Device: auto (the GPU if there is one that can be used and the model fits), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    pub device: String,
+    /// CPU threads. Default: all cores.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Largest context in tokens. Default: the checkpoint's, as far as it fits.
+    #[arg(long, value_name = "N")]
+    pub context: Option<u64>,
+    /// The beginning of the text. Default: one that suits the model.
+    #[arg(long, short, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Change made while the text is written. May be repeated. Default: layers.3-6.kv_cache=bf16.
+    #[arg(long = "set", value_name = "SLOT=VARIANT")]
+    pub sets: Vec<String>,
+    /// Most tokens to write.
+    #[arg(long, short = 'n', default_value_t = 400, value_name = "N")]
+    pub max_tokens: u64,
+    /// Seed of the random draws.
+    #[arg(long, default_value_t = 7, value_name = "N")]
+    pub seed: u64,
+    /// Positions of the comparison.
+    #[arg(long, value_name = "N", default_value_t = engine::compare::DEFAULT_POSITIONS)]
+    pub positions: u64,
+    /// Also write the report of the comparison here, as a ZIP.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Do not print what is going on on stderr.
+    #[arg(long, short)]
+    pub quiet: bool,
 }

@@ -8,6 +8,7 @@ mod generate;
 mod logits;
 mod output;
 mod pull;
+mod record;
 mod serve;
 mod setup;
 mod show;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Devices(a) => show::devices(&a),
         Command::Pull(a) => pull::pull(&a),
         Command::Serve(a) => serve::serve(&a),
+        Command::Record(a) => record::record(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,7 +16,7 @@ use crate::args::Serve;
 use crate::setup::{self, user};
 
 /// What `--model` names.
-fn source(model: &str) -> ModelSource {
+pub fn source(model: &str) -> ModelSource {
     match model {
         "bundled" | "mini" | "model1-mini" => ModelSource::Bundled,
         "smollm2" => ModelSource::SmolLm2,
@@ -86,6 +86,7 @@ pub fn serve(args: &Serve) -> Result<()> {
     let defaults = HostOptions::default();
     let host = Arc::new(Host::start(HostOptions {
         data_dir: args.data.clone().or(defaults.data_dir.clone()),
+        device: args.device.clone(),
         threads: args.threads,
         open: args.model.as_deref().map(source),
         context: args.context.unwrap_or(0),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use protocol::{ClientBody, ClientFrame, Hello, HostFrame, HostInfo, PROTOCOL_VERSION, SCHEMA_HASH, Welcome, encode};
 
-use crate::dispatch;
 use crate::hub::{ClientId, Hub, Next, Responder, Seen, Wake};
+use crate::{dispatch, recorded};
 
 /// What comes out of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,32 +145,26 @@ fn greet(hub: &Arc<Hub>, id: ClientId, hello: &Hello) {
                 ..Seen::default()
             }
         } else {
-            // The texts are fetched whole; jobs that are over concern nobody who was not there.
-            let jobs = inner.jobs.revision();
-            inner.jobs.touch();
-            Seen {
-                token: inner.log.last(),
-                step: inner.ring.start(),
-                event: inner.events.last(),
-                notice: inner.noticed,
-                jobs,
-                ..Seen::default()
-            }
+            Seen::fresh(inner)
         };
         let driver = inner.clients.seat(id, hello.take_over) || inner.clients.driver == Some(id);
         let settings = inner.settings.clone();
         let Some(client) = inner.clients.all.get_mut(&id) else {
             return;
         };
-        let host = HostInfo::new(program, run, client.local, &machine);
-        let welcome = Welcome::Accepted { host, driver, settings };
-        let bytes = encode(&HostFrame::Welcome(Box::new(welcome))).unwrap_or_default();
         client.greeted = true;
         client.seen = seen;
-        client.unread += bytes.len();
-        client.replies.push_back(bytes);
         client.name = hello.client.chars().filter(|c| !c.is_control()).take(40).collect();
         tracing::info!("client {id} ({}) connected", client.name);
+        let host = HostInfo::new(program, run, client.local, &machine);
+        if !recorded::join(inner, run, id) {
+            let welcome = Welcome::Accepted { host, driver, settings };
+            let bytes = encode(&HostFrame::Welcome(Box::new(welcome))).unwrap_or_default();
+            if let Some(client) = inner.clients.all.get_mut(&id) {
+                client.unread += bytes.len();
+                client.replies.push_back(bytes);
+            }
+        }
         inner.changed();
     });
 }
@@ -201,5 +195,8 @@ fn request_came(hub: &Arc<Hub>, id: ClientId, request_id: u64, request: protocol
         )));
         return;
     }
-    dispatch::request(hub, id, responder, request);
+    match recorded::answer(hub, id, &request) {
+        Some(result) => responder.send(result),
+        None => dispatch::request(hub, id, responder, request),
+    }
 }

@@ -201,6 +201,11 @@ fn model(hub: &Arc<Hub>, to: Responder, request: Request) {
 /// # Errors
 /// A source that cannot be one.
 pub(crate) fn open_model(hub: &Arc<Hub>, source: &ModelSource, context: u64) -> Result<protocol::JobId, ErrorInfo> {
+    if let ModelSource::Path(path) = source
+        && crate::recorded::is_run(path)
+    {
+        return Ok(crate::recorded::open(hub, crate::paths::expand(path.trim())));
+    }
     let place = models::locate(source, &hub.paths)?;
     let name = models::name(source);
     let here = matches!(place, Place::Here(_));

@@ -25,6 +25,8 @@ pub struct HostOptions {
     pub bundled: Option<PathBuf>,
     /// Folder of fetched models; `None` if nothing can be fetched.
     pub cache_dir: Option<PathBuf>,
+    /// Device models run on: `auto`, `cpu`, `cuda` or `cuda:N` ([`engine::device::choose`]).
+    pub device: String,
     /// Threads of the CPU engine; `None` = what the settings say, else all cores.
     pub threads: Option<usize>,
     /// A model to open at once.
@@ -47,6 +49,7 @@ impl Default for HostOptions {
             data_dir: crate::default_data_dir(),
             bundled: crate::bundled_model(),
             cache_dir: fetch::default_cache_dir(),
+            device: "auto".into(),
             threads: None,
             open: None,
             context: 0,
@@ -124,7 +127,7 @@ impl Host {
         let kept = inner.settings.clone();
         let hub = Hub::new(run, inner, paths, Pool::start()?, commands);
         let mut threads = Vec::new();
-        let worker = Worker::new(hub.clone(), received, options.token_time);
+        let worker = Worker::new(hub.clone(), received, options.device, options.token_time);
         let named = |name: &str| std::thread::Builder::new().name(name.into());
         threads.push(named("engine").spawn(move || worker.run())?);
         let own = hub.clone();

@@ -34,6 +34,7 @@ mod memory;
 mod models;
 mod paths;
 mod pool;
+pub mod recorded;
 pub mod remote;
 mod saver;
 mod settings;

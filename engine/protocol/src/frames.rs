@@ -67,6 +67,8 @@ pub struct HostInfo {
     pub local: bool,
     /// Operating system and machine in words.
     pub machine: String,
+    /// What is shown where it is a recorded run and nothing is computed, in a sentence; empty where a host is at work.
+    pub recorded: String,
 }
 
 impl HostInfo {
@@ -79,6 +81,7 @@ impl HostInfo {
             run,
             local,
             machine: machine.to_string(),
+            recorded: String::new(),
         }
     }
 }

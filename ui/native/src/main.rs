@@ -19,8 +19,8 @@ use desktop::{Message, Seat};
 const USAGE: &str = "\
 usage: model1-window [PATH]
 
-Opens MODEL1 Explorer in a native window. PATH is a model to open: a Hugging Face folder or a GGUF file; without one the
-bundled model is loaded. If MODEL1 Explorer is open already, its window comes to the front.";
+Opens MODEL1 Explorer in a native window. PATH is a model to open: a Hugging Face folder or a GGUF file; or a
+recorded run (.m1run), which is shown without an engine. Without one the bundled model is loaded. If MODEL1 Explorer is open already, its window comes to the front.";
 
 /// The program's picture, for the window's frame and the task bar.
 const ICON: &[u8] = include_bytes!("../../../src-tauri/icons/128x128.png");

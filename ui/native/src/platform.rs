@@ -93,9 +93,9 @@ impl Platform for Native {
     fn pick_model(&mut self) {
         self.beside(|| {
             let picked = pollster::block_on(desktop::pick_file(
-                "Open a model: a GGUF file",
-                "GGUF models",
-                &["gguf"],
+                "Open a model (a GGUF file) or a recorded run",
+                "GGUF models, recorded runs",
+                &["gguf", "m1run"],
             ))?;
             Ok(picked.map(name).map(PlatformEvent::Picked))
         });

@@ -263,7 +263,7 @@ impl App {
         for event in self.platform.poll() {
             let now = self.store.now;
             match event {
-                PlatformEvent::Picked(path) | PlatformEvent::Open(path) => self.start.choose_path(path),
+                PlatformEvent::Picked(path) | PlatformEvent::Open(path) => self.choose(path),
                 PlatformEvent::Saved(name) => self.store.toasts.info(format!("Saved {name}"), now),
                 PlatformEvent::Failed(sentence) => {
                     let error = protocol::ErrorInfo::new(protocol::ErrorKind::Resource, sentence);
@@ -279,11 +279,21 @@ impl App {
         }
     }
 
+    /// A model's path: its card shows what it takes. A recorded run takes nothing and is shown at once.
+    pub(super) fn choose(&mut self, path: String) {
+        if !start::is_run(&path) {
+            return self.start.choose_path(path);
+        }
+        self.start.open = false;
+        let source = protocol::ModelSource::Path(path);
+        self.store.send(protocol::Request::OpenModel { source, context: 0 });
+    }
+
     fn dropped(&mut self, paths: Vec<String>) {
         let Some(path) = paths.into_iter().next() else { return };
         let full = path.starts_with('/') || path.get(1..3) == Some(":\\") || path.starts_with("\\\\");
         if full {
-            self.start.choose_path(path);
+            self.choose(path);
         } else {
             let said = "A browser does not tell where a dropped file lies. Type its path, or use the desktop window.";
             self.start.open = true;

@@ -318,6 +318,13 @@ pub(super) fn strips(app: &mut App, ui: &mut Ui) {
             app.invoke(Command::TakeOver)
         });
     }
+    let recorded = app.store.host.as_ref().map_or(String::new(), |h| h.recorded.clone());
+    if !recorded.is_empty() {
+        let text = format!("{recorded} Nothing is computed.");
+        strip(ui, "recorded", icons::RECORD, p.second, &text, "Leave it", || {
+            app.store.send(Request::CloseModel)
+        });
+    }
     converted(app, ui);
     if app.platform.can_go_native() {
         let text = "This page draws slowly here. The native window draws the same faster.";

@@ -213,6 +213,7 @@ impl Store {
                         ..Default::default()
                     };
                     self.steps.clear();
+                    self.jobs = Jobs::default();
                     self.state = None;
                 }
                 self.host = Some(host);

@@ -48,6 +48,8 @@ pub struct Script {
     connections: usize,
     refusal: Option<String>,
     mute: bool,
+    /// What [`HostInfo::recorded`] says.
+    pub recorded: String,
     next_seq: u64,
 }
 
@@ -77,6 +79,7 @@ impl Scene {
             connections: 0,
             refusal: None,
             mute: false,
+            recorded: String::new(),
             next_seq: 10_000,
         })))
     }
@@ -308,7 +311,10 @@ impl Scene {
             if let Some(sentence) = s.refusal.clone() {
                 (Welcome::Refused(sentence), None)
             } else {
-                let host = HostInfo::new("0.1.0", 4711, true, "Linux x86_64");
+                let host = HostInfo {
+                    recorded: s.recorded.clone(),
+                    ..HostInfo::new("0.1.0", 4711, true, "Linux x86_64")
+                };
                 let steps: Vec<StepRecord> = s.steps.iter().filter(|r| r.seq > cursor.step).cloned().collect();
                 let update = Update {
                     state: Some(Box::new(s.state.clone())),

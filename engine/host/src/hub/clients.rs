@@ -31,6 +31,22 @@ pub(crate) struct Seen {
     pub state: Option<u64>,
 }
 
+impl Seen {
+    /// Of a client that knows nothing yet: texts are fetched whole; jobs that are over concern nobody who was not there.
+    pub fn fresh(inner: &mut super::Inner) -> Self {
+        let jobs = inner.jobs.revision();
+        inner.jobs.touch();
+        Self {
+            token: inner.log.last(),
+            step: inner.ring.start(),
+            event: inner.events.last(),
+            notice: inner.noticed,
+            jobs,
+            state: None,
+        }
+    }
+}
+
 /// A connection.
 pub(crate) struct Client {
     pub name: String,
@@ -52,6 +68,8 @@ pub(crate) struct Client {
     pub closed: Option<String>,
     /// Stops what it asked for and what only it waits for.
     pub gone: Cancel,
+    /// Its place in the recorded run that is shown instead of this host's state.
+    pub player: Option<crate::recorded::Player>,
 }
 
 /// All connections.
@@ -86,6 +104,7 @@ impl Clients {
                 last_state: None,
                 closed: None,
                 gone: Cancel::default(),
+                player: None,
             },
         );
         Some(self.next)

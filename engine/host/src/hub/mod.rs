@@ -70,6 +70,8 @@ pub(crate) struct Inner {
     pub revision: u64,
     pub settled: u64,
     pub closing: bool,
+    /// A recorded run that is shown to clients.
+    pub stage: Option<crate::recorded::Stage>,
     /// Threads the program was started with; they win over the settings.
     pub fixed_threads: Option<usize>,
     stops: u64,
@@ -114,6 +116,7 @@ impl Inner {
             revision: 1,
             settled: 1,
             closing: false,
+            stage: None,
             fixed_threads: None,
             stops: 0,
         }

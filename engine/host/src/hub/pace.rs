@@ -82,6 +82,9 @@ impl Inner {
             return None;
         }
         let frame = client.last_update.map_or(now, |t| t + FRAME);
+        if let Some(player) = &client.player {
+            return player.due().map(|t| t.max(frame));
+        }
         let seen = &client.seen;
         let streams = seen.token < self.log.last()
             || seen.step < self.ring.last()
@@ -103,6 +106,11 @@ impl Inner {
 
     /// What changed since the last update to a client; its cursors move on.
     fn take_update(&mut self, id: ClientId, now: Instant) -> Option<Update> {
+        let client = self.clients.all.get_mut(&id)?;
+        if let Some(player) = &mut client.player {
+            client.last_update = Some(now);
+            return player.take();
+        }
         let client = self.clients.all.get(&id)?;
         let seen = client.seen;
         let send_state = seen.state.is_none_or(|s| s < self.settled)

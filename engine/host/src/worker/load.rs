@@ -83,6 +83,7 @@ impl Worker {
         }
         let options = EngineOptions {
             threads: task.threads,
+            device: self.device.clone(),
             prefault: memory.weights < memory.free || memory.free == 0,
             ..EngineOptions::default()
         };
@@ -126,7 +127,8 @@ impl Worker {
         let recipe = crate::views::recipe(&loaded.engine, loaded.session.recipe(), &[]);
         let model = loaded.model.clone();
         let engine = loaded.engine.clone();
-        let device = engine.backend().describe();
+        let (device, describe) = (engine.backend().name(), engine.backend().describe());
+        let free = engine.backend().device_memory().ok().flatten().map(|m| m.0);
         self.loaded = Some(loaded);
         let taken = self.hub.with(|inner| {
             // Cancelling happens under the same lock: a model that was given up is never shown.
@@ -137,8 +139,9 @@ impl Worker {
             inner.recipe = Some(Arc::new(recipe));
             inner.position = 0;
             inner.context = model.context;
-            inner.device.describe = device;
-            inner.device.free_bytes = engine::memory::available().unwrap_or(0);
+            inner.device.name = device.into();
+            inner.device.describe = describe;
+            inner.device.free_bytes = free.or_else(engine::memory::available).unwrap_or(0);
             inner.memory = engine::memory::resident().unwrap_or(0);
             let kind = if model.chat.is_ok() {
                 DocKind::Chat

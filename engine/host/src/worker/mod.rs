@@ -139,12 +139,14 @@ pub(crate) struct Worker {
     /// What runs, for messages; empty while a text is written.
     busy: &'static str,
     quit: bool,
+    /// Device models run on.
+    device: String,
     /// Least time from one written token to the next.
     token_time: Duration,
 }
 
 impl Worker {
-    pub fn new(hub: Arc<Hub>, commands: Receiver<Command>, token_time: Duration) -> Self {
+    pub fn new(hub: Arc<Hub>, commands: Receiver<Command>, device: String, token_time: Duration) -> Self {
         Self {
             hub,
             commands,
@@ -152,6 +154,7 @@ impl Worker {
             loaded: None,
             busy: "",
             quit: false,
+            device,
             token_time,
         }
     }

@@ -162,6 +162,14 @@ impl Client {
         client
     }
 
+    /// What is shown where it is a recorded run; empty where it is none.
+    pub fn recorded(&self) -> Option<&str> {
+        match &self.welcome {
+            Some(Welcome::Accepted { host, .. }) => Some(&host.recorded),
+            _ => None,
+        }
+    }
+
     pub fn run(&self) -> u64 {
         match &self.welcome {
             Some(Welcome::Accepted { host, .. }) => host.run,

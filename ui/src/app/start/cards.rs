@@ -51,6 +51,7 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, models: &ModelsView, which: usize
     match pick {
         Some(Pick::Folder) => app.platform.pick_folder(),
         Some(Pick::File) => app.platform.pick_model(),
+        Some(Pick::Path(path)) => app.choose(path),
         None => {}
     }
 }
@@ -58,6 +59,7 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, models: &ModelsView, which: usize
 enum Pick {
     Folder,
     File,
+    Path(String),
 }
 
 #[expect(clippy::too_many_arguments, reason = "one caller")]
@@ -159,13 +161,16 @@ fn own(
         field(
             ui,
             &mut start.path,
-            "path of a folder or .gguf file",
+            "path of a folder, .gguf or .m1run",
             "Path of a model",
             icons::ARROW_RIGHT,
             "Look at this path",
         )
         .into_iter()
-        .for_each(|path| start.chosen = Some((short(&path), ModelSource::Path(path))));
+        .for_each(|path| match super::is_run(&path) {
+            true => pick = Some(Pick::Path(path)),
+            false => start.chosen = Some((short(&path), ModelSource::Path(path))),
+        });
     }
     field(
         ui,

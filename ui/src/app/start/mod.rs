@@ -46,6 +46,11 @@ impl Start {
     }
 }
 
+/// Whether a path is that of a recorded run.
+pub(super) fn is_run(path: &str) -> bool {
+    path.trim().to_ascii_lowercase().ends_with(".m1run")
+}
+
 pub(super) fn show(app: &mut App, ui: &mut Ui) {
     let p = Palette::of(ui);
     ui.painter().rect_filled(ui.max_rect(), 0, p.canvas);
