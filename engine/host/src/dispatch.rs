@@ -29,6 +29,8 @@ pub(crate) fn changes_things(request: &Request) -> bool {
         | R::GetBaselines
         | R::PreviewRecipe(_)
         | R::GetComparison(_)
+        | R::GetSweep { .. }
+        | R::GetSweepRecipe { .. }
         | R::InspectAttention(_)
         | R::InspectRows(_)
         | R::InspectRouter
@@ -59,6 +61,7 @@ pub(crate) fn changes_things(request: &Request) -> bool {
         | R::ReplayText
         | R::SetOpTiming(_)
         | R::Compare(_)
+        | R::Sweep(_)
         | R::SetSettings(_)
         | R::LookAtHost { .. } => true,
     }
@@ -89,6 +92,17 @@ pub(crate) fn request(hub: &Arc<Hub>, client: ClientId, to: Responder, request: 
             errand(hub, to, move |_| {
                 result.map(|r| Reply::Compared(Box::new((*r).clone())))
             });
+        }
+        R::GetSweep { job, since } => {
+            let view = hub.with(|inner| match (inner.sweeps.get(job), inner.jobs.get(job)) {
+                (Some(s), _) => Ok(Reply::Sweep(Box::new(s.view(since)))),
+                (None, Some(j)) if !crate::hub::is_over(&j.state) => Err(refused(
+                    "The sweep has not begun yet.",
+                    "Ask again when its job is running.",
+                )),
+                _ => Err(no_sweep(job)),
+            });
+            to.send(view);
         }
         r @ (R::ListModels | R::PredictMemory { .. } | R::ForgetModel(_) | R::FindFont(_)) => on_disk(hub, to, r),
         r @ (R::OpenModel { .. } | R::CloseModel) => model(hub, to, r),
@@ -153,6 +167,10 @@ fn find_result(inner: &Inner, job: protocol::JobId) -> Result<Arc<protocol::Comp
         Some(_) => input(format!("Job {} left no comparison.", job.0), "Compare again."),
         None => input(format!("There is no comparison {}.", job.0), "Compare again."),
     })
+}
+
+fn no_sweep(job: protocol::JobId) -> ErrorInfo {
+    input(format!("Job {} left no sweep with this recipe.", job.0), "Sweep again.")
 }
 
 fn on_disk(hub: &Arc<Hub>, to: Responder, request: Request) {
@@ -548,6 +566,16 @@ fn engine(hub: &Arc<Hub>, to: Responder, request: Request) {
         R::Compare(spec) => job(hub, to, JobKind::Compare, "comparing A with B", |job, cancel| {
             Command::Compare { job, cancel, spec }
         }),
+        R::Sweep(spec) => job(hub, to, JobKind::Sweep, "measuring recipes", |job, cancel| {
+            Command::Sweep { job, cancel, spec }
+        }),
+        R::GetSweepRecipe { job, cell } => {
+            let found = hub.with(|inner| inner.sweeps.get(job).map(|s| s.recipe(cell)));
+            errand(hub, to, move |_| {
+                let cell = found.ok_or_else(|| no_sweep(job))?.ok_or_else(|| no_sweep(job))?;
+                crate::views::edited(&engine, &cell.0, &cell.1)
+            });
+        }
         R::ExportComparison { job, folder } => {
             let result = hub.with(|inner| find_result(inner, job));
             errand(hub, to, move |_| export::comparison(&engine, &*result?, &folder));

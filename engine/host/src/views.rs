@@ -20,6 +20,20 @@ pub(crate) fn presets(engine: &Engine) -> Vec<Preset> {
     engine::recipe::presets(engine.facts(), engine.registry())
 }
 
+/// A recipe with edits, as JSON.
+///
+/// # Errors
+/// A recipe or an edit that does not fit the loaded model.
+pub(crate) fn edited(engine: &Engine, json: &str, edits: &[String]) -> Result<Reply, ErrorInfo> {
+    let (facts, registry) = (engine.facts(), engine.registry());
+    let made = Recipe::parse(json, "A", facts, registry).and_then(|mut recipe| {
+        edits.iter().try_for_each(|e| recipe.set(e, facts, registry))?;
+        Ok(recipe)
+    });
+    let recipe = made.map_err(|e| of_engine(&EngineError::from(e)))?;
+    Ok(Reply::Text(serde_json::to_string(&recipe).unwrap_or_default()))
+}
+
 /// Statistics of a tensor.
 ///
 /// # Errors

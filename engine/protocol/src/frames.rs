@@ -6,7 +6,7 @@ use crate::{
     AttentionMap, AttentionSpec, BlockView, CompareResult, CompareSpec, DeviceView, DocInfo, DocKind, DocView, Edit,
     ErrorInfo, FinishView, FontFile, GenerateSpec, KeptRows, KvBaselines, LoadedModel, MAX_FRAME, MemoryPlan,
     ModelSource, ModelState, ModelsView, PROTOCOL_VERSION, PlanView, Preset, RecipeView, RemoteHost, RouterMap,
-    RunSummary, SCHEMA_HASH, Settings, StepRecord, TensorStats, TokenEntry, TokenLayerMetric,
+    RunSummary, SCHEMA_HASH, Settings, StepRecord, SweepSpec, SweepView, TensorStats, TokenEntry, TokenLayerMetric,
 };
 
 /// A long job of the host.
@@ -300,6 +300,23 @@ pub enum Request {
         /// Refuse a host of another build: its frames could not be read here.
         same_build: bool,
     },
+    /// (driver) Measure many recipes; figures are fetched as they come. What an earlier sweep of the same model, A and
+    /// text has measured is taken over: a sweep that was stopped goes on. -> Job
+    Sweep(SweepSpec),
+    /// A sweep as it stands. -> Sweep
+    GetSweep {
+        /// Its job.
+        job: JobId,
+        /// Only cells that changed after this revision; 0 = all.
+        since: u64,
+    },
+    /// The recipe of a cell of a sweep, as JSON. -> Text
+    GetSweepRecipe {
+        /// Job of the sweep.
+        job: JobId,
+        /// Number of the cell.
+        cell: u32,
+    },
 }
 
 /// Replies.
@@ -340,6 +357,7 @@ pub enum Reply {
     Font(FontFile),
     Text(String),
     RemoteHost(RemoteHost),
+    Sweep(Box<SweepView>),
 }
 
 /// What a job does.
@@ -351,6 +369,8 @@ pub enum JobKind {
     Compare,
     /// Replaying the text after a swap.
     Replay,
+    /// Measuring many recipes.
+    Sweep,
 }
 
 /// Where a job stands.

@@ -49,7 +49,7 @@ pub use recipe::{
     ChoiceView, Edit, LayerSlots, OptionChoice, OptionView, Preset, RecipeView, Refusal, SlotView, VariantView,
 };
 pub use settings::{FontFile, Settings, ThemeChoice};
-pub use sweep::SweepRow;
+pub use sweep::{SweepCell, SweepGroup, SweepPick, SweepRefusal, SweepRow, SweepSpec, SweepState, SweepView};
 pub use telemetry::{KvBaselines, KvBytes, KvFit, Label, LayerRecord, RunSummary, StepRecord, TELEMETRY_VERSION};
 
 /// Raised when the meaning of messages changes.

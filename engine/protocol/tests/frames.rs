@@ -101,6 +101,12 @@ fn requests() -> Vec<Request> {
             token: text(),
             same_build: true,
         },
+        R::Sweep(sweep_spec()),
+        R::GetSweep {
+            job: JobId(1),
+            since: 7,
+        },
+        R::GetSweepRecipe { job: JobId(1), cell: 3 },
     ]
 }
 
@@ -153,6 +159,9 @@ fn number_of(r: &Request) -> usize {
         R::About => 42,
         R::PreviewRecipe(_) => 43,
         R::LookAtHost { .. } => 44,
+        R::Sweep(_) => 45,
+        R::GetSweep { .. } => 46,
+        R::GetSweepRecipe { .. } => 47,
     }
 }
 
@@ -321,6 +330,7 @@ fn replies() -> Vec<Reply> {
             token: "0123".into(),
             version: "0.1.0".into(),
         }),
+        R::Sweep(Box::new(sweep())),
     ]
 }
 
@@ -353,6 +363,7 @@ fn reply_number(r: &Reply) -> usize {
         R::Font(_) => 22,
         R::Text(_) => 23,
         R::RemoteHost(_) => 24,
+        R::Sweep(_) => 25,
     }
 }
 
@@ -360,7 +371,7 @@ fn reply_number(r: &Reply) -> usize {
 fn requests_round_trip() {
     let all = requests();
     assert!(all.iter().enumerate().all(|(i, r)| number_of(r) == i));
-    assert_eq!(all.len(), 45);
+    assert_eq!(all.len(), 48);
     for (i, request) in all.into_iter().enumerate() {
         round_trip(&ClientFrame {
             id: i as u64,
@@ -385,7 +396,7 @@ fn requests_round_trip() {
 fn replies_round_trip() {
     let all = replies();
     assert!(all.iter().enumerate().all(|(i, r)| reply_number(r) == i));
-    assert_eq!(all.len(), 25);
+    assert_eq!(all.len(), 26);
     for (i, reply) in all.into_iter().enumerate() {
         round_trip(&HostFrame::Reply {
             id: i as u64,
@@ -435,7 +446,7 @@ fn welcomes_and_updates_round_trip() {
         JobState::Done,
         JobState::Failed(error()),
     ];
-    let kinds = [JobKind::Load, JobKind::Compare, JobKind::Replay];
+    let kinds = [JobKind::Load, JobKind::Compare, JobKind::Replay, JobKind::Sweep];
     for (model, job) in models.into_iter().zip(jobs) {
         let job = |kind: &JobKind| JobView {
             id: JobId(2),
@@ -527,7 +538,7 @@ proptest! {
 
     /// Damaged frames reach deeper than random bytes do.
     #[test]
-    fn damaged_frames_never_panic(which in 0usize..44, at in any::<prop::sample::Index>(), value in any::<u8>()) {
+    fn damaged_frames_never_panic(which in 0usize..48, at in any::<prop::sample::Index>(), value in any::<u8>()) {
         let request = requests().swap_remove(which);
         let frame = ClientFrame { id: 1, body: ClientBody::Request(Box::new(request)) };
         let mut bytes = encode(&frame).unwrap();

@@ -121,16 +121,7 @@ impl CompareJob {
         };
         edits(&mut words, "--a-set", &self.a, &own);
         edits(&mut words, "--b-set", &self.b, &self.a);
-        match &self.spec.text {
-            CompareText::Builtin => {}
-            CompareText::Given(text) if text.len() <= COMMAND_TEXT => {
-                words.extend(["--prompt".into(), quoted(text)]);
-            }
-            _ => {
-                let ids: Vec<String> = self.ids.iter().map(ToString::to_string).collect();
-                words.extend(["--ids".into(), ids.join(",")]);
-            }
-        }
+        words.extend(text_words(&self.spec.text, &self.ids));
         words.extend(["--positions".into(), self.spec.positions.to_string()]);
         if self.spec.isolate {
             words.push("--isolate".into());
@@ -158,8 +149,20 @@ fn recipe(
     })
 }
 
+/// The options that name the text: nothing for the built-in one, the text itself where it is short, else its tokens.
+pub(super) fn text_words(text: &CompareText, ids: &[u32]) -> Vec<String> {
+    match text {
+        CompareText::Builtin => Vec::new(),
+        CompareText::Given(text) if text.len() <= COMMAND_TEXT => vec!["--prompt".into(), quoted(text)],
+        _ => {
+            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            vec!["--ids".into(), ids.join(",")]
+        }
+    }
+}
+
 /// A word as a POSIX shell reads it.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_string();

@@ -100,12 +100,12 @@ pub fn compare(engine: &Arc<Engine>, job: &CompareJob, watch: &mut Watch<'_>) ->
     let first = rest.first().copied().unwrap_or(&[]);
     recipes.extend(first.iter().map(|(_, r)| r));
     let mut pass = Pass::new(engine, job, &recipes, true)?;
-    pass.run(watch, &mut tick)?;
+    pass.run(watch, &mut tick, &mut |_| Ok(()))?;
     let mut rows = pass.isolated(first);
     for part in rest.iter().skip(1) {
         let recipes: Vec<&Recipe> = part.iter().map(|(_, r)| r).collect();
         let mut again = Pass::new(engine, job, &recipes, false)?;
-        again.run(watch, &mut tick)?;
+        again.run(watch, &mut tick, &mut |_| Ok(()))?;
         rows.extend(again.isolated(part));
     }
     if job.spec.isolate && changes.len() == 1 {
@@ -167,10 +167,12 @@ impl<'a> Pass<'a> {
         })
     }
 
+    /// Reads the text. `tick` is told of the tokens that one side has read, `each` of the figures after every chunk.
     fn run(
         &mut self,
         watch: &mut Watch<'_>,
         tick: &mut dyn FnMut(usize, &mut Watch<'_>) -> Result<(), EngineError>,
+        each: &mut dyn FnMut(&[Against]) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         for (step, range) in schedule(self.ids.len()).into_iter().enumerate() {
             let ids = &self.ids[range.clone()];
@@ -198,6 +200,7 @@ impl<'a> Pass<'a> {
                 tick(ids.len(), watch)?;
             }
             self.judge(range);
+            each(&self.against)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use protocol::{
     ErrorInfo, ErrorKind, FontFile, JobId, KvBytes, MemoryBasis, MemoryPlan, ModelSource, Reply, Request, Update,
 };
 
-use super::{Script, facts, inside, story};
+use super::{Script, facts, inside, story, sweeps};
 
 /// The reply to a request.
 pub(super) fn answer(s: &mut Script, request: &Request) -> Result<Reply, ErrorInfo> {
@@ -17,6 +17,9 @@ pub(super) fn answer(s: &mut Script, request: &Request) -> Result<Reply, ErrorIn
         Request::PredictMemory { source, context } => Ok(Reply::Memory(memory(source, *context))),
         Request::OpenModel { .. } | Request::ReplayText => Ok(Reply::Job(JobId(7))),
         Request::Compare(_) => Ok(Reply::Job(JobId(9))),
+        Request::Sweep(_) => Ok(Reply::Job(JobId(11))),
+        Request::GetSweep { since, .. } => Ok(Reply::Sweep(Box::new(sweeps::sweep(usize::MAX, *since)))),
+        Request::GetSweepRecipe { .. } => Ok(Reply::Text("{\"schema\":1}".into())),
         Request::ListDocs => Ok(Reply::Docs(s.docs.clone())),
         Request::GetDoc | Request::OpenDoc(_) | Request::NewDoc(_) => s.doc.clone().map(Reply::Doc).ok_or_else(no_text),
         Request::SelectLeaf(leaf) => {

@@ -8,6 +8,7 @@ mod answers;
 mod facts;
 mod inside;
 mod story;
+mod sweeps;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -22,6 +23,7 @@ use crate::link::{Dialer, Link, LinkEvent};
 pub use facts::{baselines, loaded, models, presets, recipe};
 pub use inside::{comparison, plan, router, rows as kept_rows};
 pub use story::{WORDS, doc, steps, token};
+pub use sweeps::sweep;
 
 type Custom = Box<dyn Fn(&Request) -> Option<Result<Reply, ErrorInfo>>>;
 

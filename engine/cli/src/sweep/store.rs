@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use engine::compare::export;
-use engine::compare::sweep::{Price, Sweep};
+use engine::compare::sweep::{Found, Price, Sweep};
 use protocol::SweepRow;
 use serde_json::{Value, json};
 
-use super::Found;
 use crate::setup::user;
 
 /// `DIR/sweep.jsonl`: a line about the sweep, then one per recipe as soon as it is measured.

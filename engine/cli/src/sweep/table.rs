@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::Result;
-use engine::compare::sweep::{Price, Sweep, front};
+use engine::compare::sweep::{Found, Price, SweepJob, front};
 use engine::memory::human;
 use protocol::SweepRow;
 use serde_json::json;
 
-use super::Found;
 use crate::compare::sci;
 
 /// Everything as one JSON object.
-pub fn json(out: &mut impl Write, sweep: &Sweep, found: &Found) -> Result<()> {
-    let refused: Vec<_> = found
-        .refused
+pub fn json(out: &mut impl Write, job: &SweepJob, found: &Found) -> Result<()> {
+    let sweep = job.sweep();
+    let refused: Vec<_> = job
+        .refused()
         .iter()
         .map(|r| json!({"edits": r.edits, "reason": r.reason}))
         .collect();
@@ -40,7 +40,8 @@ pub fn json(out: &mut impl Write, sweep: &Sweep, found: &Found) -> Result<()> {
 }
 
 /// For people.
-pub fn print(out: &mut impl Write, sweep: &Sweep, found: &Found, budget: Option<f64>) -> Result<()> {
+pub fn print(out: &mut impl Write, job: &SweepJob, found: &Found, budget: Option<f64>) -> Result<()> {
+    let sweep = job.sweep();
     writeln!(
         out,
         "{} positions, teacher-forced, each recipe against A (recipe {}); {}\n",
@@ -59,7 +60,7 @@ pub fn print(out: &mut impl Write, sweep: &Sweep, found: &Found, budget: Option<
          step at the end of the text, estimated by the plan; all else measured."
     )?;
     per_layer(out, found)?;
-    for r in &found.refused {
+    for r in job.refused() {
         writeln!(out, "refused: {}: {}", r.edits.join(" "), r.reason)?;
     }
     for (edits, reason) in &found.failed {

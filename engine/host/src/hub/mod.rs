@@ -4,6 +4,7 @@ mod clients;
 mod jobs;
 mod pace;
 mod streams;
+mod sweeps;
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ pub(crate) use clients::{Client, ClientId, Clients, MOST_CLIENTS, MOST_UNREAD, M
 pub(crate) use jobs::{Jobs, is_over};
 pub(crate) use pace::Next;
 pub(crate) use streams::{StepRing, Tail, TokenAt, TokenLog};
+pub(crate) use sweeps::Sweeps;
 
 use crate::docs::Docs;
 use crate::paths::Paths;
@@ -43,6 +45,7 @@ pub(crate) struct Inner {
     pub log: TokenLog,
     pub ring: StepRing,
     pub jobs: Jobs,
+    pub sweeps: Sweeps,
     pub events: Tail<Event>,
     pub notices: Tail<Notice>,
     /// Last notice that reached anybody.
@@ -96,6 +99,7 @@ impl Inner {
             log: TokenLog::default(),
             ring: StepRing::new(settings.telemetry_steps as usize, RING_BYTES),
             jobs: Jobs::default(),
+            sweeps: Sweeps::default(),
             events: Tail::new(1024),
             notices: Tail::new(64),
             noticed: 0,

@@ -64,7 +64,7 @@ impl Worker {
     }
 
     /// Tokens of the shown branch, and what stops looking at them.
-    fn shown(&self, loaded: &Loaded) -> Result<(Vec<u32>, Cancel), ErrorInfo> {
+    pub(super) fn shown(&self, loaded: &Loaded) -> Result<(Vec<u32>, Cancel), ErrorInfo> {
         let (doc, writing, stop) = self.hub.with(|inner| {
             let doc = inner.docs.current().cloned();
             (doc, inner.writing, inner.look_stop.clone())

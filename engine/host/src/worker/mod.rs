@@ -5,6 +5,7 @@ mod load;
 mod look;
 mod prompt;
 mod recipe;
+mod sweep;
 mod write;
 
 use std::collections::VecDeque;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use engine::{Cancel, Engine, OpTimer, Session};
 use protocol::{
     AttentionSpec, CompareSpec, Edit, ErrorInfo, GenerateSpec, JobId, JobState, LoadedModel, ModelSource, Reply,
+    SweepSpec,
 };
 
 use crate::errors::{internal, no_model, refused};
@@ -46,6 +48,12 @@ pub(crate) enum Command {
         job: JobId,
         cancel: Cancel,
         spec: CompareSpec,
+    },
+    /// Measure many recipes.
+    Sweep {
+        job: JobId,
+        cancel: Cancel,
+        spec: SweepSpec,
     },
     /// Look at the model or at the text.
     Look { what: Look, to: Responder },
@@ -195,6 +203,7 @@ impl Worker {
             } => self.write(&action, spec, (&stop, number), to),
             Command::Replay { job, cancel } => self.replay(job, &cancel),
             Command::Compare { job, cancel, spec } => self.compare(job, &cancel, &spec),
+            Command::Sweep { job, cancel, spec } => self.sweep(job, &cancel, &spec),
             Command::Quit => {
                 self.quit = true;
                 self.unload();

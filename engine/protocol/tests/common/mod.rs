@@ -349,3 +349,75 @@ pub fn attention_spec() -> AttentionSpec {
         to: 9,
     }
 }
+
+pub fn sweep_spec() -> SweepSpec {
+    SweepSpec {
+        a: RecipeRef::Own,
+        text: CompareText::Builtin,
+        positions: 512,
+        axes: vec!["weights.lm_head=bf16,fp8".into()],
+        presets: true,
+        per_layer: true,
+        budget: Some(0.01),
+    }
+}
+
+/// A cell in every state.
+pub fn sweep() -> SweepView {
+    let row = SweepRow {
+        hash: "h".into(),
+        name: "n".into(),
+        edits: vec!["weights.lm_head=fp8".into()],
+        kl: compared().kl,
+        same_top1: [0.9, 0.01],
+        ln_ppl_ratio: [0.001, 0.0001],
+        perplexity: 7.5,
+        kv: 1024,
+        step_bytes: 4096,
+        decode_tokens_per_s: 300.0,
+        prefill_tokens_per_s: 900.0,
+    };
+    let states = [
+        SweepState::Waiting,
+        SweepState::Reading {
+            positions: 3,
+            kl_mean: 0.1,
+        },
+        SweepState::Done {
+            row: Box::new(row),
+            known: true,
+        },
+        SweepState::Failed("memory".into()),
+    ];
+    let groups = [
+        SweepGroup::Base,
+        SweepGroup::Grid,
+        SweepGroup::Single,
+        SweepGroup::Tried,
+    ];
+    let cell = |(group, state)| SweepCell {
+        group,
+        name: String::new(),
+        edits: vec!["e".into()],
+        hash: "h".into(),
+        state,
+    };
+    SweepView {
+        revision: 9,
+        spec: sweep_spec(),
+        model: "m".into(),
+        device: "cpu".into(),
+        reference: "bf16".into(),
+        a: "h".into(),
+        positions: 512,
+        total: 4,
+        cells: (0..).zip(groups.into_iter().zip(states).map(cell)).collect(),
+        refused: vec![SweepRefusal {
+            edits: vec!["e".into()],
+            reason: "r".into(),
+        }],
+        pick: SweepPick::Cell(2),
+        command: "model1 sweep".into(),
+        notes: vec!["cut".into()],
+    }
+}

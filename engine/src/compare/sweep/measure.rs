@@ -1,8 +1,9 @@
 //! Measuring: A and a few recipes at a time go through the text in lockstep.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use kernels::ir::ExecError;
 use protocol::{CompareSpec, CompareText, RecipeRef, SweepRow};
 
 use super::{Candidate, Pass};
@@ -20,6 +21,32 @@ pub struct Measured {
     /// Edits and the reason, for those that could not (memory).
     pub failed: Vec<(Vec<String>, String)>,
 }
+
+/// What happens while recipes are measured.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// A recipe is being read.
+    Reading {
+        /// The recipe.
+        candidate: &'a Candidate,
+        /// Positions so far.
+        positions: u64,
+        /// Mean KL(A||it) over them, in nats.
+        kl_mean: f64,
+    },
+    /// A recipe is measured. What was told stays true whatever happens later.
+    Row(&'a SweepRow),
+    /// A recipe could not be measured; the others go on.
+    Failed {
+        /// The recipe.
+        candidate: &'a Candidate,
+        /// The reason.
+        reason: &'a str,
+    },
+}
+
+/// Is told what happens. An error ends the sweep.
+pub type Listener<'a> = dyn FnMut(Event<'_>) -> Result<(), EngineError> + 'a;
 
 /// A text, recipe A, and what is known already.
 pub struct Sweep {
@@ -41,11 +68,19 @@ impl Sweep {
             positions,
             isolate: false,
         };
-        Ok(Self {
+        Ok(Self::of_job(
+            engine,
+            CompareJob::from_parts(engine, spec, a.clone(), a, ids)?,
+        ))
+    }
+
+    /// A sweep against A of this comparison, on its text.
+    pub(super) fn of_job(engine: &Arc<Engine>, job: CompareJob) -> Self {
+        Self {
             engine: engine.clone(),
-            job: CompareJob::from_parts(engine, spec, a.clone(), a, ids)?,
+            job,
             known: BTreeMap::new(),
-        })
+        }
     }
 
     /// The model.
@@ -68,6 +103,10 @@ impl Sweep {
         &self.job.notes
     }
 
+    pub(super) fn job(&self) -> &CompareJob {
+        &self.job
+    }
+
     /// A alone, as the candidate that all others are compared with.
     pub fn base(&self) -> Candidate {
         Candidate {
@@ -82,60 +121,75 @@ impl Sweep {
         self.known.extend(rows.into_iter().map(|r| (r.hash.clone(), r)));
     }
 
-    /// Whether a recipe has been measured.
-    pub fn knows(&self, candidate: &Candidate) -> bool {
-        self.known.contains_key(&candidate.recipe.hash())
+    /// The figures of a recipe that has been measured.
+    pub fn row(&self, candidate: &Candidate) -> Option<&SweepRow> {
+        self.known.get(&candidate.recipe.hash())
     }
 
-    /// Measures what is not known yet. `keep` is told of every new row as soon as it is there; what it has been told
-    /// stays true when this is cancelled. Progress counts tokens. A recipe that does not fit in memory beside A is
-    /// reported and the others go on.
+    /// Whether a recipe has been measured.
+    pub fn knows(&self, candidate: &Candidate) -> bool {
+        self.row(candidate).is_some()
+    }
+
+    /// Measures what is not known yet. `tell` hears of every new row as soon as it is there; what it has been told
+    /// stays true when this is cancelled. Progress counts tokens. Where memory does not suffice, before a pass or in
+    /// the middle of it, fewer recipes are tried at a time; one that does not fit beside A alone is reported and the
+    /// others go on.
     ///
     /// # Errors
-    /// Cancelled, a failed step, or `keep` failing.
+    /// Cancelled, a failed step, or `tell` failing.
     pub fn measure(
         &mut self,
         candidates: &[Candidate],
         watch: &mut Watch<'_>,
-        keep: &mut dyn FnMut(&SweepRow) -> Result<(), EngineError>,
+        tell: &mut Listener<'_>,
     ) -> Result<Measured, EngineError> {
-        let todo: Vec<&Candidate> = candidates.iter().filter(|c| !self.knows(c)).collect();
+        // One recipe may be a combination and a single change as well.
+        let mut seen = BTreeSet::new();
+        let todo: Vec<&Candidate> = candidates
+            .iter()
+            .filter(|c| !self.knows(c) && seen.insert(c.recipe.hash()))
+            .collect();
         let n = self.job.ids.len();
-        let total = (n * (todo.len() + todo.len().div_ceil(SIDES))) as u64;
-        let mut done = 0;
-        watch.report(0, total)?;
+        let mut progress = Progress {
+            done: 0,
+            shown: 0,
+            total: (n * (todo.len() + todo.len().div_ceil(SIDES))) as u64,
+        };
+        progress.add(0, watch)?;
         let mut failed = Vec::new();
         let mut at = 0;
         let mut size = SIDES;
         while at < todo.len() {
             let part = &todo[at..(at + size).min(todo.len())];
-            let recipes: Vec<&Recipe> = part.iter().map(|c| &c.recipe).collect();
-            let mut pass = match Pass::new(&self.engine, &self.job, &recipes, false) {
-                Ok(pass) => pass,
+            let before = progress.done;
+            match self.pass(part, &mut progress, watch, tell) {
+                Ok(rows) => {
+                    for row in rows {
+                        tell(Event::Row(&row))?;
+                        self.known.insert(row.hash.clone(), row);
+                    }
+                }
+                Err(e) if !of_memory(&e) => return Err(e),
                 Err(e) if part.len() == 1 => {
-                    failed.push((part[0].edits.clone(), e.to_string()));
-                    at += 1;
-                    continue;
+                    let reason = e.to_string();
+                    tell(Event::Failed {
+                        candidate: part[0],
+                        reason: &reason,
+                    })?;
+                    failed.push((part[0].edits.clone(), reason));
                 }
                 // Fewer at a time need less memory.
                 Err(_) => {
+                    progress.done = before;
                     size = part.len() / 2;
                     continue;
                 }
-            };
-            pass.run(watch, &mut |tokens, watch| {
-                done += tokens as u64;
-                watch.report(done.min(total), total)
-            })?;
-            let rows: Vec<SweepRow> = part.iter().enumerate().map(|(i, c)| pass.figures(i, c)).collect();
-            drop(pass);
-            for row in rows {
-                keep(&row)?;
-                self.known.insert(row.hash.clone(), row);
             }
             at += part.len();
         }
-        watch.report(total, total)?;
+        progress.done = progress.total;
+        progress.add(0, watch)?;
         Ok(Measured {
             rows: candidates
                 .iter()
@@ -143,5 +197,60 @@ impl Sweep {
                 .collect(),
             failed,
         })
+    }
+
+    /// Reads the text with A and these recipes.
+    fn pass(
+        &self,
+        part: &[&Candidate],
+        progress: &mut Progress,
+        watch: &mut Watch<'_>,
+        tell: &mut Listener<'_>,
+    ) -> Result<Vec<SweepRow>, EngineError> {
+        let recipes: Vec<&Recipe> = part.iter().map(|c| &c.recipe).collect();
+        let mut pass = Pass::new(&self.engine, &self.job, &recipes, false)?;
+        // Positions and the sum of their KL, per recipe.
+        let mut sums = vec![(0, 0.0); part.len()];
+        pass.run(
+            watch,
+            &mut |tokens, watch| progress.add(tokens as u64, watch),
+            &mut |against| {
+                for ((candidate, side), sum) in part.iter().zip(against).zip(&mut sums) {
+                    let to = side.kl.len();
+                    sum.1 += side.kl[sum.0..].iter().sum::<f64>();
+                    sum.0 = to;
+                    tell(Event::Reading {
+                        candidate,
+                        positions: to as u64,
+                        kl_mean: sum.1 / to as f64,
+                    })?;
+                }
+                Ok(())
+            },
+        )?;
+        Ok(part.iter().enumerate().map(|(i, c)| pass.figures(i, c)).collect())
+    }
+}
+
+/// Whether fewer recipes at a time may help.
+fn of_memory(e: &EngineError) -> bool {
+    matches!(
+        e,
+        EngineError::Memory { .. } | EngineError::Exec(ExecError::OutOfMemory { .. })
+    )
+}
+
+/// Tokens read, of all passes. What a pass that ran out of memory had read is read again and not shown twice.
+struct Progress {
+    done: u64,
+    shown: u64,
+    total: u64,
+}
+
+impl Progress {
+    fn add(&mut self, tokens: u64, watch: &mut Watch<'_>) -> Result<(), EngineError> {
+        self.done += tokens;
+        self.shown = self.shown.max(self.done.min(self.total));
+        watch.report(self.shown, self.total)
     }
 }

@@ -4,6 +4,7 @@
 //! one choice per axis; its *single* recipes have one choice in one layer alone and say which layers are tolerant.
 
 mod axis;
+mod job;
 mod measure;
 mod recommend;
 #[cfg(test)]
@@ -14,7 +15,8 @@ use protocol::SweepRow;
 use super::Pass;
 
 pub use axis::{Axis, Candidate, Refused, from_presets, grid, singles};
-pub use measure::{Measured, Sweep};
+pub use job::{Found, SweepJob};
+pub use measure::{Event, Listener, Measured, Sweep};
 pub use recommend::{Recommended, recommend};
 
 /// Most recipes of one sweep.

@@ -2,7 +2,7 @@
 
 use protocol::SweepRow;
 
-use super::{Candidate, Price, Sweep};
+use super::{Candidate, Listener, Price, Sweep};
 use crate::compare::SIDES;
 use crate::error::EngineError;
 use crate::recipe::{Choice, Recipe};
@@ -41,7 +41,7 @@ pub fn recommend(
     others: &[(Candidate, SweepRow)],
     budget: f64,
     watch: &mut Watch<'_>,
-    keep: &mut dyn FnMut(&SweepRow) -> Result<(), EngineError>,
+    tell: &mut Listener<'_>,
 ) -> Result<Option<Recommended>, EngineError> {
     let prefixes = prefixes(sweep, base, singles);
     let mut tried: Vec<(Candidate, SweepRow)> = Vec::new();
@@ -52,7 +52,7 @@ pub fn recommend(
         let count = between.min(SIDES);
         let numbers: Vec<usize> = (1..=count).map(|k| low + k * (between + 1) / (count + 1)).collect();
         let some: Vec<Candidate> = numbers.iter().map(|&k| prefixes[k].clone()).collect();
-        let measured = sweep.measure(&some, watch, keep)?;
+        let measured = sweep.measure(&some, watch, tell)?;
         if !measured.failed.is_empty() {
             break;
         }

@@ -1,7 +1,12 @@
 //! Sweeps on tiny models against single comparisons.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kernels::cpu::exec::CpuBackend;
+use kernels::ir::{
+    Backend, CacheDesc, CacheId, ExecError, KvBytes, Plan, Snapshot, State, StepOutput, StepRequest, WeightSource,
+};
 use protocol::{CompareSpec, CompareText, RecipeRef};
 
 use super::*;
@@ -27,8 +32,8 @@ fn measure(sweep: &mut Sweep, candidates: &[Candidate]) -> (Measured, usize) {
                 cancel: &Cancel::default(),
                 progress: &mut |done, total| seen.push((done, total)),
             },
-            &mut |_| {
-                kept += 1;
+            &mut |event| {
+                kept += usize::from(matches!(event, Event::Row(_)));
                 Ok(())
             },
         )
@@ -157,8 +162,10 @@ fn what_was_measured_before_a_stop_stays() {
             cancel: &cancel,
             progress: &mut |_, _| {},
         },
-        &mut |row| {
-            kept.push(row.hash.clone());
+        &mut |event| {
+            if let Event::Row(row) = event {
+                kept.push(row.hash.clone());
+            }
             if kept.len() == 8 {
                 cancel.cancel();
             }
@@ -236,4 +243,137 @@ fn the_recommendation_keeps_its_budget() {
     // No budget, no change: every one of these formats rounds.
     let exact = ask(0.0, &mut sweep);
     assert!(exact.is_none_or(|r| r.row.kl.mean == 0.0));
+}
+
+/// A device whose memory is full when more than so many caches hold more than 30 tokens.
+struct Small {
+    cpu: CpuBackend,
+    caches: Arc<AtomicUsize>,
+    most: usize,
+}
+
+struct Held(Box<dyn State>, Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl State for Held {
+    fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
+        self.0.as_any_mut()
+    }
+    fn caches(&self) -> &[CacheDesc] {
+        self.0.caches()
+    }
+    fn reserve(&mut self, context: u64) -> Result<(), ExecError> {
+        self.0.reserve(context)
+    }
+    fn snapshot(&self, position: u64) -> Snapshot {
+        self.0.snapshot(position)
+    }
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {
+        self.0.restore(snapshot)
+    }
+    fn reformat(&mut self, cache: CacheId, desc: CacheDesc, position: u64) -> Result<(), ExecError> {
+        self.0.reformat(cache, desc, position)
+    }
+    fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError> {
+        self.0.read_rows(cache, first, count)
+    }
+    fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)> {
+        self.0.kv_bytes(context)
+    }
+}
+
+impl Backend for Small {
+    fn name(&self) -> &'static str {
+        self.cpu.name()
+    }
+    fn describe(&self) -> String {
+        self.cpu.describe()
+    }
+    fn new_state(&self, caches: &[CacheDesc], context: u64) -> Result<Box<dyn State>, ExecError> {
+        self.caches.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(Held(
+            self.cpu.new_state(caches, context)?,
+            self.caches.clone(),
+        )))
+    }
+    fn run(
+        &self,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+        state: &mut dyn State,
+        request: &StepRequest<'_>,
+        out: &mut StepOutput,
+    ) -> Result<(), ExecError> {
+        if request.step.position > 30 && self.caches.load(Ordering::Relaxed) > self.most {
+            return Err(ExecError::OutOfMemory {
+                what: "the KV cache".into(),
+                bytes: 1 << 20,
+            });
+        }
+        self.cpu.run(plan, weights, state, request, out)
+    }
+}
+
+fn small(most: usize) -> Arc<Engine> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/tiny-v4");
+    let backend = Small {
+        cpu: CpuBackend::new(2),
+        caches: Arc::default(),
+        most,
+    };
+    let checkpoint = checkpoint::Checkpoint::open(&path, &crate::Silent).unwrap();
+    Engine::with_backend(checkpoint, Arc::new(backend), crate::Registry::default()).unwrap()
+}
+
+#[test]
+fn memory_that_runs_out_half_way_costs_time_or_single_recipes_and_nothing_that_is_done() {
+    let edits = axes(&["layers.*.kv_cache=f32,bf16,fp8_b64"]);
+    let roomy = engine("tiny-v4");
+    let mut sweep = Sweep::new(&roomy, roomy.recipe(), ids(&roomy, 60), 60).unwrap();
+    let (candidates, _) = singles(&roomy, sweep.a(), &edits).unwrap();
+    assert!(candidates.len() > 8);
+    let whole = measure(&mut sweep, &candidates).0.rows;
+
+    // Three caches fit: eight at a time fail in the middle of the text, and two at a time beside A do not.
+    let engine = small(3);
+    let mut sweep = Sweep::new(&engine, engine.recipe(), ids(&engine, 60), 60).unwrap();
+    let (measured, kept) = measure(&mut sweep, &candidates);
+    assert_eq!((kept, measured.failed.len()), (candidates.len(), 0));
+    for (x, y) in measured.rows.iter().zip(&whole) {
+        assert_eq!((&x.hash, x.kl, x.kv), (&y.hash, y.kl, y.kv));
+    }
+
+    // A alone fits: what was measured before stays, and every other recipe says what it lacked.
+    let engine = small(1);
+    let mut sweep = Sweep::new(&engine, engine.recipe(), ids(&engine, 60), 60).unwrap();
+    sweep.know(whole[..3].to_vec());
+    let mut told = Vec::new();
+    let measured = sweep
+        .measure(
+            &candidates,
+            &mut Watch {
+                cancel: &Cancel::default(),
+                progress: &mut |_, _| {},
+            },
+            &mut |event| {
+                if let Event::Failed { candidate, reason } = event {
+                    told.push((candidate.edits.clone(), reason.to_string()));
+                }
+                Ok(())
+            },
+        )
+        .unwrap();
+    assert_eq!(measured.rows, whole[..3]);
+    assert_eq!(measured.failed.len(), candidates.len() - 3);
+    assert_eq!(measured.failed, told);
+    assert!(
+        told[0].1.contains("out of memory") && told[0].1.contains("the KV cache"),
+        "{told:?}"
+    );
+    assert_eq!(told[0].0, candidates[3].edits);
 }

@@ -1,4 +1,5 @@
-//! Recipe A against recipe B on the same tokens, teacher-forced: what is compared, how far it is, what came out.
+//! Recipe A against recipe B on the same tokens, teacher-forced: what is compared, how far it is, what came out. And
+//! many recipes against A.
 
 mod drift;
 mod evidence;
@@ -7,6 +8,7 @@ mod recipes;
 mod report;
 mod setup;
 mod story;
+mod sweep;
 mod words;
 mod worst;
 
@@ -19,19 +21,35 @@ use crate::icons;
 use crate::store::{Fetched, Query, Ticket};
 use crate::theme::{self, Palette};
 use crate::widgets::controls;
+use recipes::{Choice, Side};
 use report::Report;
-use setup::{Ask, Setup};
+use setup::{Ask, Setup, Task};
 use story::{Story, Told};
+use sweep::Sweep;
 
 /// The panel.
 pub fn views() -> Vec<Box<dyn View>> {
     vec![Box::<Compare>::default()]
 }
 
+/// What the panel shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Mode {
+    /// A against B.
+    #[default]
+    Pair,
+    /// Many recipes against A.
+    Sweep,
+}
+
+const MODES: [Mode; 2] = [Mode::Pair, Mode::Sweep];
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Compare {
+    mode: Mode,
     setup: Setup,
+    sweep: Sweep,
     /// The request for a comparison that was just sent.
     asked: Option<Ticket>,
     /// A story that is written before.
@@ -70,35 +88,73 @@ impl View for Compare {
             .auto_shrink([false, false])
             .content_margin(egui::Margin::symmetric(theme::PAD as i8, 8));
         scroll.show(ui, |ui| {
-            let job = self.job.and_then(|id| cx.store.jobs.get(id));
-            let running = self.asked.is_some() || self.story.is_some() || job.is_some_and(runs);
-            match self.setup.show(cx, ui, running) {
-                Some(Ask::Run) => self.run(cx),
-                Some(Ask::Cancel) => self.cancel(cx),
-                None => {}
+            let on = MODES.iter().position(|m| *m == self.mode).unwrap_or(0);
+            let modes = [(icons::SCALES, "A against B", ""), (icons::SQUARES_FOUR, "Sweep", "")];
+            if let Some(i) = controls::segmented(ui, &modes, on) {
+                self.mode = MODES[i];
             }
             ui.add_space(theme::GRID);
-            if let Some(story) = &self.story {
-                story.show(ui, cx.store);
+            match self.mode {
+                Mode::Pair => self.pair(cx, ui),
+                Mode::Sweep => self.sweep(cx, ui),
             }
-            if let Some(error) = self.refused.clone() {
-                failed(cx, ui, &error);
-            }
-            match job.map(|j| (j, &j.state)) {
-                Some((job, JobState::Queued | JobState::Running)) => progress(ui, job),
-                Some((_, JobState::Failed(e))) if e.kind == ErrorKind::Cancelled => stopped(ui),
-                Some((_, JobState::Failed(e))) => failed(cx, ui, e),
-                _ => {}
-            }
-            self.result(cx, ui, running);
         });
     }
 }
 
 impl Compare {
+    fn pair(&mut self, cx: &mut Context<'_>, ui: &mut Ui) {
+        let job = self.job.and_then(|id| cx.store.jobs.get(id));
+        let running = self.asked.is_some() || self.story.is_some() || job.is_some_and(runs);
+        match self.setup.show(cx, ui, &Task::Pair, running) {
+            Some(Ask::Run) => self.run(cx),
+            Some(Ask::Cancel) => self.cancel(cx),
+            None => {}
+        }
+        ui.add_space(theme::GRID);
+        if let Some(story) = &self.story {
+            story.show(ui, cx.store);
+        }
+        if let Some(error) = self.refused.clone() {
+            failed(cx, ui, &error);
+        }
+        match job.map(|j| (j, &j.state)) {
+            Some((job, JobState::Queued | JobState::Running)) => progress(ui, job),
+            Some((_, JobState::Failed(e))) if e.kind == ErrorKind::Cancelled => stopped(ui),
+            Some((_, JobState::Failed(e))) => failed(cx, ui, e),
+            _ => {}
+        }
+        self.result(cx, ui, running);
+    }
+
+    fn sweep(&mut self, cx: &mut Context<'_>, ui: &mut Ui) {
+        let running = self.sweep.running(cx);
+        self.sweep.form(cx, ui);
+        let task = Task::Sweep(self.sweep.problem(cx));
+        match self.setup.show(cx, ui, &task, running) {
+            Some(Ask::Run) => {
+                let presets = cx.fetch(&Query::presets()).value().map_or(&[][..], Vec::as_slice);
+                if let Ok((a, text, positions)) = self.setup.base(cx.store, presets) {
+                    self.sweep.run(cx, a, text, positions);
+                }
+            }
+            Some(Ask::Cancel) => self.sweep.cancel(cx),
+            None => {}
+        }
+        ui.add_space(theme::GRID);
+        if let Some(spec) = self.sweep.show(cx, ui) {
+            self.sweep.again(cx, spec);
+        }
+    }
+
     /// Takes what the host answered, and the comparison of before a reload.
     fn follow(&mut self, cx: &mut Context<'_>) {
         self.follow_story(cx);
+        if let Some((name, json)) = self.sweep.follow(cx) {
+            self.setup.keep(&name, &json);
+            self.setup.b = Side::new(Choice::Earlier(name, json));
+            self.mode = Mode::Pair;
+        }
         if let Some(outcome) = self.asked.and_then(|t| cx.outcome(t)) {
             self.asked = None;
             match outcome {
@@ -181,13 +237,9 @@ impl Compare {
 
     /// Keeps the sides of a comparison for the menus of recipes.
     fn remember(&mut self, r: &protocol::CompareResult) {
-        const MOST: usize = 12;
         for side in &r.sides {
-            if !self.setup.earlier.iter().any(|(_, json)| *json == side.json) {
-                let name = format!("{} of a comparison", recipes::short_hash(&side.hash));
-                self.setup.earlier.insert(0, (name, side.json.clone()));
-                self.setup.earlier.truncate(MOST);
-            }
+            let name = format!("{} of a comparison", recipes::short_hash(&side.hash));
+            self.setup.keep(&name, &side.json);
         }
     }
 }

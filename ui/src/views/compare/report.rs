@@ -246,7 +246,7 @@ impl Report {
 }
 
 /// Two things side by side where there is room, else one below the other. `content` is told whether it is the first.
-fn two(ui: &mut Ui, share: f32, mut content: impl FnMut(&mut Ui, bool)) {
+pub fn two(ui: &mut Ui, share: f32, mut content: impl FnMut(&mut Ui, bool)) {
     let width = ui.available_width();
     if width < WIDE {
         content(ui, true);
@@ -269,7 +269,7 @@ fn two(ui: &mut Ui, share: f32, mut content: impl FnMut(&mut Ui, bool)) {
 }
 
 /// A small title with something at its right end.
-fn title<R>(ui: &mut Ui, text: &str, right: impl FnOnce(&mut Ui) -> R) {
+pub fn title<R>(ui: &mut Ui, text: &str, right: impl FnOnce(&mut Ui) -> R) {
     let p = Palette::of(ui);
     let row = vec2(ui.available_width(), theme::ROW);
     // What stands at the right keeps its width; the title gives way.

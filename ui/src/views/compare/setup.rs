@@ -30,8 +30,24 @@ const POSITIONS: u64 = 512;
 /// Characters of a pasted text that are kept: many times what is compared, and little enough to draw in every frame.
 pub const LONGEST: usize = 200_000;
 
-/// Title of the button.
-const RUN: &str = "Compare A and B";
+/// What the form is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A against B.
+    Pair,
+    /// Many recipes against A; what is wrong with the axes.
+    Sweep(Option<String>),
+}
+
+impl Task {
+    /// Title of the button.
+    fn run(&self) -> &'static str {
+        match self {
+            Self::Pair => "Compare A and B",
+            Self::Sweep(_) => "Start sweep",
+        }
+    }
+}
 
 /// The form above a comparison.
 #[derive(Clone, Debug)]
@@ -89,7 +105,29 @@ impl Setup {
     pub fn spec(&self, store: &Store, presets: &[Preset]) -> Result<CompareSpec, String> {
         let a = self.a.reference(presets).map_err(|e| format!("A: {e}"))?;
         let b = self.b.reference(presets).map_err(|e| format!("B: {e}"))?;
-        let text = match self.source(store) {
+        Ok(CompareSpec {
+            a,
+            b,
+            text: self.text(store)?,
+            positions: self.positions,
+            isolate: self.isolate,
+        })
+    }
+
+    /// Recipe A and the text, for everything that reads it with A.
+    ///
+    /// # Errors
+    /// A side or a text that is not complete.
+    pub fn base(&self, store: &Store, presets: &[Preset]) -> Result<(RecipeRef, CompareText, u64), String> {
+        let a = self.a.reference(presets).map_err(|e| format!("A: {e}"))?;
+        if self.source(store) == Source::Story {
+            return Err("a new story is written for A against B only: choose another text".into());
+        }
+        Ok((a, self.text(store)?, self.positions))
+    }
+
+    fn text(&self, store: &Store) -> Result<CompareText, String> {
+        Ok(match self.source(store) {
             Source::Current if store.state.as_ref().map_or(0, |s| s.position) < 2 => {
                 return Err("the current text has fewer than 2 tokens: write one, or choose another text".into());
             }
@@ -99,13 +137,6 @@ impl Setup {
             Source::Builtin => CompareText::Builtin,
             Source::Given if self.given.trim().is_empty() => return Err("paste a text".into()),
             Source::Given => CompareText::Given(self.given.clone()),
-        };
-        Ok(CompareSpec {
-            a,
-            b,
-            text,
-            positions: self.positions,
-            isolate: self.isolate,
         })
     }
 
@@ -125,19 +156,30 @@ impl Setup {
         (self.source(store) == Source::Story).then(|| self.prompt(store).to_string())
     }
 
-    /// Draws the form. `running`: a comparison is on the way.
-    pub fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, running: bool) -> Option<Ask> {
+    /// Keeps a recipe for the menus of the sides, under the name it gets first.
+    pub fn keep(&mut self, name: &str, json: &str) {
+        const MOST: usize = 12;
+        if !self.earlier.iter().any(|(_, known)| known == json) {
+            self.earlier.insert(0, (name.to_string(), json.to_string()));
+            self.earlier.truncate(MOST);
+        }
+    }
+
+    /// Draws the form. `running`: what was asked for is on the way.
+    pub fn show(&mut self, cx: &mut Context<'_>, ui: &mut Ui, task: &Task, running: bool) -> Option<Ask> {
         let wide = ui.available_width() >= 620.0;
         let earlier = std::mem::take(&mut self.earlier);
-        let swapped = if wide {
+        let swapped = if let Task::Sweep(_) = task {
+            side(cx, ui, &mut self.a, "A", false, &earlier)
+        } else if wide {
             ui.columns(2, |columns| {
-                let swapped = side(cx, &mut columns[0], &mut self.a, "A", &earlier);
-                side(cx, &mut columns[1], &mut self.b, "B", &earlier);
+                let swapped = side(cx, &mut columns[0], &mut self.a, "A", true, &earlier);
+                side(cx, &mut columns[1], &mut self.b, "B", true, &earlier);
                 swapped
             })
         } else {
-            let swapped = side(cx, ui, &mut self.a, "A", &earlier);
-            side(cx, ui, &mut self.b, "B", &earlier);
+            let swapped = side(cx, ui, &mut self.a, "A", true, &earlier);
+            side(cx, ui, &mut self.b, "B", true, &earlier);
             swapped
         };
         if swapped {
@@ -145,7 +187,7 @@ impl Setup {
         }
         self.earlier = earlier;
         ui.add_space(theme::GRID);
-        let asked = self.text_row(cx, ui, running);
+        let asked = self.text_row(cx, ui, task, running);
         match self.source(cx.store) {
             Source::Given => {
                 let edit = egui::TextEdit::multiline(&mut self.given)
@@ -188,8 +230,7 @@ impl Setup {
         ui.add(egui::Label::new(RichText::new(words).font(theme::caption()).color(p.secondary)).wrap());
     }
 
-    fn text_row(&mut self, cx: &mut Context<'_>, ui: &mut Ui, running: bool) -> Option<Ask> {
-        let p = Palette::of(ui);
+    fn text_row(&mut self, cx: &mut Context<'_>, ui: &mut Ui, task: &Task, running: bool) -> Option<Ask> {
         let store = cx.store;
         let tokens = store.state.as_ref().map_or(0, |s| s.position);
         let most = store.model().map_or(POSITIONS, |m| m.context).max(2);
@@ -222,24 +263,11 @@ impl Setup {
             ui.add(drag)
                 .on_hover_text("Most tokens compared. Both sides read the same tokens from the first one on.")
                 .accessible_name("Positions");
-            let words = RichText::new("each change alone").color(p.secondary);
-            let width = ui
-                .painter()
-                .layout_no_wrap(words.text().into(), theme::body(), p.text)
-                .size()
-                .x
-                + 44.0;
-            // Switch and words wrap together.
-            ui.allocate_ui(vec2(width, 28.0), |ui| {
-                ui.horizontal(|ui| {
-                    ui.set_min_height(28.0);
-                    controls::switch(ui, &mut self.isolate, "Isolate each change");
-                    ui.add(egui::Label::new(words).extend())
-                        .on_hover_text("Also compares A with A plus one change at a time: which change does what.");
-                });
-            });
+            if *task == Task::Pair {
+                self.isolate_switch(ui);
+            }
             if !running {
-                asked = self.run_button(cx, ui);
+                asked = self.run_button(cx, ui, task);
             } else if controls::danger(ui, icons::STOP, "Stop").clicked() {
                 asked = Some(Ask::Cancel);
             }
@@ -247,26 +275,51 @@ impl Setup {
         asked
     }
 
-    /// The button that compares, and why it cannot.
-    fn run_button(&self, cx: &mut Context<'_>, ui: &mut Ui) -> Option<Ask> {
+    fn isolate_switch(&mut self, ui: &mut Ui) {
+        let p = Palette::of(ui);
+        let words = RichText::new("each change alone").color(p.secondary);
+        let width = ui
+            .painter()
+            .layout_no_wrap(words.text().into(), theme::body(), p.text)
+            .size()
+            .x
+            + 44.0;
+        // Switch and words wrap together.
+        ui.allocate_ui(vec2(width, 28.0), |ui| {
+            ui.horizontal(|ui| {
+                ui.set_min_height(28.0);
+                controls::switch(ui, &mut self.isolate, "Isolate each change");
+                ui.add(egui::Label::new(words).extend())
+                    .on_hover_text("Also compares A with A plus one change at a time: which change does what.");
+            });
+        });
+    }
+
+    /// The button that begins, and why it cannot.
+    fn run_button(&self, cx: &mut Context<'_>, ui: &mut Ui, task: &Task) -> Option<Ask> {
         let p = Palette::of(ui);
         let presets = cx.fetch(&Query::presets()).value().map_or(&[][..], Vec::as_slice);
-        let spec = self.spec(cx.store, presets);
+        let spec = match task {
+            Task::Pair => self.spec(cx.store, presets).map(Some),
+            Task::Sweep(Some(problem)) => Err(problem.clone()),
+            Task::Sweep(None) => self.base(cx.store, presets).map(|_| None),
+        };
         let unchanged = cx.store.recipe().is_some_and(|r| r.changes.is_empty());
         let plain = |side: &RecipeRef| *side == RecipeRef::Own || (unchanged && *side == RecipeRef::Current);
-        let same = spec.as_ref().is_ok_and(|s| s.a == s.b || (plain(&s.a) && plain(&s.b)));
+        let equal = |s: &CompareSpec| s.a == s.b || (plain(&s.a) && plain(&s.b));
+        let same = matches!(&spec, Ok(Some(s)) if equal(s));
         let problem = match spec {
             Ok(_) if !cx.can_edit() => Some("another window is in control".to_string()),
             Ok(_) => None,
             Err(e) => Some(e),
         };
         // A group does not wrap by itself.
-        let words = ui.painter().layout_no_wrap(RUN.into(), theme::strong(), p.text);
+        let words = ui.painter().layout_no_wrap(task.run().into(), theme::strong(), p.text);
         if ui.available_size_before_wrap().x < words.size().x + 48.0 {
             ui.end_row();
         }
         let run = ui
-            .add_enabled_ui(problem.is_none(), |ui| controls::primary(ui, icons::SCALES, RUN))
+            .add_enabled_ui(problem.is_none(), |ui| controls::primary(ui, icons::SCALES, task.run()))
             .inner;
         let clicked = run.clicked();
         if let Some(problem) = problem {
@@ -280,16 +333,23 @@ impl Setup {
     }
 }
 
-/// A side: its letter in its colour, its menu, its form. A's row also has the button that swaps the sides; true if it
-/// was clicked.
-fn side(cx: &mut Context<'_>, ui: &mut Ui, side: &mut Side, name: &str, earlier: &[(String, String)]) -> bool {
+/// A side: its letter in its colour, its menu, its form. Of two, A's row also has the button that swaps them; true if
+/// it was clicked.
+fn side(
+    cx: &mut Context<'_>,
+    ui: &mut Ui,
+    side: &mut Side,
+    name: &str,
+    two: bool,
+    earlier: &[(String, String)],
+) -> bool {
     let mut swapped = false;
     ui.vertical(|ui| {
         ui.horizontal(|ui| {
             ui.set_min_height(28.0);
             letter(ui, name);
             side.menu(cx, ui, name, earlier);
-            if name == "A" {
+            if two && name == "A" {
                 swapped = icon_button(ui, icons::SWAP, "Swap A and B").clicked();
             }
         });

@@ -145,7 +145,9 @@ impl<'a> Chart<'a> {
             self.y.quantity.is_whole(),
         );
         let bounds = PlotBounds::from_min_max([x0, y0], [right, y1]);
-        let plot = plain_plot(ui, self.name, size, [&x_ticks, &y_ticks], [x_scale, y_scale]);
+        let x_text = |v: f64| x_ticks.text(v, x_scale);
+        let y_text = |v: f64| y_ticks.text(v, y_scale);
+        let plot = plain_plot(ui, self.name, size, [&x_ticks, &y_ticks], [&x_text, &y_text]);
         let (traces, bars) = (&self.traces, &self.bars);
         let shown = plot.show(ui, |plot| {
             plot.set_plot_bounds(bounds);
@@ -420,8 +422,14 @@ fn most_ticks(room: f32, each: f32) -> usize {
     ((room / each) as usize).clamp(1, GRID_LINES)
 }
 
-/// A plot without any behaviour of its own.
-fn plain_plot<'p>(ui: &egui::Ui, name: &str, size: egui::Vec2, ticks: [&'p Ticks; 2], scales: [Scale; 2]) -> Plot<'p> {
+/// A plot without any behaviour of its own; `texts` write the values at the ticks.
+pub(super) fn plain_plot<'p>(
+    ui: &egui::Ui,
+    name: &str,
+    size: egui::Vec2,
+    ticks: [&'p Ticks; 2],
+    texts: [&'p dyn Fn(f64) -> String; 2],
+) -> Plot<'p> {
     let p = Palette::of(ui);
     let marks = |ticks: &Ticks| {
         ticks
@@ -438,7 +446,7 @@ fn plain_plot<'p>(ui: &egui::Ui, name: &str, size: egui::Vec2, ticks: [&'p Ticks
             .tick_label_font(theme::mono_caption())
     };
     let [x, y] = ticks;
-    let [x_scale, y_scale] = scales;
+    let [x_text, y_text] = texts;
     Plot::new(("chart", name.to_string()))
         .width(size.x)
         .height(size.y)
@@ -462,13 +470,13 @@ fn plain_plot<'p>(ui: &egui::Ui, name: &str, size: egui::Vec2, ticks: [&'p Ticks
         .custom_x_axes(vec![
             hints(AxisHints::new_x())
                 .label_spacing(egui::Rangef::new(4.0, 5.0))
-                .formatter(move |mark, _| x.text(mark.value, x_scale)),
+                .formatter(move |mark, _| x_text(mark.value)),
         ])
         .custom_y_axes(vec![
             hints(AxisHints::new_y())
                 .label_spacing(egui::Rangef::new(4.0, 5.0))
                 .min_thickness(36.0)
-                .formatter(move |mark, _| y.text(mark.value, y_scale)),
+                .formatter(move |mark, _| y_text(mark.value)),
         ])
         .sense(Sense::click_and_drag())
 }

@@ -7,6 +7,7 @@ mod explain;
 mod legend;
 mod pointer;
 mod quantity;
+mod scatter;
 
 pub use chart::{Chart, ChartResponse};
 pub use data::{Axis, Bars, Mark, Part, Trace, Zoom};
@@ -15,3 +16,4 @@ pub use explain::{Csv, Explain, definition, field, figure_menu, file_name, label
 pub use legend::{LegendItem, choice, legend, remark};
 pub use pointer::{dot, readout_table};
 pub use quantity::{Quantity, Scale, Ticks};
+pub use scatter::{Dot, Scatter, ScatterResponse};
