@@ -57,6 +57,11 @@ pub fn choose(device: &str, threads: usize, weight_bytes: u64) -> Result<Chosen,
     }
 }
 
+/// Whether `device` names a GPU, or leaves it to what there is and there may be one.
+pub(crate) fn may_be_gpu(device: &str) -> bool {
+    device.starts_with("cuda") || (device == "auto" && kernels::cuda::built() && present())
+}
+
 /// Whether the machine has an NVIDIA GPU with a driver.
 fn present() -> bool {
     ["/dev/nvidiactl", "/proc/driver/nvidia/version"]

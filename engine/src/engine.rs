@@ -16,6 +16,7 @@ use crate::recipe::{ModelFacts, Recipe, Registry};
 use crate::restore::Made;
 use crate::session::{Session, SessionOptions};
 use crate::tokenizer;
+use crate::worker::{self, Worker};
 
 /// How to load a model.
 #[derive(Clone)]
@@ -28,6 +29,12 @@ pub struct EngineOptions {
     pub registry: Registry,
     /// Touch every page of the weights while loading (with progress), so that the first token is not slow.
     pub prefault: bool,
+    /// Whether the backend runs in a process of its own.
+    pub worker: worker::Mode,
+    /// How often that process is started again by itself until it writes a token.
+    pub restarts: usize,
+    /// Hears when that process ended and was started again; `None` = the log does.
+    pub notify: Option<worker::Notify>,
 }
 
 impl Default for EngineOptions {
@@ -37,6 +44,9 @@ impl Default for EngineOptions {
             device: "auto".into(),
             registry: Registry::default(),
             prefault: false,
+            worker: worker::default_mode(),
+            restarts: 2,
+            notify: None,
         }
     }
 }
@@ -48,6 +58,7 @@ pub struct Engine {
     pub(crate) weights: WeightStore,
     pub(crate) registry: Registry,
     pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) worker: Option<Worker>,
     tokenizer: Result<Arc<Tokenizer>, String>,
     prompt: Prompt,
     warnings: Vec<String>,
@@ -59,12 +70,24 @@ impl Engine {
     pub fn open(path: &Path, options: &EngineOptions, progress: &dyn Progress) -> Result<Arc<Self>, EngineError> {
         let checkpoint = Checkpoint::open(path, progress)?;
         let threads = options.threads.unwrap_or_else(default_threads);
+        let registry = options.registry.clone();
+        let mut given_up = None;
+        if let Some(started) = worker::start(path, options, threads, progress)? {
+            if options.worker == worker::Mode::On || started.backend.name() != "cpu" {
+                let worker = Some(started.worker);
+                return Self::place(checkpoint, (started.backend, worker), registry, started.warning);
+            }
+            // No GPU after all: the CPU needs no process of its own.
+            given_up = Some(started.warning);
+        }
         let weights = checkpoint.tensors().map(|t| t.bytes.len() as u64).sum();
-        let chosen = device::choose(&options.device, threads, weights)?;
+        let device = if given_up.is_some() { "cpu" } else { &options.device };
+        let chosen = device::choose(device, threads, weights)?;
         if options.prefault {
             checkpoint.prefault(threads, progress)?;
         }
-        Self::place(checkpoint, chosen.backend, options.registry.clone(), chosen.warning)
+        let warning = given_up.unwrap_or(chosen.warning);
+        Self::place(checkpoint, (chosen.backend, None), registry, warning)
     }
 
     /// Places an opened checkpoint on a backend.
@@ -73,12 +96,12 @@ impl Engine {
         backend: Arc<dyn Backend>,
         registry: Registry,
     ) -> Result<Arc<Self>, EngineError> {
-        Self::place(checkpoint, backend, registry, None)
+        Self::place(checkpoint, (backend, None), registry, None)
     }
 
     fn place(
         checkpoint: Checkpoint,
-        backend: Arc<dyn Backend>,
+        (backend, worker): (Arc<dyn Backend>, Option<Worker>),
         registry: Registry,
         warning: Option<String>,
     ) -> Result<Arc<Self>, EngineError> {
@@ -94,6 +117,7 @@ impl Engine {
             weights: loaded.weights,
             registry,
             backend,
+            worker,
             tokenizer,
             prompt,
             warnings,
@@ -119,6 +143,11 @@ impl Engine {
     /// The backend.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
+    }
+
+    /// The process the backend runs in, if that is not this one.
+    pub fn worker(&self) -> Option<&Worker> {
+        self.worker.as_ref()
     }
 
     /// Things worth saying once.

@@ -35,6 +35,7 @@ mod timing;
 mod tokenizer;
 mod view;
 mod watch;
+pub mod worker;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Progress, Silent};
 pub use engine::{Engine, EngineOptions, default_threads};

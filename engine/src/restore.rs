@@ -82,13 +82,32 @@ impl Engine {
                 // Those that no session uses give way.
                 let keep = |k: &(WeightId, WeightStorage)| wanted.iter().any(|r| (r.own, r.storage) == *k);
                 made.retain(|k, v| keep(k) || Arc::strong_count(v) > 1);
+                if let Some(worker) = &self.worker {
+                    // Each call of the process names what it is to keep: an order does not matter.
+                    let mut kept: Vec<_> = made.iter().map(|((own, _), v)| (own.0, v.desc.clone())).collect();
+                    kept.sort_by_key(|k| k.0);
+                    worker.keep(kept);
+                }
             }
             memory::require(bytes, &what, hint)?;
             self.device_room(bytes, what, hint)?;
         }
         for r in &missing {
-            let view = self.weights.weight(r.own)?;
-            let stored = make_variant(view, r.storage, r.desc.clone(), default_threads())?;
+            let stored = match &self.worker {
+                // Its bytes are needed there and not here.
+                Some(worker) => {
+                    worker.make(r.own, &r.desc)?;
+                    Stored {
+                        desc: r.desc.clone(),
+                        data: Vec::new().into(),
+                        scales: None,
+                    }
+                }
+                None => {
+                    let view = self.weights.weight(r.own)?;
+                    make_variant(view, r.storage, r.desc.clone(), default_threads())?
+                }
+            };
             made.insert((r.own, r.storage), Arc::new(stored));
         }
         Ok(wanted

@@ -54,6 +54,9 @@ pub enum ExecError {
     /// The device or its driver failed, or there is none.
     #[error("{0}")]
     Device(String),
+    /// The state is gone with the process that held it. The text can be read anew into another state.
+    #[error("{0}")]
+    Lost(String),
     /// This backend has no kernel for an op.
     #[error("the {backend} backend does not support {what}")]
     Unsupported {
@@ -130,6 +133,11 @@ impl WeightView<'_> {
 pub trait WeightSource: Send + Sync {
     /// The weight `id` stands for.
     fn weight(&self, id: WeightId) -> Result<WeightView<'_>, ExecError>;
+
+    /// The loaded weight that `id` stores otherwise; `None` for a loaded one.
+    fn made_from(&self, _id: WeightId) -> Option<WeightId> {
+        None
+    }
 }
 
 /// One step's input.
@@ -213,6 +221,10 @@ pub trait State: Send {
     fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError>;
     /// (used, allocated) bytes per layer for a context of `context` tokens.
     fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)>;
+    /// Whether it is gone with the process that held it: a new state is needed, and the text read into it.
+    fn is_lost(&self) -> bool {
+        false
+    }
 }
 
 /// An executor of plans.
@@ -248,5 +260,10 @@ pub trait Backend: Send + Sync {
     /// A device that fails.
     fn device_memory(&self) -> Result<Option<(u64, u64)>, ExecError> {
         Ok(None)
+    }
+
+    /// Resident memory in bytes of the process that does the work, where that is another one and known.
+    fn resident(&self) -> Option<u64> {
+        None
     }
 }

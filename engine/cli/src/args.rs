@@ -26,6 +26,30 @@ use clap::{Args, Parser, Subcommand};
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    /// Run the engine in a process of its own, which is started again if it ends: auto = on a GPU. [env: MODEL1_WORKER]
+    #[arg(long, global = true, value_name = "MODE", value_enum)]
+    pub worker: Option<WorkerMode>,
+}
+
+/// `--worker`
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub enum WorkerMode {
+    /// On a GPU.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl From<WorkerMode> for engine::worker::Mode {
+    fn from(mode: WorkerMode) -> Self {
+        match mode {
+            WorkerMode::Auto => Self::Auto,
+            WorkerMode::On => Self::On,
+            WorkerMode::Off => Self::Off,
+        }
+    }
 }
 
 /// What to do.

@@ -23,8 +23,14 @@ use args::{Cli, Command};
 use setup::{is_broken_pipe, is_interrupted, is_user_error};
 
 fn main() -> ExitCode {
+    if let Some(code) = engine::worker::enter() {
+        return ExitCode::from(code);
+    }
     let cli = Cli::parse();
     log();
+    if let Some(mode) = cli.worker {
+        engine::worker::set_default(mode.into());
+    }
     let result = match cli.command {
         Command::Demo(a) => generate::demo(&a),
         Command::Generate(a) => generate::generate(&a),

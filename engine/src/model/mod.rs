@@ -30,6 +30,7 @@ pub struct Stored {
 pub struct WeightStore {
     entries: Vec<Arc<Stored>>,
     variants: HashMap<(WeightId, WeightStorage), WeightId>,
+    made_from: HashMap<WeightId, WeightId>,
 }
 
 impl WeightStore {
@@ -84,6 +85,7 @@ impl WeightStore {
         }
         let id = self.add_shared(stored);
         self.variants.insert((own, storage), id);
+        self.made_from.insert(id, own);
         id
     }
 }
@@ -99,5 +101,9 @@ impl WeightSource for WeightStore {
             data: &e.data,
             scales: e.scales.as_deref().unwrap_or(&[]),
         })
+    }
+
+    fn made_from(&self, id: WeightId) -> Option<WeightId> {
+        self.made_from.get(&id).copied()
     }
 }

@@ -1,6 +1,7 @@
 //! A session: token log, cache, host checkpoints, and the recipe it runs under.
 
 mod record;
+mod revive;
 mod swap;
 
 pub(crate) use record::kv_view;
@@ -91,6 +92,7 @@ pub struct Session {
     out: StepOutput,
     seq: u64,
     rings: bool,
+    revivals: u64,
 }
 
 /// Receives what a feed produces, step by step.
@@ -135,6 +137,7 @@ impl Session {
             out: StepOutput::default(),
             seq: 0,
             rings,
+            revivals: 0,
         };
         session.place_variants()?;
         Ok(session)
@@ -335,8 +338,27 @@ impl Session {
         Ok(())
     }
 
-    /// One step of at most [`CHUNK`] tokens that do not cross a multiple of it and were checked.
+    /// One step of at most [`CHUNK`] tokens that do not cross a multiple of it and were checked. A state that was lost
+    /// is made anew first.
     pub(crate) fn chunk(
+        &mut self,
+        ids: &[u32],
+        sampler: Option<&SamplerParams>,
+        cancel: &Cancel,
+        observer: &mut dyn Observer,
+    ) -> Result<(), EngineError> {
+        loop {
+            self.recover(cancel)?;
+            match self.step(ids, sampler, cancel, observer) {
+                // Ends: a process that is lost too often is not started again.
+                Err(EngineError::Exec(ExecError::Lost(_))) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// One step.
+    fn step(
         &mut self,
         ids: &[u32],
         sampler: Option<&SamplerParams>,
@@ -436,13 +458,17 @@ impl Session {
                 self.position()
             )));
         }
-        if length == self.position() {
+        let lost = self.state.is_lost();
+        if length == self.position() && !lost {
             return Ok(Vec::new());
         }
         let tokens = self.tokens.clone();
         let schedule = self.schedule.clone();
+        if lost {
+            self.renew()?;
+        }
         // At least the last token is replayed, so that the logits after it are there again.
-        let start = if length == 0 {
+        let start = if length == 0 || lost {
             0
         } else if self.rings {
             self.snapshots

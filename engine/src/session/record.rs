@@ -19,6 +19,11 @@ pub(crate) fn kv_view(k: &kernels::ir::KvBytes) -> KvBytes {
 }
 
 impl Session {
+    /// Resident memory of the process that does the work.
+    fn resident(&self) -> Option<u64> {
+        self.engine.backend.resident().or_else(memory::resident)
+    }
+
     pub(super) fn record(&self, step: &StepParams, plan: u64, nanos: u64) -> StepRecord {
         let kv = self.kv_bytes();
         let layers = self
@@ -46,7 +51,7 @@ impl Session {
             nanos,
             plan,
             // Reading the process status costs microseconds; every 16th step is enough for a curve.
-            memory: self.seq.is_multiple_of(16).then(memory::resident).flatten(),
+            memory: self.seq.is_multiple_of(16).then(|| self.resident()).flatten(),
             layers: layers.collect(),
         }
     }

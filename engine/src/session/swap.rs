@@ -28,7 +28,9 @@ impl Session {
             self.recipe = old;
             return Err(e);
         }
-        for (i, desc) in caches.iter().enumerate() {
+        // A state that is lost is made anew for the recipe in force then.
+        let held = if self.state.is_lost() { &[][..] } else { &caches[..] };
+        for (i, desc) in held.iter().enumerate() {
             if self.state.caches().get(i) != Some(desc) {
                 self.state.reformat(CacheId(i as u32), desc.clone(), position)?;
                 report.converted += 1;

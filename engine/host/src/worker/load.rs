@@ -81,10 +81,14 @@ impl Worker {
         if !memory.refusal.is_empty() {
             return Err(crate::memory::refusal(&memory));
         }
+        let hub = self.hub.clone();
         let options = EngineOptions {
             threads: task.threads,
             device: self.device.clone(),
             prefault: memory.weights < memory.free || memory.free == 0,
+            // Once by itself; then somebody looks at it.
+            restarts: 1,
+            notify: Some(Arc::new(move |said: &str| hub.with(|inner| inner.notice(true, said)))),
             ..EngineOptions::default()
         };
         let engine = Engine::open(&task.path, &options, &progress).map_err(|e| of_engine(&e))?;

@@ -1,0 +1,60 @@
+//! After the process that held the state is gone: another state, and the text read into it.
+
+use kernels::ir::{ExecError, StepOutput};
+
+use super::{Cancel, Session};
+use crate::error::EngineError;
+
+impl Session {
+    /// How often the text was read anew because the state was lost.
+    pub fn revivals(&self) -> u64 {
+        self.revivals
+    }
+
+    /// Makes a state that was lost anew: under the recipe in force the text is read in the chunks it was read in before,
+    /// so that what follows is bit for bit what would have followed. Does nothing to a state that is there.
+    ///
+    /// # Errors
+    /// The process cannot be started, or is not started any more because it ended too often; stopped. The session then
+    /// holds as much of the text as was read.
+    pub fn recover(&mut self, cancel: &Cancel) -> Result<(), EngineError> {
+        if !self.state.is_lost() {
+            return Ok(());
+        }
+        let (tokens, schedule, seq) = (
+            std::mem::take(&mut self.tokens),
+            std::mem::take(&mut self.schedule),
+            self.seq,
+        );
+        loop {
+            match self.read_again(&tokens, &schedule, cancel) {
+                Err(EngineError::Exec(ExecError::Lost(_))) => {}
+                other => {
+                    self.seq = seq;
+                    return other;
+                }
+            }
+        }
+    }
+
+    fn read_again(&mut self, tokens: &[u32], schedule: &[(u64, u32)], cancel: &Cancel) -> Result<(), EngineError> {
+        self.renew()?;
+        for &(first, count) in schedule {
+            let chunk = tokens.get(first as usize..(first + u64::from(count)) as usize);
+            self.step(chunk.unwrap_or_default(), None, cancel, &mut ())?;
+        }
+        Ok(())
+    }
+
+    /// An empty state for the recipe in force.
+    pub(super) fn renew(&mut self) -> Result<(), EngineError> {
+        self.tokens.clear();
+        self.schedule.clear();
+        self.snapshots.clear();
+        self.out = StepOutput::default();
+        let caches = self.engine.family.caches(&self.recipe, self.engine.registry());
+        self.state = self.engine.backend.new_state(&caches, 0)?;
+        self.revivals += 1;
+        Ok(())
+    }
+}

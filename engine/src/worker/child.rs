@@ -1,0 +1,378 @@
+//! The other end: a process that holds the device, the caches and the weights as the device needs them, and nothing that
+//! could not be made again.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use checkpoint::{Checkpoint, Progress, Silent};
+use kernels::ir::{
+    Backend, CacheId, ExecError, KvBytes, Plan, Snapshot, State, StepOutput, StepRequest, WeightDesc, WeightId,
+};
+use serde_bytes::ByteBuf;
+
+use super::frames::{self, Answer, Call, Failure, Open, RanAnswer, Reader, RunCall, VERSION};
+use crate::error::EngineError;
+use crate::model::{Stored, WeightStore, make_variant};
+use crate::recipe::WeightStorage;
+use crate::{device, families, memory};
+
+/// Which run is to be given up.
+#[derive(Default)]
+pub(super) struct Stopper {
+    numbers: Mutex<Numbers>,
+    flag: AtomicBool,
+}
+
+#[derive(Default)]
+struct Numbers {
+    running: u64,
+    stopped: u64,
+}
+
+impl Stopper {
+    fn begin(&self, number: u64) {
+        let mut n = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        n.running = number;
+        self.flag.store(n.stopped == number, Ordering::Relaxed);
+    }
+
+    /// Listens to the control stream until it ends.
+    pub fn listen(&self, control: &mut impl Read) {
+        let mut number = [0; 8];
+        while control.read_exact(&mut number).is_ok() {
+            let mut n = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+            n.stopped = u64::from_le_bytes(number);
+            if n.stopped == n.running {
+                self.flag.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// A session's cache here.
+struct Held {
+    state: Box<dyn State>,
+    weights: WeightStore,
+    plans: HashMap<u64, Plan>,
+    history: Vec<u32>,
+    /// Bytes allocated per layer that the other end knows of.
+    told: Vec<KvBytes>,
+}
+
+impl Held {
+    /// Bytes allocated per layer, if the other end does not know.
+    fn allocated(&mut self) -> Option<Vec<KvBytes>> {
+        let now: Vec<KvBytes> = self.state.kv_bytes(0).into_iter().map(|b| b.1).collect();
+        (now != self.told).then(|| {
+            self.told.clone_from(&now);
+            now
+        })
+    }
+}
+
+/// A model on a device.
+pub(super) struct Model {
+    pub backend: Arc<dyn Backend>,
+    pub weights: WeightStore,
+    pub threads: usize,
+    pub warning: Option<String>,
+}
+
+/// Opens what is asked for.
+pub(super) type Opener = dyn Fn(&Open, &dyn Progress) -> Result<Model, String>;
+
+/// A checkpoint on the device that was named.
+pub(super) fn open(ask: &Open, progress: &dyn Progress) -> Result<Model, String> {
+    let opened = || -> Result<Model, EngineError> {
+        let checkpoint = Checkpoint::open(ask.model.as_ref(), &Silent)?;
+        let threads = ask.threads as usize;
+        let loaded = families::load(&checkpoint)?;
+        let bytes = loaded.weights.descs().iter().map(|d| d.bytes()).sum();
+        let chosen = device::choose(&ask.device, threads, bytes)?;
+        if ask.prefault {
+            checkpoint.prefault(threads, progress)?;
+        }
+        Ok(Model {
+            backend: chosen.backend,
+            weights: loaded.weights,
+            threads,
+            warning: chosen.warning,
+        })
+    };
+    opened().map_err(|e| e.to_string())
+}
+
+/// Answers calls until the other end is gone.
+pub(super) struct Child<'a, S: Read + Write> {
+    calls: Reader<S>,
+    answers: S,
+    stopper: &'a Stopper,
+    opener: &'a Opener,
+    model: Option<Model>,
+    made: HashMap<(WeightId, WeightStorage), Arc<Stored>>,
+    states: HashMap<u64, Held>,
+    out: StepOutput,
+    runs: u64,
+}
+
+/// Passes progress on.
+struct Telling<'a, S>(Mutex<&'a mut S>);
+
+impl<S: Write + Send> Progress for Telling<'_, S> {
+    fn report(&self, done: u64, total: u64) {
+        let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // An other end that is gone is noticed at the next answer.
+        let _ = frames::write(&mut **to, &Answer::Progress { done, total });
+    }
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+fn unknown(what: &str) -> ExecError {
+    ExecError::Mismatch {
+        what: "state",
+        detail: format!("there is no {what} here"),
+    }
+}
+
+impl<'a, S: Read + Write + Send> Child<'a, S> {
+    pub fn new(calls: S, answers: S, stopper: &'a Stopper, opener: &'a Opener) -> Self {
+        Self {
+            calls: Reader::new(calls),
+            answers,
+            stopper,
+            opener,
+            model: None,
+            made: HashMap::new(),
+            states: HashMap::new(),
+            out: StepOutput::default(),
+            runs: 0,
+        }
+    }
+
+    /// Answers calls until the other end is gone.
+    pub fn serve(mut self) -> io::Result<()> {
+        frames::write(&mut self.answers, &Answer::Hello { version: VERSION })?;
+        loop {
+            let Some(call) = self.calls.next::<Call>()? else {
+                continue;
+            };
+            let answer = match self.call(call) {
+                Ok(None) => continue,
+                Ok(Some(answer)) => answer,
+                Err(e) => Answer::Failed(Failure::from(e)),
+            };
+            frames::write(&mut self.answers, &answer)?;
+        }
+    }
+
+    fn call(&mut self, call: Call) -> Result<Option<Answer>, ExecError> {
+        Ok(Some(match call {
+            Call::Open(ask) => {
+                let telling = Telling(Mutex::new(&mut self.answers));
+                match (self.opener)(&ask, &telling) {
+                    Ok(model) => {
+                        let opened = Answer::Opened {
+                            name: model.backend.name().into(),
+                            describe: model.backend.describe(),
+                            warning: model.warning.clone(),
+                        };
+                        self.model = Some(model);
+                        opened
+                    }
+                    Err(why) => Answer::Refused(why),
+                }
+            }
+            Call::NewState { state, caches, context } => {
+                let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
+                let mut held = Held {
+                    state: model.backend.new_state(&caches, context)?,
+                    weights: model.weights.clone(),
+                    plans: HashMap::new(),
+                    history: Vec::new(),
+                    told: Vec::new(),
+                };
+                let allocated = held.allocated();
+                self.states.insert(state, held);
+                Answer::Done(allocated)
+            }
+            Call::DropState(state) => {
+                self.states.remove(&state);
+                return Ok(None);
+            }
+            Call::Plan {
+                state,
+                number,
+                cbor,
+                made,
+            } => {
+                // What is wrong with it is said when it is to run.
+                if let Err(e) = self.plan(state, number, &cbor, &made) {
+                    tracing::warn!("a plan was not taken: {e}");
+                }
+                return Ok(None);
+            }
+            Call::Make { own, desc } => {
+                self.make(WeightId(own), &desc)?;
+                Answer::Done(None)
+            }
+            Call::Keep(named) => {
+                let keep = |(own, storage): &(WeightId, WeightStorage), stored: &Arc<Stored>| {
+                    let _ = storage;
+                    named.iter().any(|(o, d)| *o == own.0 && *d == stored.desc)
+                };
+                self.made.retain(|k, v| keep(k, v));
+                Answer::Done(None)
+            }
+            Call::Run(run) => Answer::Ran(Box::new(self.run(*run)?)),
+            Call::Bandwidth => {
+                let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
+                Answer::Number(model.backend.read_bandwidth()?)
+            }
+            Call::DeviceMemory => {
+                let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
+                Answer::Memory(model.backend.device_memory()?)
+            }
+            other => return self.of_state(other).map(Some),
+        }))
+    }
+
+    fn held(&mut self, state: u64) -> Result<&mut Held, ExecError> {
+        self.states
+            .get_mut(&state)
+            .ok_or_else(|| unknown("state of this number"))
+    }
+
+    fn of_state(&mut self, call: Call) -> Result<Answer, ExecError> {
+        match call {
+            Call::Reserve { state, context } => {
+                let held = self.held(state)?;
+                held.state.reserve(context)?;
+                Ok(Answer::Done(held.allocated()))
+            }
+            Call::Snapshot { state, position } => {
+                let parts = self.held(state)?.state.snapshot(position).parts;
+                Ok(Answer::Snapshot(parts.into_iter().map(ByteBuf::from).collect()))
+            }
+            Call::Restore { state, position, parts } => {
+                let parts = parts.into_iter().map(ByteBuf::into_vec).collect();
+                self.held(state)?.state.restore(&Snapshot { position, parts })?;
+                Ok(Answer::Done(None))
+            }
+            Call::Reformat {
+                state,
+                cache,
+                desc,
+                position,
+            } => {
+                let held = self.held(state)?;
+                held.state.reformat(CacheId(cache), desc, position)?;
+                held.plans.clear();
+                Ok(Answer::Done(held.allocated()))
+            }
+            Call::ReadRows {
+                state,
+                cache,
+                first,
+                count,
+            } => {
+                let rows = self
+                    .held(state)?
+                    .state
+                    .read_rows(CacheId(cache), first as usize, count as usize)?;
+                Ok(Answer::Rows(rows))
+            }
+            _ => Err(unknown("such call")),
+        }
+    }
+
+    fn plan(&mut self, state: u64, number: u64, cbor: &[u8], made: &[(u32, u32)]) -> Result<(), ExecError> {
+        let plan: Plan = ciborium::from_reader(cbor).map_err(|e| ExecError::Mismatch {
+            what: "state",
+            detail: e.to_string(),
+        })?;
+        for &(id, own) in made {
+            let desc = plan
+                .weights
+                .get(id as usize)
+                .ok_or_else(|| unknown("weight of this number"))?;
+            let storage = self.make(WeightId(own), desc)?;
+            let stored = self.made.get(&(WeightId(own), storage)).cloned();
+            let stored = stored.ok_or_else(|| unknown("such weight"))?;
+            let held = self.held(state)?;
+            if held.weights.add_variant(WeightId(own), storage, stored).0 != id {
+                return Err(unknown("weight of this number"));
+            }
+        }
+        self.held(state)?.plans.insert(number, plan);
+        Ok(())
+    }
+
+    /// Stores a loaded weight as `desc` says, unless that was done.
+    fn make(&mut self, own: WeightId, desc: &WeightDesc) -> Result<WeightStorage, ExecError> {
+        let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
+        if own.index() >= model.weights.len() {
+            return Err(unknown("weight of this number"));
+        }
+        let is = |s: &WeightStorage| s.of(model.weights.desc(own)).as_ref() == Some(desc);
+        let storage = WeightStorage::ALL.into_iter().find(is);
+        let storage = storage.ok_or_else(|| unknown("such storage"))?;
+        if let std::collections::hash_map::Entry::Vacant(slot) = self.made.entry((own, storage)) {
+            let view = kernels::ir::WeightSource::weight(&model.weights, own)?;
+            let stored = make_variant(view, storage, desc.clone(), model.threads);
+            let stored = stored.map_err(|e| ExecError::Mismatch {
+                what: "weights",
+                detail: e.to_string(),
+            })?;
+            slot.insert(Arc::new(stored));
+        }
+        Ok(storage)
+    }
+
+    fn run(&mut self, run: RunCall) -> Result<RanAnswer, ExecError> {
+        let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
+        let held = self
+            .states
+            .get_mut(&run.state)
+            .ok_or_else(|| unknown("state of this number"))?;
+        held.history.truncate(run.kept as usize);
+        held.history.extend_from_slice(&run.more);
+        held.state.reserve(run.step.context())?;
+        let plan = held
+            .plans
+            .get(&run.plan)
+            .ok_or_else(|| unknown("plan of this number"))?;
+        self.stopper.begin(run.number);
+        let request = StepRequest {
+            step: run.step,
+            ids: &run.ids,
+            history: &held.history,
+            sampler: run.sampler.as_ref(),
+            trace: run.trace,
+            cancel: Some(&self.stopper.flag),
+        };
+        let out = &mut self.out;
+        model
+            .backend
+            .run(plan, &held.weights, held.state.as_mut(), &request, out)?;
+        self.runs += 1;
+        Ok(RanAnswer {
+            logits: std::mem::take(&mut out.logits),
+            sampled: out.sampled.take(),
+            probes: out
+                .probes
+                .drain(..)
+                .map(|(name, width, v)| (name, width as u64, v))
+                .collect(),
+            layers: out.layers.clone(),
+            times: std::mem::take(&mut out.times),
+            allocated: held.allocated(),
+            // As often as the record wants it.
+            resident: (self.runs % 16 == 1).then(memory::resident).flatten(),
+        })
+    }
+}
