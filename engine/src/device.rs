@@ -25,6 +25,25 @@ pub struct Chosen {
 /// The backend `device` names, for a model whose weights take `weight_bytes` bytes. `auto` is the GPU if there is one this
 /// program can use and the model fits, the CPU otherwise; `cuda` insists.
 pub fn choose(device: &str, threads: usize, weight_bytes: u64) -> Result<Chosen, EngineError> {
+    choose_if(device, threads, &|(free, total, name)| {
+        if weight_bytes + ROOM <= free {
+            return Ok(());
+        }
+        Err(format!(
+            "the weights take {}, {} of {} on {name} are free, and {} beside the weights are needed",
+            human(weight_bytes),
+            human(free),
+            human(total),
+            human(ROOM)
+        ))
+    })
+}
+
+/// Says whether a model fits a device: (free, all) bytes of its memory, its name.
+pub(crate) type Fits<'a> = dyn Fn((u64, u64, &str)) -> Result<(), String> + 'a;
+
+/// As [`choose`], for a model that fits where `fits` says so.
+pub(crate) fn choose_if(device: &str, threads: usize, fits: &Fits<'_>) -> Result<Chosen, EngineError> {
     let cpu = |warning| Chosen {
         backend: Arc::new(CpuBackend::new(threads)),
         warning,
@@ -32,7 +51,7 @@ pub fn choose(device: &str, threads: usize, weight_bytes: u64) -> Result<Chosen,
     let number = |s: &str| s.parse::<usize>().ok().filter(|n| *n < 64);
     match device {
         "cpu" => Ok(cpu(None)),
-        "auto" => match gpu(0, weight_bytes) {
+        "auto" => match gpu(0, fits) {
             Ok(backend) => Ok(Chosen { backend, warning: None }),
             Err(why) => Ok(cpu(
                 (kernels::cuda::built() && present()).then(|| format!("the GPU is not used: {why}"))
@@ -49,7 +68,7 @@ pub fn choose(device: &str, threads: usize, weight_bytes: u64) -> Result<Chosen,
                     "--device: found `{device}`, accepted: {DEVICES} (see `model1 devices`)"
                 )));
             };
-            let backend = gpu(ordinal, weight_bytes).map_err(|why| {
+            let backend = gpu(ordinal, fits).map_err(|why| {
                 EngineError::Invalid(format!("--device {device}: {why}; --device cpu works everywhere"))
             })?;
             Ok(Chosen { backend, warning: None })
@@ -70,19 +89,10 @@ fn present() -> bool {
 }
 
 /// GPU `ordinal` as a backend, if it has room.
-fn gpu(ordinal: usize, weight_bytes: u64) -> Result<Arc<dyn Backend>, String> {
+fn gpu(ordinal: usize, fits: &Fits<'_>) -> Result<Arc<dyn Backend>, String> {
     let device = kernels::cuda::open(ordinal)?;
     let (free, total) = device.memory().map_err(|e| e.to_string())?;
-    if weight_bytes + ROOM > free {
-        return Err(format!(
-            "the weights take {}, {} of {} on {} are free, and {} beside the weights are needed",
-            human(weight_bytes),
-            human(free),
-            human(total),
-            device.info().name,
-            human(ROOM)
-        ));
-    }
+    fits((free, total, &device.info().name))?;
     Ok(Arc::new(Cuda::on(device, CudaOptions::default())))
 }
 

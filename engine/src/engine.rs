@@ -12,6 +12,7 @@ use crate::error::EngineError;
 use crate::families::{self, Family};
 use crate::memory;
 use crate::model::WeightStore;
+use crate::needs::Planned;
 use crate::recipe::{ModelFacts, Recipe, Registry};
 use crate::restore::Made;
 use crate::session::{Session, SessionOptions};
@@ -29,6 +30,10 @@ pub struct EngineOptions {
     pub registry: Registry,
     /// Touch every page of the weights while loading (with progress), so that the first token is not slow.
     pub prefault: bool,
+    /// Context in tokens the memory of a GPU is to hold; `None` = a usual one, caches grow.
+    pub context: Option<u64>,
+    /// The recipe the memory of a GPU is to hold.
+    pub planned: Planned,
     /// Whether the backend runs in a process of its own.
     pub worker: worker::Mode,
     /// How often that process is started again by itself until it writes a token.
@@ -44,6 +49,8 @@ impl Default for EngineOptions {
             device: "auto".into(),
             registry: Registry::default(),
             prefault: false,
+            context: None,
+            planned: Planned::default(),
             worker: worker::default_mode(),
             restarts: 2,
             notify: None,
@@ -80,9 +87,14 @@ impl Engine {
             // No GPU after all: the CPU needs no process of its own.
             given_up = Some(started.warning);
         }
-        let weights = checkpoint.tensors().map(|t| t.bytes.len() as u64).sum();
         let device = if given_up.is_some() { "cpu" } else { &options.device };
-        let chosen = device::choose(device, threads, weights)?;
+        let chosen = on_device(
+            &checkpoint,
+            device,
+            threads,
+            &registry,
+            (&options.planned, options.context),
+        )?;
         if options.prefault {
             checkpoint.prefault(threads, progress)?;
         }
@@ -221,6 +233,24 @@ impl Engine {
         }
         by.into_iter().max_by_key(|(_, b)| *b).map_or(Format::F32, |(f, _)| f)
     }
+}
+
+/// The backend that a device's name stands for, for a checkpoint whose memory is predicted first.
+pub(crate) fn on_device(
+    checkpoint: &Checkpoint,
+    device: &str,
+    threads: usize,
+    registry: &Registry,
+    (planned, context): (&Planned, Option<u64>),
+) -> Result<device::Chosen, EngineError> {
+    if !device::may_be_gpu(device) {
+        return device::choose(device, threads, 0);
+    }
+    // What cannot be read is said where it is read.
+    let loaded = families::load(checkpoint)?;
+    device::choose_if(device, threads, &|there| {
+        crate::needs::check(&loaded, registry, planned, context, there)
+    })
 }
 
 /// Cores to use when nothing is said.

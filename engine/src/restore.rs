@@ -116,6 +116,15 @@ impl Engine {
             .collect())
     }
 
+    /// Refuses what will not fit where caches lie: in the device's own memory, else in this machine's.
+    pub(crate) fn require(&self, bytes: u64, what: &str, hint: &str) -> Result<(), EngineError> {
+        match self.backend.device_memory() {
+            Ok(Some(_)) => self.device_room(bytes, what.to_string(), hint),
+            // A process that is gone is noticed by the step.
+            _ => memory::require(bytes, what, hint),
+        }
+    }
+
     /// Whether `bytes` more of weights fit in the device's own memory.
     fn device_room(&self, bytes: u64, what: String, hint: &str) -> Result<(), EngineError> {
         match self.backend.device_memory()? {

@@ -31,6 +31,9 @@ or __NV_DISABLE_EXPLICIT_SYNC=1 (Wayland) is set. This program sets it where it 
 any value, and it changes nothing. model1-window needs no WebKitGTK.";
 
 fn main() -> ExitCode {
+    if let Some(code) = host::engine_process() {
+        return ExitCode::from(code);
+    }
     let open = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
         [] => None,
         [one] if one == "--help" || one == "-h" => {

@@ -23,6 +23,7 @@ pub enum Command {
     ExportJson,
     OpenModel,
     CloseModel,
+    RestartEngine,
     RemoteHost,
     LocalHost,
     Workspace(Workspace),
@@ -207,6 +208,13 @@ pub const COMMANDS: &[Entry] = &[
     .keys(CTRL, Key::O)
     .always(),
     entry(Command::CloseModel, Group::Model, icons::X_CIRCLE, "Close the model").words("unload eject"),
+    entry(
+        Command::RestartEngine,
+        Group::Model,
+        icons::ARROWS_CLOCKWISE,
+        "Restart engine",
+    )
+    .words("gpu process crash"),
     entry(Command::RemoteHost, Group::Model, icons::BROADCAST, "Remote host")
         .words("connect network server another machine link token"),
     entry(
@@ -367,6 +375,7 @@ pub fn available(command: Command, store: &Store) -> Result<(), &'static str> {
     let loaded = store.model().is_some();
     let driver = store.is_driver();
     let text = store.text.as_ref().is_some_and(|t| t.branch().len() > 0);
+    let ended = store.state.as_ref().is_some_and(|s| !s.engine_ended.is_empty());
     let need = |ok: bool, why: &'static str| if ok { Ok(()) } else { Err(why) };
     match command {
         Command::Generate => need(loaded, NO_MODEL)
@@ -390,6 +399,9 @@ pub fn available(command: Command, store: &Store) -> Result<(), &'static str> {
             "there is no run yet",
         ),
         Command::CloseModel => need(loaded, NO_MODEL).and(need(driver, VIEWER)),
+        Command::RestartEngine => need(loaded, NO_MODEL)
+            .and(need(driver, VIEWER))
+            .and(need(ended, "the engine is running")),
         Command::Workspace(_)
         | Command::Find
         | Command::ToggleLeft

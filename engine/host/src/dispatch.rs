@@ -63,6 +63,7 @@ pub(crate) fn changes_things(request: &Request) -> bool {
         | R::Compare(_)
         | R::Sweep(_)
         | R::SetSettings(_)
+        | R::RestartEngine
         | R::LookAtHost { .. } => true,
     }
 }
@@ -563,6 +564,13 @@ fn engine(hub: &Arc<Hub>, to: Responder, request: Request) {
         R::ReplayText => job(hub, to, JobKind::Replay, "processing the text anew", |job, cancel| {
             Command::Replay { job, cancel }
         }),
+        R::RestartEngine => {
+            let what = "starting the engine again and reading the text";
+            job(hub, to, JobKind::Replay, what, |job, cancel| Command::Restart {
+                job,
+                cancel,
+            });
+        }
         R::Compare(spec) => job(hub, to, JobKind::Compare, "comparing A with B", |job, cancel| {
             Command::Compare { job, cancel, spec }
         }),

@@ -27,6 +27,8 @@ pub struct HostOptions {
     pub cache_dir: Option<PathBuf>,
     /// Device models run on: `auto`, `cpu`, `cuda` or `cuda:N` ([`engine::device::choose`]).
     pub device: String,
+    /// Whether engines run in processes of their own.
+    pub worker: engine::worker::Mode,
     /// Threads of the CPU engine; `None` = what the settings say, else all cores.
     pub threads: Option<usize>,
     /// A model to open at once.
@@ -50,6 +52,7 @@ impl Default for HostOptions {
             bundled: crate::bundled_model(),
             cache_dir: fetch::default_cache_dir(),
             device: "auto".into(),
+            worker: engine::worker::default_mode(),
             threads: None,
             open: None,
             context: 0,
@@ -127,7 +130,12 @@ impl Host {
         let kept = inner.settings.clone();
         let hub = Hub::new(run, inner, paths, Pool::start()?, commands);
         let mut threads = Vec::new();
-        let worker = Worker::new(hub.clone(), received, options.device, options.token_time);
+        let worker = Worker::new(
+            hub.clone(),
+            received,
+            (options.device, options.worker),
+            options.token_time,
+        );
         let named = |name: &str| std::thread::Builder::new().name(name.into());
         threads.push(named("engine").spawn(move || worker.run())?);
         let own = hub.clone();

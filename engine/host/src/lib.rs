@@ -43,5 +43,6 @@ pub mod web;
 mod worker;
 
 pub use connection::{Connection, LinkEvent};
+pub use engine::worker::enter as engine_process;
 pub use host::{Host, HostOptions, StartError};
 pub use paths::{bundled_model, default_data_dir};

@@ -317,6 +317,8 @@ pub enum Request {
         /// Number of the cell.
         cell: u32,
     },
+    /// (driver) Start the engine's process again after it ended, and read the text into it. -> Job
+    RestartEngine,
 }
 
 /// Replies.
@@ -447,6 +449,10 @@ pub struct StateView {
     pub memory: u64,
     /// Whether ops are timed.
     pub op_timing: bool,
+    /// Why the engine's process does not run, in a sentence (`RestartEngine` starts it); empty where it does, or where
+    /// the engine has none of its own.
+    #[serde(default)]
+    pub engine_ended: String,
 }
 
 impl StateView {

@@ -107,6 +107,7 @@ fn requests() -> Vec<Request> {
             since: 7,
         },
         R::GetSweepRecipe { job: JobId(1), cell: 3 },
+        R::RestartEngine,
     ]
 }
 
@@ -162,6 +163,7 @@ fn number_of(r: &Request) -> usize {
         R::Sweep(_) => 45,
         R::GetSweep { .. } => 46,
         R::GetSweepRecipe { .. } => 47,
+        R::RestartEngine => 48,
     }
 }
 

@@ -21,7 +21,6 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::families::CHUNK;
 use crate::lower::{Bucket, Look, LowerStats, Lowering};
-use crate::memory;
 use crate::model::WeightStore;
 use crate::recipe::Recipe;
 
@@ -268,7 +267,7 @@ impl Session {
         }
         let now: u64 = self.kv_bytes().iter().map(|(_, a)| a.total()).sum();
         let then = self.predicted_bytes(needed);
-        memory::require(
+        self.engine.require(
             then.saturating_sub(now) + buffers,
             &format!("the KV cache of {needed} tokens"),
             "use a smaller --context or --max-tokens, or a smaller --kv-cache format",
@@ -394,10 +393,7 @@ impl Session {
             if let Some(before) = before {
                 self.state.restore(before)?;
             }
-            return Err(match e {
-                ExecError::Cancelled => EngineError::Cancelled,
-                e => e.into(),
-            });
+            return Err(self.explained(e));
         }
         self.schedule.push((position, ids.len() as u32));
         let nanos = start.elapsed().as_nanos() as u64;

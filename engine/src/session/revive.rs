@@ -6,6 +6,26 @@ use super::{Cancel, Session};
 use crate::error::EngineError;
 
 impl Session {
+    /// A step's error for people. Memory that ran out on the way is said as memory that was predicted is.
+    pub(super) fn explained(&self, e: ExecError) -> EngineError {
+        match e {
+            ExecError::Cancelled => EngineError::Cancelled,
+            ExecError::OutOfMemory { what, bytes } => {
+                let there = self.engine.backend.device_memory().ok().flatten();
+                let free = there.map(|m| m.0).or_else(crate::memory::available);
+                EngineError::Memory {
+                    what,
+                    needed: crate::memory::human(bytes),
+                    available: free.map_or("an unknown amount".into(), crate::memory::human),
+                    hint:
+                        "use a smaller --context or --kv-cache format, store weights as fp8 or fp4, or use --device cpu"
+                            .into(),
+                }
+            }
+            e => e.into(),
+        }
+    }
+
     /// How often the text was read anew because the state was lost.
     pub fn revivals(&self) -> u64 {
         self.revivals

@@ -13,10 +13,11 @@ use kernels::ir::{
 use serde_bytes::ByteBuf;
 
 use super::frames::{self, Answer, Call, Failure, Open, RanAnswer, Reader, RunCall, VERSION};
+use crate::engine::on_device;
 use crate::error::EngineError;
 use crate::model::{Stored, WeightStore, make_variant};
-use crate::recipe::WeightStorage;
-use crate::{device, families, memory};
+use crate::recipe::{Registry, WeightStorage};
+use crate::{families, memory};
 
 /// Which run is to be given up.
 #[derive(Default)]
@@ -89,8 +90,8 @@ pub(super) fn open(ask: &Open, progress: &dyn Progress) -> Result<Model, String>
         let checkpoint = Checkpoint::open(ask.model.as_ref(), &Silent)?;
         let threads = ask.threads as usize;
         let loaded = families::load(&checkpoint)?;
-        let bytes = loaded.weights.descs().iter().map(|d| d.bytes()).sum();
-        let chosen = device::choose(&ask.device, threads, bytes)?;
+        let hold = (&ask.planned, ask.context);
+        let chosen = on_device(&checkpoint, &ask.device, threads, &Registry::default(), hold)?;
         if ask.prefault {
             checkpoint.prefault(threads, progress)?;
         }

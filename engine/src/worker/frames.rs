@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::needs::Planned;
+
 /// Raised when the meaning of frames changes. Both ends come from one file as a rule.
 pub(super) const VERSION: u32 = 1;
 /// Largest frame, in bytes.
@@ -76,8 +78,9 @@ pub(super) struct Open {
     pub device: String,
     pub threads: u32,
     pub prefault: bool,
-    /// Bytes on the device beside the weights.
-    pub beside: u64,
+    /// What the memory of a GPU is to hold.
+    pub context: Option<u64>,
+    pub planned: Planned,
 }
 
 /// A step.

@@ -33,8 +33,9 @@ pub const COMMAND: &str = "engine-worker";
 /// What a start that was given up says.
 const CANCELLED: &str = "cancelled";
 
-/// Hears a sentence when the process ended unasked, and when it was started again. Called from any thread.
-pub type Notify = Arc<dyn Fn(&str) + Send + Sync>;
+/// Hears a sentence when the process ended unasked, and when it was started again, and whether it runs now. Called from
+/// any thread.
+pub type Notify = Arc<dyn Fn(&str, bool) + Send + Sync>;
 
 /// Whether the backend runs in a process of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,10 +96,14 @@ pub fn enter() -> Option<u8> {
         return Some(serve());
     }
     if let Ok(own) = std::env::current_exe() {
-        // Only the first call counts.
-        let _ = PROGRAM.set(own);
+        set_program(own);
     }
     None
+}
+
+/// The program to start, where it is another one than this: it calls [`enter`]. Only the first call counts.
+pub fn set_program(program: PathBuf) {
+    let _ = PROGRAM.set(program);
 }
 
 #[cfg(unix)]
@@ -201,7 +206,7 @@ fn start_with(
     let notify = options.notify.clone();
     let setup = remote::Setup {
         program,
-        notify: notify.unwrap_or_else(|| Arc::new(|said: &str| tracing::warn!("{said}"))),
+        notify: notify.unwrap_or_else(|| Arc::new(|said, _| tracing::warn!("{said}"))),
         restarts: options.restarts,
     };
     let open = frames::Open {
@@ -209,7 +214,8 @@ fn start_with(
         device: options.device.clone(),
         threads: threads as u32,
         prefault: options.prefault,
-        beside: 0,
+        context: options.context,
+        planned: options.planned.clone(),
     };
     let (remote, warning) = remote::Remote::start(setup, open, progress).map_err(|why| match why.as_str() {
         CANCELLED => EngineError::Cancelled,

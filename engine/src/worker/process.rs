@@ -199,7 +199,7 @@ impl Watch {
         *locked(&self.end.words) = Some(words.clone());
         self.end.told.notify_all();
         if !wanted {
-            (self.notify)(&format!("{} ended: {words}.", self.what));
+            (self.notify)(&format!("{} ended: {words}.", self.what), false);
         }
     }
 

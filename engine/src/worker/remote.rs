@@ -171,7 +171,7 @@ impl Remote {
         }
         if inner.restarted >= shared.setup.restarts {
             return Err(ExecError::Device(format!(
-                "{} ended again before it wrote a token: {}. The text is safe; Restart engine starts it once more",
+                "{} ended again before it wrote a token: {}. The text is safe; it can be started once more (Restart engine)",
                 shared.what, inner.ended
             )));
         }
@@ -182,10 +182,11 @@ impl Remote {
         opened(&mut process, &shared.open, &checkpoint::Silent).map_err(failed)?;
         inner.process = Some(process);
         inner.generation += 1;
-        (shared.setup.notify)(&format!(
+        let said = format!(
             "{} was started again with the same recipe; the text is read anew.",
             shared.what
-        ));
+        );
+        (shared.setup.notify)(&said, true);
         Ok(())
     }
 

@@ -29,6 +29,9 @@ const ICON: &[u8] = include_bytes!("../../../src-tauri/icons/128x128.png");
 const CRASH_REPORT: &str = "--crash-report";
 
 fn main() -> ExitCode {
+    if let Some(code) = host::engine_process() {
+        return ExitCode::from(code);
+    }
     let result = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
         [] => start(None),
         [one] if one == "--help" || one == "-h" => {

@@ -133,6 +133,7 @@ impl App {
             Command::ExportJson => self.export("json"),
             Command::OpenModel => self.start.open = !self.start.open,
             Command::CloseModel => self.store.send(Request::CloseModel),
+            Command::RestartEngine => self.store.send(Request::RestartEngine),
             Command::TakeOver => self.store.send(Request::TakeOver),
             Command::CopyReport => self.call(Request::About, After::Report),
             Command::Play | Command::Back | Command::Forward | Command::First | Command::Last => self.step(command),

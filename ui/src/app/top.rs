@@ -318,6 +318,17 @@ pub(super) fn strips(app: &mut App, ui: &mut Ui) {
             app.invoke(Command::TakeOver)
         });
     }
+    let ended = app
+        .store
+        .state
+        .as_ref()
+        .map_or(String::new(), |s| s.engine_ended.clone());
+    if !ended.is_empty() {
+        let text = format!("{ended} The text is safe.");
+        strip(ui, "ended", icons::PLUGS, p.bad, &text, "Restart engine", || {
+            app.invoke(Command::RestartEngine)
+        });
+    }
     let recorded = app.store.host.as_ref().map_or(String::new(), |h| h.recorded.clone());
     if !recorded.is_empty() {
         let text = format!("{recorded} Nothing is computed.");

@@ -498,5 +498,6 @@ pub(super) fn state(model: ModelState) -> StateView {
         device: device(),
         memory: 412_000_000,
         op_timing: false,
+        engine_ended: String::new(),
     }
 }

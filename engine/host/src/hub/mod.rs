@@ -67,6 +67,8 @@ pub(crate) struct Inner {
     pub device: DeviceView,
     pub memory: u64,
     pub op_timing: bool,
+    /// Why the engine's process does not run.
+    pub engine_ended: String,
     pub doc_revision: u64,
     /// Rises with every change of the state; `settled` is its value at the last change that is not merely a figure
     /// that moves with every token.
@@ -116,6 +118,7 @@ impl Inner {
             device,
             memory: 0,
             op_timing: false,
+            engine_ended: String::new(),
             doc_revision: 1,
             revision: 1,
             settled: 1,
@@ -173,6 +176,13 @@ impl Inner {
         }
         let seq = self.notices.next();
         self.notices.push(Notice { seq, text, warning });
+    }
+
+    /// The engine's process ended, or runs again.
+    pub fn engine_said(&mut self, said: &str, runs: bool) {
+        self.notice(!runs, said);
+        self.engine_ended = if runs { String::new() } else { said.to_string() };
+        self.changed();
     }
 
     /// A produced token.
@@ -245,6 +255,7 @@ impl Inner {
             device: self.device.clone(),
             memory: self.memory,
             op_timing: self.op_timing,
+            engine_ended: self.engine_ended.clone(),
         }
     }
 }

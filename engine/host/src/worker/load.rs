@@ -85,10 +85,14 @@ impl Worker {
         let options = EngineOptions {
             threads: task.threads,
             device: self.device.clone(),
+            worker: self.process,
+            context: Some(memory.context),
             prefault: memory.weights < memory.free || memory.free == 0,
             // Once by itself; then somebody looks at it.
             restarts: 1,
-            notify: Some(Arc::new(move |said: &str| hub.with(|inner| inner.notice(true, said)))),
+            notify: Some(Arc::new(move |said, runs| {
+                hub.with(|inner| inner.engine_said(said, runs))
+            })),
             ..EngineOptions::default()
         };
         let engine = Engine::open(&task.path, &options, &progress).map_err(|e| of_engine(&e))?;
@@ -119,6 +123,7 @@ impl Worker {
             vocabulary: facts::vocabulary(&engine),
             longest_piece: facts::longest_piece(&engine),
             converted: Vec::new(),
+            revivals: 0,
             hash: session.recipe().hash(),
             timer: None,
             model: Arc::new(model),

@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Recipe { change: RecipeChange, to: Responder },
     /// Compute the text's cache anew.
     Replay { job: JobId, cancel: Cancel },
+    /// Start the engine's process again.
+    Restart { job: JobId, cancel: Cancel },
     /// Compare recipes.
     Compare {
         job: JobId,
@@ -133,6 +135,8 @@ pub(super) struct Loaded {
     pub longest_piece: usize,
     /// Positions at which swaps converted rows of the cache.
     pub converted: Vec<u64>,
+    /// How often the session had to read its text anew ([`Session::revivals`]).
+    pub revivals: u64,
     /// Times of ops, while they are asked for.
     pub timer: Option<OpTimer>,
 }
@@ -149,12 +153,19 @@ pub(crate) struct Worker {
     quit: bool,
     /// Device models run on.
     device: String,
+    /// Whether engines run in processes of their own.
+    process: engine::worker::Mode,
     /// Least time from one written token to the next.
     token_time: Duration,
 }
 
 impl Worker {
-    pub fn new(hub: Arc<Hub>, commands: Receiver<Command>, device: String, token_time: Duration) -> Self {
+    pub fn new(
+        hub: Arc<Hub>,
+        commands: Receiver<Command>,
+        on: (String, engine::worker::Mode),
+        token_time: Duration,
+    ) -> Self {
         Self {
             hub,
             commands,
@@ -162,7 +173,8 @@ impl Worker {
             loaded: None,
             busy: "",
             quit: false,
-            device,
+            device: on.0,
+            process: on.1,
             token_time,
         }
     }
@@ -202,6 +214,7 @@ impl Worker {
                 to,
             } => self.write(&action, spec, (&stop, number), to),
             Command::Replay { job, cancel } => self.replay(job, &cancel),
+            Command::Restart { job, cancel } => self.restart(job, &cancel),
             Command::Compare { job, cancel, spec } => self.compare(job, &cancel, &spec),
             Command::Sweep { job, cancel, spec } => self.sweep(job, &cancel, &spec),
             Command::Quit => {
@@ -283,6 +296,7 @@ impl Worker {
             inner.context = 0;
             inner.prefill = None;
             inner.op_timing = false;
+            inner.engine_ended.clear();
             inner.device.free_bytes = engine::memory::available().unwrap_or(0);
             inner.changed();
         });

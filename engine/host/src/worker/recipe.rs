@@ -83,6 +83,46 @@ impl Worker {
         });
     }
 
+    /// After the text was read anew because the engine's process had ended: no row is converted any more.
+    pub(super) fn note_revival(&mut self) {
+        let Some(loaded) = &mut self.loaded else { return };
+        let revivals = loaded.session.revivals();
+        if revivals != loaded.revivals {
+            loaded.revivals = revivals;
+            self.forget_conversions();
+        }
+    }
+
+    /// Starts the engine's process again, whatever became of it before, and reads the text into it.
+    pub(super) fn restart(&mut self, job: JobId, cancel: &Cancel) {
+        self.busy = "A restart of the engine";
+        let result = self.restart_now(job, cancel);
+        self.busy = "";
+        self.end_job(job, result);
+        self.between();
+    }
+
+    fn restart_now(&mut self, job: JobId, cancel: &Cancel) -> Result<(), ErrorInfo> {
+        if cancel.is_cancelled() {
+            return Err(cancelled());
+        }
+        self.hub.with(|inner| {
+            inner.jobs.change(job, |j| j.state = JobState::Running);
+            inner.jobs.detach(job, true);
+        });
+        let loaded = self.loaded_mut()?;
+        let Some(process) = loaded.engine.worker() else {
+            return Err(crate::errors::refused(
+                "The engine runs in this program: there is nothing to start again.",
+                "Open the model again instead.",
+            ));
+        };
+        process.allow_restart();
+        loaded.session.recover(cancel).map_err(|e| of_engine(&e))?;
+        self.note_revival();
+        Ok(())
+    }
+
     /// Computes the cache of the text anew under the recipe in force.
     pub(super) fn replay(&mut self, job: JobId, cancel: &Cancel) {
         if cancel.is_cancelled() {

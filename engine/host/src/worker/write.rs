@@ -271,6 +271,7 @@ impl Worker {
 
     /// Looks at commands; notes a swap in the message.
     fn between_steps(&mut self, writing: &mut Writing) {
+        self.note_revival();
         self.between();
         let Some(loaded) = &self.loaded else { return };
         if loaded.hash != writing.hash {

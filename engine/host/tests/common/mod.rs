@@ -24,6 +24,7 @@ pub struct Room {
 impl Room {
     /// A host on an empty data folder.
     pub fn new() -> Self {
+        engine::worker::set_program(engine_process());
         let mut room = Self {
             dir: tempfile::tempdir().unwrap(),
             host: None,
@@ -82,6 +83,12 @@ impl Room {
         client.open(source, 0);
         client
     }
+}
+
+/// The program of engines that run in processes of their own (`MODEL1_WORKER=on`): an example of this crate.
+fn engine_process() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    own.parent().unwrap().with_file_name("examples").join("engine_process")
 }
 
 /// A golden model of the repository.

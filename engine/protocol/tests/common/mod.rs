@@ -261,6 +261,7 @@ pub fn state(model: ModelState) -> StateView {
         device: device(),
         memory: 1 << 30,
         op_timing: true,
+        engine_ended: "ended".into(),
     }
 }
 
