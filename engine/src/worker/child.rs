@@ -116,6 +116,8 @@ pub(super) struct Child<'a, S: Read + Write> {
     states: HashMap<u64, Held>,
     out: StepOutput,
     runs: u64,
+    /// A plan that could not be taken, and why.
+    wrong: Option<(u64, String)>,
 }
 
 /// Passes progress on.
@@ -152,6 +154,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
             states: HashMap::new(),
             out: StepOutput::default(),
             runs: 0,
+            wrong: None,
         }
     }
 
@@ -213,7 +216,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
             } => {
                 // What is wrong with it is said when it is to run.
                 if let Err(e) = self.plan(state, number, &cbor, &made) {
-                    tracing::warn!("a plan was not taken: {e}");
+                    self.wrong = Some((number, e.to_string()));
                 }
                 return Ok(None);
             }
@@ -292,10 +295,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
     }
 
     fn plan(&mut self, state: u64, number: u64, cbor: &[u8], made: &[(u32, u32)]) -> Result<(), ExecError> {
-        let plan: Plan = ciborium::from_reader(cbor).map_err(|e| ExecError::Mismatch {
-            what: "state",
-            detail: e.to_string(),
-        })?;
+        let plan = frames::plan_from_cbor(cbor)?;
         for &(id, own) in made {
             let desc = plan
                 .weights
@@ -343,10 +343,13 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
         held.history.truncate(run.kept as usize);
         held.history.extend_from_slice(&run.more);
         held.state.reserve(run.step.context())?;
-        let plan = held
-            .plans
-            .get(&run.plan)
-            .ok_or_else(|| unknown("plan of this number"))?;
+        let plan = held.plans.get(&run.plan).ok_or_else(|| match &self.wrong {
+            Some((number, why)) if *number == run.plan => ExecError::Mismatch {
+                what: "state",
+                detail: why.clone(),
+            },
+            _ => unknown("plan of this number"),
+        })?;
         self.stopper.begin(run.number);
         let request = StepRequest {
             step: run.step,

@@ -3,7 +3,10 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use kernels::ir::{CacheDesc, ExecError, KvBytes, LayerStats, OpTime, Sampled, SamplerParams, StepParams, WeightDesc};
+use kernels::ir::{
+    BaseOp, Block, CacheDesc, ExecError, KvBytes, LayerStats, Op, OpTime, Plan, Sampled, SamplerParams, StepParams,
+    WeightDesc,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -238,6 +241,37 @@ pub(super) fn write(to: &mut impl Write, frame: &impl Serialize) -> io::Result<(
         *head = (body as u32).to_le_bytes();
     }
     to.write_all(&bytes)
+}
+
+/// Ops of a plan with what stands beside them. Not [`kernels::ir::BaseOp`]: that writes both in one map, in which the name
+/// of a probe and the name of its op are one.
+type Ops = Vec<(Op, String, Option<u32>, Block)>;
+
+fn unfit(e: &dyn std::fmt::Display) -> ExecError {
+    ExecError::Mismatch {
+        what: "the engine's process",
+        detail: format!("a plan cannot be sent: {e}"),
+    }
+}
+
+/// A plan as bytes.
+pub(super) fn plan_to_cbor(plan: &Plan) -> Result<Vec<u8>, ExecError> {
+    let ops = plan.ops.iter().map(|o| (&o.op, &o.name, o.layer, o.block));
+    let rest = Plan {
+        ops: Vec::new(),
+        ..plan.clone()
+    };
+    let mut cbor = Vec::new();
+    ciborium::into_writer(&(ops.collect::<Vec<_>>(), rest), &mut cbor).map_err(|e| unfit(&e))?;
+    Ok(cbor)
+}
+
+/// The plan in these bytes.
+pub(super) fn plan_from_cbor(cbor: &[u8]) -> Result<Plan, ExecError> {
+    let (ops, mut plan): (Ops, Plan) = ciborium::from_reader(cbor).map_err(|e| unfit(&e))?;
+    let base = |(op, name, layer, block)| BaseOp { op, name, layer, block };
+    plan.ops = ops.into_iter().map(base).collect();
+    Ok(plan)
 }
 
 /// Reads frames from a stream that may time out in the middle of one.

@@ -14,7 +14,7 @@ use kernels::ir::{
 };
 use serde_bytes::ByteBuf;
 
-use super::frames::{Answer, Call, Open, RunCall};
+use super::frames::{self, Answer, Call, Open, RunCall};
 use super::process::Process;
 use super::{Notify, known_name};
 
@@ -344,11 +344,7 @@ impl RemoteState {
         if let Some(&number) = self.plans.get(&key) {
             return Ok(number);
         }
-        let mut cbor = Vec::new();
-        ciborium::into_writer(plan, &mut cbor).map_err(|e| ExecError::Mismatch {
-            what: "the engine's process",
-            detail: format!("a plan cannot be sent: {e}"),
-        })?;
+        let cbor = frames::plan_to_cbor(plan)?;
         let ids = (0..plan.weights.len() as u32).map(WeightId);
         let made = ids.filter_map(|id| Some((id.0, weights.made_from(id)?.0))).collect();
         self.sent += 1;
