@@ -1,6 +1,6 @@
 //! What a model needs of a device's own memory, predicted before anything is put there, and what would fit instead.
 
-use kernels::ir::WeightDesc;
+use kernels::ir::{BufId, Plan, WeightDesc};
 use serde::{Deserialize, Serialize};
 
 use crate::families::{self, Loaded};
@@ -76,7 +76,7 @@ impl Needs {
         let mut workspace = |tokens: usize| {
             let bucket = Bucket::for_step(tokens, context.max(tokens as u64), false, false);
             let plan = lowering.plan(recipe, registry, &loaded.weights, bucket);
-            kernels::cuda::working_bytes(&plan)
+            working_bytes(&plan)
         };
         Self {
             weights,
@@ -102,6 +102,15 @@ impl Needs {
             human(DRIVER)
         )
     }
+}
+
+/// Bytes of working memory a step of this plan takes on a GPU: buffers, each aligned, the token history, and what its
+/// kernels put aside; inputs, outputs and counters are small beside the alignment that is counted twice.
+fn working_bytes(plan: &Plan) -> u64 {
+    let align = kernels::cuda::device::ALIGN as u64;
+    let buffers = (0..plan.buffers.len() as u32).map(|i| 4 * plan.buffer_len(BufId(i)) as u64);
+    let aligned: u64 = buffers.map(|b| b.next_multiple_of(align) + align).sum();
+    aligned + 4 * plan.context_bucket as u64 + kernels::cuda::ops::scratch_bytes(plan) as u64
 }
 
 /// A context of fewer tokens that fits, the largest of the halves.

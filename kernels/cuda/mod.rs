@@ -17,7 +17,6 @@ pub mod state;
 pub mod weights;
 
 pub use exec::{Cuda, CudaOptions};
-pub use prepared::working_bytes;
 
 use std::sync::Arc;
 

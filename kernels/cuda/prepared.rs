@@ -261,8 +261,3 @@ impl Prepared {
         Ok(())
     }
 }
-
-/// Bytes of working memory that a step of this plan needs on the device.
-pub fn working_bytes(plan: &Plan) -> u64 {
-    Arena::new(plan, 0).bytes() as u64
-}
