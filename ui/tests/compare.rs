@@ -460,3 +460,50 @@ fn a_reloaded_page_finds_the_comparison_again() {
     d.frames(4);
     assert!(has(&d, "first split: token 143"));
 }
+
+#[test]
+fn a_click_on_a_token_shows_where_drift_grows_and_a_click_on_a_layer_its_tokens() {
+    for dark in [true, false] {
+        let look = Look {
+            size: SIZE,
+            dark,
+            ..Look::default()
+        };
+        let mut d = done(Scene::finished(), look);
+        let r = testing::comparison();
+        let worst = names(&d, "token 143")
+            .into_iter()
+            .find(|r| r.contains("KL 0.08"))
+            .unwrap();
+        click(&mut d, &worst);
+        d.must_say("Layers, at token 143");
+        // The layer in which drift grows most comes first.
+        let (first, growth) = r.drift.growth(143)[0];
+        let layers = names(&d, "Drift of layer");
+        let grown = format!("+{}", ui::fmt::sig3(f64::from(growth)));
+        assert!(
+            layers[0].starts_with(&format!("Drift of layer {first} ")) && layers[0].contains(&grown),
+            "{layers:?}"
+        );
+        click(&mut d, &layers[0]);
+        d.must_say(&format!("Most drift after layer {first}"));
+        let (top, value) = r.drift.most(first, 1)[0];
+        let rows: Vec<String> = names(&d, " drift ")
+            .into_iter()
+            .filter(|r| r.starts_with("token "))
+            .collect();
+        let said = format!("drift {}", ui::fmt::sig3(f64::from(value)));
+        assert!(
+            rows[0].starts_with(&format!("token {top} ")) && rows[0].ends_with(&said),
+            "{said}: {:?}",
+            rows.first()
+        );
+        d.shot(&format!("compare-layer-{}", if dark { "dark" } else { "light" }));
+        // Back to other lists: first divergences, in the order of the text.
+        let list = names(&d, "Order of the worst tokens")[0].clone();
+        click(&mut d, &list);
+        click(&mut d, "first divergences");
+        assert!(names(&d, "token 143").iter().any(|r| r.contains("KL 0.08")));
+        assert!(d.copies("copy all statistics").contains("RMS Δp"));
+    }
+}

@@ -1,5 +1,8 @@
 //! `compare`: two recipes on the same text.
 
+mod details;
+mod free;
+
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -26,7 +29,13 @@ pub fn compare(args: &Compare) -> Result<()> {
         export::check(folder).map_err(exported)?;
     }
     let loaded = setup::load(&args.on.model())?;
-    let job = job(args, &loaded.engine)?;
+    let (a, b) = recipes(args, &loaded.engine)?;
+    let text = text(args)?;
+    if let Some(tokens) = args.free_run {
+        return free::run(args, &loaded.engine, tokens, (a, b), text);
+    }
+    let job = job(args, &loaded.engine, (a, b), text)?;
+    details::check(args, &job, &loaded.engine)?;
     let bar = Bar::tokens(args.on.quiet, "comparing");
     let mut watch = Watch {
         cancel: &cancel,
@@ -36,9 +45,14 @@ pub fn compare(args: &Compare) -> Result<()> {
     bar.finish();
     let out = &mut std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&result)?)?;
+        let text = if details::asked(args) {
+            details::json(&result, args)?
+        } else {
+            serde_json::to_string_pretty(&result)?
+        };
+        writeln!(out, "{text}")?;
     } else {
-        print(out, &result)?;
+        print(out, &result, args)?;
     }
     if let Some(folder) = &args.export {
         let program = concat!("model1 ", env!("CARGO_PKG_VERSION"));
@@ -58,7 +72,7 @@ fn exported(e: ExportError) -> anyhow::Error {
     }
 }
 
-fn job(args: &Compare, engine: &Engine) -> Result<CompareJob> {
+fn recipes(args: &Compare, engine: &Engine) -> Result<(Recipe, Recipe)> {
     let mut a = recipe(engine, "--a", &args.on.a)?;
     setup::edit(&mut a, "--a-set", &args.on.a_sets, engine)?;
     let mut b = match &args.b {
@@ -66,6 +80,25 @@ fn job(args: &Compare, engine: &Engine) -> Result<CompareJob> {
         None => a.clone(),
     };
     setup::edit(&mut b, "--b-set", &args.b_sets, engine)?;
+    Ok((a, b))
+}
+
+/// The text as a spec names it, and its tokens where those were given.
+fn text(args: &Compare) -> Result<(CompareText, Option<Vec<u32>>)> {
+    Ok(match (&args.on.text, &args.on.prompt, &args.on.ids) {
+        (Some(file), _, _) => (CompareText::Given(read(file)?), None),
+        (_, Some(text), _) => (CompareText::Given(text.clone()), None),
+        (_, _, Some(list)) => (CompareText::Current, Some(setup::parse_ids(list)?)),
+        _ => (CompareText::Builtin, None),
+    })
+}
+
+fn job(
+    args: &Compare,
+    engine: &Engine,
+    (a, b): (Recipe, Recipe),
+    (text, ids): (CompareText, Option<Vec<u32>>),
+) -> Result<CompareJob> {
     let own = engine.recipe();
     let reference = |r: &Recipe| -> Result<RecipeRef> {
         Ok(if *r == own {
@@ -74,12 +107,6 @@ fn job(args: &Compare, engine: &Engine) -> Result<CompareJob> {
             RecipeRef::Json(serde_json::to_string(r)?)
         })
     };
-    let text = match (&args.on.text, &args.on.prompt, &args.on.ids) {
-        (Some(file), _, _) => CompareText::Given(read(file)?),
-        (_, Some(text), _) => CompareText::Given(text.clone()),
-        (_, _, Some(_)) => CompareText::Current,
-        _ => CompareText::Builtin,
-    };
     let spec = CompareSpec {
         a: reference(&a)?,
         b: reference(&b)?,
@@ -87,8 +114,8 @@ fn job(args: &Compare, engine: &Engine) -> Result<CompareJob> {
         positions: args.on.positions,
         isolate: args.isolate,
     };
-    Ok(match &args.on.ids {
-        Some(list) => CompareJob::from_parts(engine, spec, a, b, setup::parse_ids(list)?)?,
+    Ok(match ids {
+        Some(ids) => CompareJob::from_parts(engine, spec, a, b, ids)?,
         None => CompareJob::resolve(engine, &spec, None)?,
     })
 }
@@ -116,7 +143,7 @@ pub fn read(file: &Path) -> Result<String> {
     })
 }
 
-fn print(out: &mut impl Write, r: &CompareResult) -> Result<()> {
+fn print(out: &mut impl Write, r: &CompareResult, args: &Compare) -> Result<()> {
     writeln!(
         out,
         "{}, {} positions, teacher-forced\n{}; {}\n",
@@ -163,6 +190,7 @@ fn print(out: &mut impl Write, r: &CompareResult) -> Result<()> {
     sides(out, r)?;
     layers(out, r)?;
     isolate(out, r)?;
+    details::print(out, r, args)?;
     for n in &r.notes {
         writeln!(out, "note: {n}")?;
     }

@@ -170,3 +170,130 @@ fn mistakes_are_named() {
         "{edit}"
     );
 }
+
+#[test]
+fn statistics_positions_and_layers_on_request() {
+    let model = golden("tiny-v4");
+    let ids: Vec<String> = (0..60u32)
+        .map(|i| ((i * i * 7919 + 13 * i + 5) % 150).to_string())
+        .collect();
+    let ids = ids.join(",");
+    let base = [
+        "compare",
+        "--model",
+        &model,
+        "--ids",
+        &ids,
+        "--b-set",
+        "layers.*.attention=top_k:k=2",
+    ];
+    let more = ["--details", "--at", "31", "--layer", "4"];
+    let ran = model1(&[&base[..], &more].concat()).ok();
+    for part in [
+        "statistics, named as llama.cpp's perplexity tool names them (Q is B, base is A)",
+        "  Mean PPL(Q) ",
+        "  Cor(ln(PPL(Q)), ln(PPL(base)))   ",
+        "  99.9 % KLD ",
+        "  RMS Δp ",
+        "  Same top p ",
+        "positions with the largest KL",
+        "positions where the likeliest token differs, A surest first",
+        "drift grows most in",
+        "drift at position 31 ",
+        "most drift after layer 4",
+    ] {
+        assert!(ran.stdout.contains(part), "no `{part}` in:\n{}", ran.stdout);
+    }
+    assert!(
+        !model1(&base).ok().stdout.contains("statistics"),
+        "only where asked for"
+    );
+    // The same numbers as JSON, and they are those of the matrix.
+    let v: Value = serde_json::from_str(&model1(&[&base[..], &more, &["--json"]].concat()).ok().stdout).unwrap();
+    let drift = |layer: usize, position: usize| v["drift"]["relative_rms"][layer * 60 + position].as_f64().unwrap();
+    let grown = v["at"][0]["layers"].as_array().unwrap();
+    assert_eq!((v["at"][0]["position"].as_u64(), grown.len()), (Some(31), 6));
+    let growth = |g: &Value| g["growth"].as_f64().unwrap();
+    assert!(grown.windows(2).all(|w| growth(&w[0]) >= growth(&w[1])));
+    for g in grown {
+        let l = g["layer"].as_u64().unwrap() as usize;
+        let before = if l == 0 { 0.0 } else { drift(l - 1, 31) };
+        assert!((growth(g) - (drift(l, 31) - before)).abs() < 1e-6, "{g}");
+    }
+    let most = v["most_drift"][4]["positions"].as_array().unwrap();
+    let largest = (0..60).map(|p| drift(4, p)).fold(0.0, f64::max);
+    let top = &most[0];
+    assert!((top["drift"].as_f64().unwrap() - largest).abs() < 1e-6);
+    assert_eq!(drift(4, top["position"].as_u64().unwrap() as usize), largest);
+    let kl = |i: usize| v["tokens"][i]["kl"].as_f64().unwrap();
+    let worst = v["interest"]["kl"][0].as_u64().unwrap() as usize;
+    assert!((0..60).all(|i| kl(i) <= kl(worst)));
+    let first = v["interest"]["first_flips"][0].as_u64();
+    assert_eq!(first, v["divergence"]["position"].as_u64());
+    let named = |name: &str| {
+        let all = v["statistics"].as_array().unwrap();
+        all.iter().find(|s| s["name"] == name).unwrap()["value"]
+            .as_f64()
+            .unwrap()
+    };
+    assert_eq!(named("Mean KLD"), v["kl"]["mean"].as_f64().unwrap());
+    assert_eq!(named("RMS Δp"), v["delta_p"]["rms"][0].as_f64().unwrap());
+    for (option, value, words) in [
+        ("--at", "60", "--at: found 60, accepted: 0 to 59"),
+        ("--layer", "6", "--layer: found 6, accepted: 0 to 5"),
+    ] {
+        assert_eq!(model1(&[&base[..], &[option, value]].concat()).error(2), words);
+    }
+}
+
+#[test]
+fn both_sides_write_and_both_modes_say_the_same() {
+    let toy = Toy::new();
+    let base = [
+        "--prompt",
+        "the quick brown",
+        "--b-set",
+        "layers.*.kv_cache=fp8_b64",
+        "--free-run",
+        "40",
+    ];
+    let text = toy.run("compare", &base).ok().stdout;
+    for part in [
+        "both sides write up to 40 tokens after a prompt of 15, greedily, in lockstep",
+        "given the quick brown",
+        "KL(A||B), nats      mean ",
+        "first difference    ",
+        "in common           ",
+        "decode, tokens/s",
+        "all figures measured",
+    ] {
+        assert!(text.contains(part), "no `{part}` in:\n{text}");
+    }
+    let drawn = ["--temperature", "0.8", "--seed", "3", "--json"];
+    let figures = |more: &[&str]| {
+        let ran = toy.run("compare", &[&base[..], &drawn, more].concat()).ok();
+        let mut v: Value = serde_json::from_str(&ran.stdout).unwrap();
+        for side in v["sides"].as_array_mut().unwrap() {
+            side["decode_tokens_per_s"] = 0.into();
+        }
+        (
+            v["sides"].clone(),
+            v["kl"].clone(),
+            v["split"].clone(),
+            v["blocks"].clone(),
+        )
+    };
+    assert_eq!(figures(&[]), figures(&["--in-turn"]));
+    let refused = |more: &[&str]| toy.run("compare", &[&base[..4], more].concat()).error(2);
+    for (more, words) in [
+        (
+            vec!["--free-run", "0"],
+            "tokens to write: found 0 after a prompt of 15, accepted: 1 to",
+        ),
+        (vec!["--free-run", "99999999"], "tokens to write: found 99999999"),
+        (vec!["--free-run", "4", "--temperature", "-1"], "temperature"),
+    ] {
+        let message = refused(&more);
+        assert!(message.contains(words), "{more:?}: {message}");
+    }
+}

@@ -144,3 +144,64 @@ fn bad_input_gets_one_message() {
         assert!(message.contains(words), "{args:?}: {message}");
     }
 }
+
+#[test]
+fn ctrl_c_keeps_finished_rows_and_the_same_command_goes_on() {
+    let toy = Toy::new();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("sweep");
+    let out = out.to_str().unwrap();
+    // More recipes than one pass takes, on a text that takes a while.
+    let text = "the quick brown fox jumps over the lazy dog and runs away ".repeat(8);
+    let axes = [
+        "--sweep",
+        "layers.*.kv_cache=f32,bf16,fp8_b64",
+        "--sweep",
+        "weights.lm_head=own,bf16,fp8,fp4",
+    ];
+    let args = [
+        &["--prompt", &text, "--positions", "460", "--out", out, "--per-layer"][..],
+        &axes,
+    ]
+    .concat();
+    let child = toy.command("sweep", &args).spawn().unwrap();
+    let path = format!("{out}/sweep.jsonl");
+    let rows = || std::fs::read_to_string(&path).map_or(0, |t| t.lines().count().saturating_sub(1));
+    while rows() == 0 {
+        std::thread::yield_now();
+    }
+    let kill = format!("kill -INT {}", child.id());
+    assert!(
+        std::process::Command::new("sh")
+            .args(["-c", &kill])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let ran = child.wait_with_output().unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8(ran.stdout).unwrap(),
+        String::from_utf8(ran.stderr).unwrap(),
+    );
+    let kept = rows();
+    // The machine may be so quick that the sweep was over.
+    if ran.status.code() != Some(0) {
+        assert_eq!(ran.status.code(), Some(130), "{stderr}");
+        assert!(
+            stderr.contains("recipes are measured: the same command goes on from here"),
+            "{stderr}"
+        );
+        assert!(
+            stdout.contains("KL mean") && stdout.contains("  A\n"),
+            "what is there is shown:\n{stdout}"
+        );
+    }
+    let again = toy.run("sweep", &args).ok();
+    // A recipe that is a combination and a single change as well is one row.
+    assert!(
+        again.stderr.contains("recipes are measured already"),
+        "{kept}: {}",
+        again.stderr
+    );
+    assert!(rows() >= kept && again.stdout.contains("mean KL of one change alone"));
+}

@@ -31,6 +31,7 @@ pub(crate) fn changes_things(request: &Request) -> bool {
         | R::GetComparison(_)
         | R::GetSweep { .. }
         | R::GetSweepRecipe { .. }
+        | R::GetFreeRun { .. }
         | R::InspectAttention(_)
         | R::InspectRows(_)
         | R::InspectRouter
@@ -62,6 +63,7 @@ pub(crate) fn changes_things(request: &Request) -> bool {
         | R::SetOpTiming(_)
         | R::Compare(_)
         | R::Sweep(_)
+        | R::FreeRun(_)
         | R::SetSettings(_)
         | R::RestartEngine
         | R::LookAtHost { .. } => true,
@@ -94,17 +96,8 @@ pub(crate) fn request(hub: &Arc<Hub>, client: ClientId, to: Responder, request: 
                 result.map(|r| Reply::Compared(Box::new((*r).clone())))
             });
         }
-        R::GetSweep { job, since } => {
-            let view = hub.with(|inner| match (inner.sweeps.get(job), inner.jobs.get(job)) {
-                (Some(s), _) => Ok(Reply::Sweep(Box::new(s.view(since)))),
-                (None, Some(j)) if !crate::hub::is_over(&j.state) => Err(refused(
-                    "The sweep has not begun yet.",
-                    "Ask again when its job is running.",
-                )),
-                _ => Err(no_sweep(job)),
-            });
-            to.send(view);
-        }
+        R::GetSweep { job, since } => to.send(hub.with(|inner| crate::views::sweep(inner, job, since))),
+        R::GetFreeRun { job, since } => to.send(hub.with(|inner| crate::views::free_run(inner, job, since))),
         r @ (R::ListModels | R::PredictMemory { .. } | R::ForgetModel(_) | R::FindFont(_)) => on_disk(hub, to, r),
         r @ (R::OpenModel { .. } | R::CloseModel) => model(hub, to, r),
         R::LookAtHost {
@@ -168,10 +161,6 @@ fn find_result(inner: &Inner, job: protocol::JobId) -> Result<Arc<protocol::Comp
         Some(_) => input(format!("Job {} left no comparison.", job.0), "Compare again."),
         None => input(format!("There is no comparison {}.", job.0), "Compare again."),
     })
-}
-
-fn no_sweep(job: protocol::JobId) -> ErrorInfo {
-    input(format!("Job {} left no sweep with this recipe.", job.0), "Sweep again.")
 }
 
 fn on_disk(hub: &Arc<Hub>, to: Responder, request: Request) {
@@ -577,11 +566,14 @@ fn engine(hub: &Arc<Hub>, to: Responder, request: Request) {
         R::Sweep(spec) => job(hub, to, JobKind::Sweep, "measuring recipes", |job, cancel| {
             Command::Sweep { job, cancel, spec }
         }),
+        R::FreeRun(spec) => job(hub, to, JobKind::FreeRun, "letting A and B write", |job, cancel| {
+            Command::Free { job, cancel, spec }
+        }),
         R::GetSweepRecipe { job, cell } => {
-            let found = hub.with(|inner| inner.sweeps.get(job).map(|s| s.recipe(cell)));
+            let found = hub.with(|inner| crate::views::sweep_cell(inner, job, cell));
             errand(hub, to, move |_| {
-                let cell = found.ok_or_else(|| no_sweep(job))?.ok_or_else(|| no_sweep(job))?;
-                crate::views::edited(&engine, &cell.0, &cell.1)
+                let (a, edits) = found?;
+                crate::views::edited(&engine, &a, &edits)
             });
         }
         R::ExportComparison { job, folder } => {

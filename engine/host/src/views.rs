@@ -1,9 +1,10 @@
 //! The engine's projections as replies, in one place.
 
 use engine::{Engine, EngineError, Recipe};
-use protocol::{ErrorInfo, Preset, RecipeView, Reply, SlotView};
+use protocol::{ErrorInfo, JobId, Preset, RecipeView, Reply, SlotView};
 
-use crate::errors::of_engine;
+use crate::errors::{input, of_engine, refused};
+use crate::hub::{Inner, is_over};
 
 /// The validity table of a model.
 pub(crate) fn slots(engine: &Engine) -> Vec<SlotView> {
@@ -18,6 +19,49 @@ pub(crate) fn recipe(engine: &Engine, recipe: &Recipe, converted: &[u64]) -> Rec
 /// Presets, fitted to a model.
 pub(crate) fn presets(engine: &Engine) -> Vec<Preset> {
     engine::recipe::presets(engine.facts(), engine.registry())
+}
+
+/// A sweep as it stands, with the cells that changed after a revision.
+///
+/// # Errors
+/// A job that left none.
+pub(crate) fn sweep(inner: &Inner, job: JobId, since: u64) -> Result<Reply, ErrorInfo> {
+    let found = inner.sweeps.get(job).map(|s| Reply::Sweep(Box::new(s.view(since))));
+    found.ok_or_else(|| none_of(inner, job, "sweep"))
+}
+
+/// Recipe A of a sweep as JSON, and the edits that make a cell of it.
+///
+/// # Errors
+/// A job that left no sweep, a number that no cell has.
+pub(crate) fn sweep_cell(inner: &Inner, job: JobId, cell: u32) -> Result<(String, Vec<String>), ErrorInfo> {
+    let sweep = inner.sweeps.get(job).ok_or_else(|| none_of(inner, job, "sweep"))?;
+    sweep.recipe(cell).ok_or_else(|| {
+        let what = format!(
+            "Job {} left no sweep with this recipe: there is no number {cell}.",
+            job.0
+        );
+        input(what, "Choose one of the table.")
+    })
+}
+
+/// A free run as it stands, with the tokens from these numbers on.
+///
+/// # Errors
+/// A job that left none.
+pub(crate) fn free_run(inner: &Inner, job: JobId, since: [u64; 2]) -> Result<Reply, ErrorInfo> {
+    let found = inner.free_runs.view(job, since).map(|v| Reply::FreeRun(Box::new(v)));
+    found.ok_or_else(|| none_of(inner, job, "free run"))
+}
+
+fn none_of(inner: &Inner, job: JobId, what: &str) -> ErrorInfo {
+    match inner.jobs.get(job) {
+        Some(j) if !is_over(&j.state) => refused(
+            format!("The {what} has not begun yet."),
+            "Ask again when its job is running.",
+        ),
+        _ => input(format!("Job {} left no {what}.", job.0), "Begin it again."),
+    }
 }
 
 /// A recipe with edits, as JSON.

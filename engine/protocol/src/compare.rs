@@ -80,8 +80,39 @@ pub struct KlStats {
     pub p90: f64,
     /// 99th percentile.
     pub p99: f64,
+    /// 99.9th percentile.
+    #[serde(default)]
+    pub p999: f64,
     /// Largest.
     pub max: f64,
+}
+
+/// Perplexities of B and A against each other, as llama.cpp's perplexity tool computes them from the negative
+/// log-probabilities a, b of the n tokens that follow a position: var(x) = (mean(x^2) - mean(x)^2) / (n - 1), and
+/// cov(a, b) likewise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PplStats {
+    /// Correlation of ln PPL(B) and ln PPL(A): cov(a, b) / sqrt(var(a) var(b)); NaN where one of them does not vary.
+    pub cor: f64,
+    /// PPL(B) / PPL(A) = exp(mean(b) - mean(a)), and its error: the ratio times that of its logarithm.
+    pub ratio: [f64; 2],
+    /// PPL(B) - PPL(A), and its error sqrt(e_B^2 + e_A^2 - 2 PPL(B) PPL(A) cov(a, b)) with e = PPL sqrt(var).
+    pub diff: [f64; 2],
+}
+
+/// Change of the probability of the token that follows, Δp = p_B - p_A: shares of 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeltaP {
+    /// Mean and its standard error.
+    pub mean: [f64; 2],
+    /// Root of the mean square, and its error: half the error of the mean square over the root.
+    pub rms: [f64; 2],
+    /// Largest.
+    pub max: f64,
+    /// Median.
+    pub median: f64,
+    /// Smallest.
+    pub min: f64,
 }
 
 /// Where greedy texts part.
@@ -119,8 +150,12 @@ pub struct CompareSide {
 /// Differences of the residual stream after each block of a layer, A against B.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
-    /// Relative RMS `||a - b|| / ||a||` per `[layers, positions]`.
+    /// Relative RMS `||a - b|| / ||a||` per `[layers, columns]`, see [`Drift::step`].
     pub relative_rms: Vec<f32>,
+    /// Positions per column. More than 1 for long texts, so that memory stays bounded: a column then holds the largest
+    /// value of its positions ("sampled"). Figures per layer are over all positions.
+    #[serde(default)]
+    pub step: u64,
     /// Per layer over all positions: relative RMS.
     pub layer_rms: Vec<f32>,
     /// Per layer: 1 - cosine.
@@ -167,6 +202,12 @@ pub struct CompareResult {
     pub same_top1: [f64; 2],
     /// ln(ppl B / ppl A) and its standard error (paired).
     pub ln_ppl_ratio: [f64; 2],
+    /// Perplexities against each other.
+    #[serde(default)]
+    pub ppl: PplStats,
+    /// Change of the probability of the text's own tokens.
+    #[serde(default)]
+    pub delta_p: DeltaP,
     /// First position where greedy texts part; `None` = nowhere.
     pub divergence: Option<Divergence>,
     /// Mean and largest KL(A||A) of two passes of A: the noise floor. 0 on one device.

@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AttentionMap, AttentionSpec, BlockView, CompareResult, CompareSpec, DeviceView, DocInfo, DocKind, DocView, Edit,
-    ErrorInfo, FinishView, FontFile, GenerateSpec, KeptRows, KvBaselines, LoadedModel, MAX_FRAME, MemoryPlan,
-    ModelSource, ModelState, ModelsView, PROTOCOL_VERSION, PlanView, Preset, RecipeView, RemoteHost, RouterMap,
-    RunSummary, SCHEMA_HASH, Settings, StepRecord, SweepSpec, SweepView, TensorStats, TokenEntry, TokenLayerMetric,
+    ErrorInfo, FinishView, FontFile, FreeSpec, FreeView, GenerateSpec, KeptRows, KvBaselines, LoadedModel, MAX_FRAME,
+    MemoryPlan, ModelSource, ModelState, ModelsView, PROTOCOL_VERSION, PlanView, Preset, RecipeView, RemoteHost,
+    RouterMap, RunSummary, SCHEMA_HASH, Settings, StepRecord, SweepSpec, SweepView, TensorStats, TokenEntry,
+    TokenLayerMetric,
 };
 
 /// A long job of the host.
@@ -319,6 +320,16 @@ pub enum Request {
     },
     /// (driver) Start the engine's process again after it ended, and read the text into it. -> Job
     RestartEngine,
+    /// (driver) Let two recipes write their own texts after the same prompt; tokens and figures are fetched as they
+    /// come. -> Job
+    FreeRun(FreeSpec),
+    /// A free run as it stands. -> FreeRun
+    GetFreeRun {
+        /// Its job.
+        job: JobId,
+        /// Tokens of A and of B that the client has: only later ones are sent.
+        since: [u64; 2],
+    },
 }
 
 /// Replies.
@@ -360,6 +371,7 @@ pub enum Reply {
     Text(String),
     RemoteHost(RemoteHost),
     Sweep(Box<SweepView>),
+    FreeRun(Box<FreeView>),
 }
 
 /// What a job does.
@@ -373,6 +385,8 @@ pub enum JobKind {
     Replay,
     /// Measuring many recipes.
     Sweep,
+    /// Letting two recipes write.
+    FreeRun,
 }
 
 /// Where a job stands.

@@ -15,18 +15,20 @@ mod compare;
 mod doc;
 mod error;
 mod frames;
+mod free;
 mod handshake;
 mod inspect;
 mod model;
 mod plan;
+mod reading;
 mod recipe;
 mod settings;
 mod sweep;
 mod telemetry;
 
 pub use compare::{
-    Change, CompareResult, CompareSide, CompareSpec, CompareText, CompareToken, Divergence, Drift, IsolateRow, KlStats,
-    RecipeRef,
+    Change, CompareResult, CompareSide, CompareSpec, CompareText, CompareToken, DeltaP, Divergence, Drift, IsolateRow,
+    KlStats, PplStats, RecipeRef,
 };
 pub use doc::{
     Alternative, DocInfo, DocKind, DocView, FinishView, GenerateSpec, NodeView, Role, Sampling, TokenEntry, TokenInfo,
@@ -36,6 +38,7 @@ pub use frames::{
     ClientBody, ClientFrame, Cursor, Event, Hello, HostFrame, HostInfo, JobId, JobKind, JobState, JobView, Notice,
     ProtocolError, Reply, Request, StateView, Update, Welcome, decode, encode,
 };
+pub use free::{FreeBlock, FreeMode, FreeSide, FreeSpec, FreeSplit, FreeToken, FreeView};
 pub use handshake::{RemoteHost, decode_first, decode_welcome, mismatch};
 pub use inspect::{
     AttentionMap, AttentionSpec, KeptRows, RouterMap, RowSpan, Segment, TensorStats, TokenLabel, TokenLayerMetric,
@@ -45,6 +48,7 @@ pub use model::{
     ModelsView, RecentModel, SourceKind,
 };
 pub use plan::{BlockView, OpTimeView, OpView, PlanView, TensorView};
+pub use reading::Statistic;
 pub use recipe::{
     ChoiceView, Edit, LayerSlots, OptionChoice, OptionView, Preset, RecipeView, Refusal, SlotView, VariantView,
 };
@@ -69,10 +73,12 @@ pub const SCHEMA_HASH: u64 = {
     h = fnv(h, include_bytes!("doc.rs"));
     h = fnv(h, include_bytes!("error.rs"));
     h = fnv(h, include_bytes!("frames.rs"));
+    h = fnv(h, include_bytes!("free.rs"));
     h = fnv(h, include_bytes!("handshake.rs"));
     h = fnv(h, include_bytes!("inspect.rs"));
     h = fnv(h, include_bytes!("model.rs"));
     h = fnv(h, include_bytes!("plan.rs"));
+    h = fnv(h, include_bytes!("reading.rs"));
     h = fnv(h, include_bytes!("recipe.rs"));
     h = fnv(h, include_bytes!("settings.rs"));
     h = fnv(h, include_bytes!("sweep.rs"));

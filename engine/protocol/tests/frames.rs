@@ -108,6 +108,11 @@ fn requests() -> Vec<Request> {
         },
         R::GetSweepRecipe { job: JobId(1), cell: 3 },
         R::RestartEngine,
+        R::FreeRun(free_run().spec),
+        R::GetFreeRun {
+            job: JobId(1),
+            since: [3, 4],
+        },
     ]
 }
 
@@ -164,6 +169,8 @@ fn number_of(r: &Request) -> usize {
         R::GetSweep { .. } => 46,
         R::GetSweepRecipe { .. } => 47,
         R::RestartEngine => 48,
+        R::FreeRun(_) => 49,
+        R::GetFreeRun { .. } => 50,
     }
 }
 
@@ -333,6 +340,7 @@ fn replies() -> Vec<Reply> {
             version: "0.1.0".into(),
         }),
         R::Sweep(Box::new(sweep())),
+        R::FreeRun(Box::new(free_run())),
     ]
 }
 
@@ -366,6 +374,7 @@ fn reply_number(r: &Reply) -> usize {
         R::Text(_) => 23,
         R::RemoteHost(_) => 24,
         R::Sweep(_) => 25,
+        R::FreeRun(_) => 26,
     }
 }
 
@@ -373,7 +382,7 @@ fn reply_number(r: &Reply) -> usize {
 fn requests_round_trip() {
     let all = requests();
     assert!(all.iter().enumerate().all(|(i, r)| number_of(r) == i));
-    assert_eq!(all.len(), 49);
+    assert_eq!(all.len(), 51);
     for (i, request) in all.into_iter().enumerate() {
         round_trip(&ClientFrame {
             id: i as u64,
@@ -398,7 +407,7 @@ fn requests_round_trip() {
 fn replies_round_trip() {
     let all = replies();
     assert!(all.iter().enumerate().all(|(i, r)| reply_number(r) == i));
-    assert_eq!(all.len(), 26);
+    assert_eq!(all.len(), 27);
     for (i, reply) in all.into_iter().enumerate() {
         round_trip(&HostFrame::Reply {
             id: i as u64,
@@ -448,7 +457,13 @@ fn welcomes_and_updates_round_trip() {
         JobState::Done,
         JobState::Failed(error()),
     ];
-    let kinds = [JobKind::Load, JobKind::Compare, JobKind::Replay, JobKind::Sweep];
+    let kinds = [
+        JobKind::Load,
+        JobKind::Compare,
+        JobKind::Replay,
+        JobKind::Sweep,
+        JobKind::FreeRun,
+    ];
     for (model, job) in models.into_iter().zip(jobs) {
         let job = |kind: &JobKind| JobView {
             id: JobId(2),
@@ -540,7 +555,7 @@ proptest! {
 
     /// Damaged frames reach deeper than random bytes do.
     #[test]
-    fn damaged_frames_never_panic(which in 0usize..49, at in any::<prop::sample::Index>(), value in any::<u8>()) {
+    fn damaged_frames_never_panic(which in 0usize..51, at in any::<prop::sample::Index>(), value in any::<u8>()) {
         let request = requests().swap_remove(which);
         let frame = ClientFrame { id: 1, body: ClientBody::Request(Box::new(request)) };
         let mut bytes = encode(&frame).unwrap();

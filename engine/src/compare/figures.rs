@@ -1,6 +1,6 @@
 //! Figures of next-token distributions and their statistics, named and computed as llama.cpp's perplexity tool does.
 
-use protocol::KlStats;
+use protocol::{DeltaP, KlStats, PplStats};
 
 /// Log-softmax of one row of logits, as far as it is needed again.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +112,45 @@ pub(super) fn kl_stats(values: &[f64]) -> KlStats {
         median: quantile(&sorted, 0.5),
         p90: quantile(&sorted, 0.9),
         p99: quantile(&sorted, 0.99),
+        p999: quantile(&sorted, 0.999),
         max: sorted.last().copied().unwrap_or(f64::NAN),
+    }
+}
+
+/// Perplexities of B and A from negative log-probabilities of the same tokens; formulas at [`PplStats`].
+pub(super) fn ppl_stats(nll_a: &[f64], nll_b: &[f64]) -> PplStats {
+    let ((ma, ea), (mb, eb)) = (mean_se(nll_a), mean_se(nll_b));
+    let n = nll_a.len() as f64;
+    // Around the means, as the variances are.
+    let sum: f64 = nll_a.iter().zip(nll_b).map(|(a, b)| (a - ma) * (b - mb)).sum();
+    let cov = if n > 1.0 { sum / n / (n - 1.0) } else { 0.0 };
+    let (ppl_a, ppl_b) = (ma.exp(), mb.exp());
+    let ratio = (mb - ma).exp();
+    let root = |v: f64| v.max(0.0).sqrt();
+    PplStats {
+        cor: cov / (ea * eb),
+        ratio: [ratio, ratio * root(ea * ea + eb * eb - 2.0 * cov)],
+        diff: [
+            ppl_b - ppl_a,
+            root((ppl_b * eb).powi(2) + (ppl_a * ea).powi(2) - 2.0 * ppl_b * ppl_a * cov),
+        ],
+    }
+}
+
+/// Change of the probability of the tokens that follow, from negative log-probabilities; formulas at [`DeltaP`].
+pub(super) fn delta_p(nll_a: &[f64], nll_b: &[f64]) -> DeltaP {
+    let mut all: Vec<f64> = nll_a.iter().zip(nll_b).map(|(a, b)| (-b).exp() - (-a).exp()).collect();
+    let (mean, se) = mean_se(&all);
+    let squares: Vec<f64> = all.iter().map(|d| d * d).collect();
+    let (square, square_se) = mean_se(&squares);
+    let rms = square.sqrt();
+    all.sort_by(f64::total_cmp);
+    DeltaP {
+        mean: [mean, se],
+        rms: [rms, if rms > 0.0 { 0.5 / rms * square_se } else { 0.0 }],
+        max: quantile(&all, 1.0),
+        median: quantile(&all, 0.5),
+        min: quantile(&all, 0.0),
     }
 }
 
@@ -150,6 +188,38 @@ mod tests {
         let s = kl_stats(&v);
         assert_eq!((s.median, s.max), (2.5, 6.0));
         assert!((s.p90 - (3.0 * 0.3 + 6.0 * 0.7)).abs() < 1e-12);
+        assert!((s.p999 - (3.0 * 0.003 + 6.0 * 0.997)).abs() < 1e-12);
+        // By sums, as the peer's own code has it.
+        let (a, b) = ([1.0, 2.5, 0.5, 3.0, 0.25], [1.25, 2.0, 0.75, 3.5, 0.5]);
+        let n = a.len() as f64;
+        let sum = |f: &dyn Fn(usize) -> f64| (0..a.len()).map(f).sum::<f64>();
+        let se = |v: [f64; 5]| {
+            let (s, s2) = (v.iter().sum::<f64>() / n, v.iter().map(|x| x * x).sum::<f64>() / n);
+            ((s2 - s * s) / (n - 1.0)).sqrt()
+        };
+        let (ma, mb) = (sum(&|i| a[i]) / n, sum(&|i| b[i]) / n);
+        let cov = (sum(&|i| a[i] * b[i]) / n - ma * mb) / (n - 1.0);
+        let (ea, eb) = (se(a), se(b));
+        let p = ppl_stats(&a, &b);
+        let near = |x: f64, y: f64| assert!((x - y).abs() < 1e-12, "{x} against {y}");
+        near(p.cor, cov / (ea * eb));
+        near(p.ratio[0], mb.exp() / ma.exp());
+        near(p.ratio[1], p.ratio[0] * (ea * ea + eb * eb - 2.0 * cov).sqrt());
+        near(p.diff[0], mb.exp() - ma.exp());
+        let (ua, ub) = (ma.exp() * ea, mb.exp() * eb);
+        near(p.diff[1], (ub * ub + ua * ua - 2.0 * mb.exp() * ma.exp() * cov).sqrt());
+        let d = delta_p(&a, &b);
+        let dp = |i: usize| (-b[i]).exp() - (-a[i]).exp();
+        near(d.mean[0], sum(&dp) / n);
+        near(d.mean[1], se([dp(0), dp(1), dp(2), dp(3), dp(4)]));
+        let (s2, s4) = (sum(&|i| dp(i).powi(2)) / n, sum(&|i| dp(i).powi(4)) / n);
+        near(d.rms[0], s2.sqrt());
+        near(d.rms[1], 0.5 / s2.sqrt() * ((s4 - s2 * s2) / (n - 1.0)).sqrt());
+        assert!(d.min <= d.median && d.median <= d.max && (d.min, d.max) == (dp(4), dp(1)));
+        // Nothing changes: no change, and no error of it.
+        let same = delta_p(&a, &a);
+        assert_eq!((same.mean, same.rms, same.max), ([0.0; 2], [0.0; 2], 0.0));
+        near(ppl_stats(&a, &a).cor, 1.0);
         assert_eq!(share_se(3, 4), [0.75, 0.25]);
         assert_eq!(mean_se(&[5.0]), (5.0, 0.0));
     }

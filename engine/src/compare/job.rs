@@ -95,16 +95,12 @@ impl CompareJob {
                 ids.len()
             ));
         }
-        let path = &engine.checkpoint().path;
-        let name = path
-            .file_name()
-            .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
         Ok(Self {
             spec,
             a,
             b,
             ids,
-            model: name,
+            model: model_name(engine),
             notes,
         })
     }
@@ -114,13 +110,7 @@ impl CompareJob {
         let own = engine.recipe();
         let mut words = vec!["model1".to_string(), "compare".into(), "--model".into()];
         words.push(quoted(&engine.checkpoint().path.display().to_string()));
-        let edits = |words: &mut Vec<String>, option: &str, new: &Recipe, old: &Recipe| {
-            for c in new.changes_from(old) {
-                words.extend([option.to_string(), quoted(&c.to_string())]);
-            }
-        };
-        edits(&mut words, "--a-set", &self.a, &own);
-        edits(&mut words, "--b-set", &self.b, &self.a);
+        side_words(&mut words, &self.a, &self.b, &own);
         words.extend(text_words(&self.spec.text, &self.ids));
         words.extend(["--positions".into(), self.spec.positions.to_string()]);
         if self.spec.isolate {
@@ -130,11 +120,27 @@ impl CompareJob {
     }
 }
 
-fn missing(what: &str) -> EngineError {
+/// The last part of the checkpoint's path.
+pub(super) fn model_name(engine: &Engine) -> String {
+    let path = &engine.checkpoint().path;
+    path.file_name()
+        .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+}
+
+/// The options that make A of the checkpoint's own recipe and B of A.
+pub(super) fn side_words(words: &mut Vec<String>, a: &Recipe, b: &Recipe, own: &Recipe) {
+    for (option, new, old) in [("--a-set", a, own), ("--b-set", b, a)] {
+        for c in new.changes_from(old) {
+            words.extend([option.to_string(), quoted(&c.to_string())]);
+        }
+    }
+}
+
+pub(super) fn missing(what: &str) -> EngineError {
     EngineError::Invalid(format!("{what} was asked for, but there is none"))
 }
 
-fn recipe(
+pub(super) fn recipe(
     engine: &Engine,
     wanted: &RecipeRef,
     side: &str,

@@ -4,6 +4,7 @@
 mod drift;
 pub mod export;
 mod figures;
+mod free;
 mod job;
 mod side;
 pub mod sweep;
@@ -25,9 +26,10 @@ use crate::session::kv_view;
 use crate::watch::Watch;
 
 use drift::Gather;
-use figures::{Row, kl, kl_stats, mean_se, share_se};
+use figures::{Row, delta_p, kl, kl_stats, mean_se, ppl_stats, share_se};
 use side::Side;
 
+pub use free::{FreeJob, REJOIN, Written, blocks, empty as free_empty, free_run};
 pub use job::{BUILTIN, CompareJob, Current, DEFAULT_POSITIONS};
 
 /// Positions at the end of the text that are read one token at a time, to measure decode speed.
@@ -163,7 +165,7 @@ impl<'a> Pass<'a> {
             against: sides.iter().map(|_| Against::default()).collect(),
             others: sides,
             reference: Reference::default(),
-            drift: full.then(|| (1, Gather::new(engine.facts().layers.len()))),
+            drift: full.then(|| (1, Gather::new(engine.facts().layers.len(), job.ids.len()))),
         })
     }
 
@@ -347,6 +349,8 @@ impl<'a> Pass<'a> {
             kl: kl_stats(&b.kl),
             same_top1: share_se(self.same(1), n),
             ln_ppl_ratio: [ln_ratio, ratio_se],
+            ppl: ppl_stats(&nll_a, &nll_b),
+            delta_p: delta_p(&nll_a, &nll_b),
             divergence,
             noise_floor: [mean_se(&noise.kl).0, noise.kl.iter().copied().fold(0.0, f64::max)],
             isolate,
@@ -358,7 +362,7 @@ impl<'a> Pass<'a> {
             drift: self
                 .drift
                 .map(|(_, g)| g.finish())
-                .unwrap_or_else(|| Gather::new(0).finish()),
+                .unwrap_or_else(|| Gather::new(0, 0).finish()),
         })
     }
 }

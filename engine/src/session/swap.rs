@@ -1,6 +1,6 @@
 //! Swapping blocks in the middle of a text.
 
-use kernels::ir::CacheId;
+use kernels::ir::{CacheDesc, CacheId};
 
 use super::Session;
 use crate::error::EngineError;
@@ -30,10 +30,11 @@ impl Session {
         }
         // A state that is lost is made anew for the recipe in force then.
         let held = if self.state.is_lost() { &[][..] } else { &caches[..] };
-        for (i, desc) in held.iter().enumerate() {
-            if self.state.caches().get(i) != Some(desc) {
-                self.state.reformat(CacheId(i as u32), desc.clone(), position)?;
-                report.converted += 1;
+        match self.convert(held, position) {
+            Ok(converted) => report.converted = converted,
+            Err(e) => {
+                self.recipe = old;
+                return Err(e);
             }
         }
         report.blocks = changed_blocks(&old, &self.recipe);
@@ -43,6 +44,28 @@ impl Session {
         }
         self.lowering.invalidate(&caches);
         Ok(report)
+    }
+
+    /// Stores components as these are; how many were stored otherwise. All or none: what was converted before one that
+    /// fails (memory) is converted back, and has been rounded once more then.
+    fn convert(&mut self, caches: &[CacheDesc], position: u64) -> Result<usize, EngineError> {
+        let mut done: Vec<(CacheId, CacheDesc)> = Vec::new();
+        for (i, desc) in caches.iter().enumerate() {
+            let id = CacheId(i as u32);
+            let before = self.state.caches().get(i).filter(|b| *b != desc).cloned();
+            let Some(before) = before else { continue };
+            if let Err(e) = self.state.reformat(id, desc.clone(), position) {
+                if !done.is_empty() {
+                    self.snapshots.clear();
+                }
+                for (id, before) in done.into_iter().rev() {
+                    self.state.reformat(id, before, position)?;
+                }
+                return Err(e.into());
+            }
+            done.push((id, before));
+        }
+        Ok(done.len())
     }
 
     /// Applies one edit, e.g. `layers.3-8.kv_cache=bf16`.

@@ -4,7 +4,7 @@ use protocol::{
     ErrorInfo, ErrorKind, FontFile, JobId, KvBytes, MemoryBasis, MemoryPlan, ModelSource, Reply, Request, Update,
 };
 
-use super::{Script, facts, inside, story, sweeps};
+use super::{Script, facts, free, inside, story, sweeps};
 
 /// The reply to a request.
 pub(super) fn answer(s: &mut Script, request: &Request) -> Result<Reply, ErrorInfo> {
@@ -17,6 +17,8 @@ pub(super) fn answer(s: &mut Script, request: &Request) -> Result<Reply, ErrorIn
         Request::PredictMemory { source, context } => Ok(Reply::Memory(memory(source, *context))),
         Request::OpenModel { .. } | Request::ReplayText => Ok(Reply::Job(JobId(7))),
         Request::Compare(_) => Ok(Reply::Job(JobId(9))),
+        Request::FreeRun(_) => Ok(Reply::Job(JobId(13))),
+        Request::GetFreeRun { since, .. } => Ok(Reply::FreeRun(Box::new(free::free_run(usize::MAX, *since)))),
         Request::Sweep(_) => Ok(Reply::Job(JobId(11))),
         Request::GetSweep { since, .. } => Ok(Reply::Sweep(Box::new(sweeps::sweep(usize::MAX, *since)))),
         Request::GetSweepRecipe { .. } => Ok(Reply::Text("{\"schema\":1}".into())),

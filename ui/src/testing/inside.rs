@@ -2,8 +2,8 @@
 
 use protocol::{
     AttentionMap, AttentionSpec, BlockView, Change, ChoiceView, CompareResult, CompareSide, CompareSpec, CompareText,
-    CompareToken, Divergence, Drift, Edit, IsolateRow, KeptRows, KlStats, KvBytes, Label, OpTimeView, OpView, PlanView,
-    RecipeRef, RouterMap, RowSpan, Segment, TensorStats, TensorView, TokenLabel, TokenLayerMetric,
+    CompareToken, DeltaP, Divergence, Drift, Edit, IsolateRow, KeptRows, KlStats, KvBytes, Label, OpTimeView, OpView,
+    PlanView, PplStats, RecipeRef, RouterMap, RowSpan, Segment, TensorStats, TensorView, TokenLabel, TokenLayerMetric,
 };
 
 use super::facts::{self, KINDS};
@@ -436,10 +436,23 @@ pub fn comparison() -> CompareResult {
             median: 0.0004,
             p90: 0.002,
             p99: 0.014,
+            p999: 0.06,
             max: 0.081,
         },
         same_top1: [0.992, 0.006],
         ln_ppl_ratio: [-0.0014, 0.0009],
+        ppl: PplStats {
+            cor: 0.9998,
+            ratio: [0.9986, 0.0009],
+            diff: [-0.01, 0.0066],
+        },
+        delta_p: DeltaP {
+            mean: [-0.0002, 0.0004],
+            rms: [0.0061, 0.0007],
+            max: 0.031,
+            median: 0.0,
+            min: -0.044,
+        },
         divergence: Some(Divergence {
             position: 143,
             margin: 0.0006,
@@ -458,6 +471,7 @@ pub fn comparison() -> CompareResult {
                     })
                 })
                 .collect(),
+            step: 1,
             layer_rms: vec![0.0, 0.0, 0.0, 0.004, 0.008, 0.012, 0.016],
             layer_cosine: vec![0.0, 0.0, 0.0, 8e-6, 3.2e-5, 7.2e-5, 1.3e-4],
             layer_max: vec![0.0, 0.0, 0.0, 0.05, 0.09, 0.14, 0.2],

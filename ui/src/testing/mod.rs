@@ -6,6 +6,7 @@
 
 mod answers;
 mod facts;
+mod free;
 mod inside;
 mod story;
 mod sweeps;
@@ -21,6 +22,7 @@ use protocol::{
 use crate::link::{Dialer, Link, LinkEvent};
 
 pub use facts::{baselines, loaded, models, presets, recipe};
+pub use free::free_run;
 pub use inside::{comparison, plan, router, rows as kept_rows};
 pub use story::{WORDS, doc, steps, token};
 pub use sweeps::sweep;

@@ -111,6 +111,7 @@ fn row(hash: &str, edits: &[String], kl: f64, factor: f64) -> SweepRow {
             median: kl * 0.4,
             p90: kl * 2.2,
             p99: kl * 9.0,
+            p999: kl * 20.0,
             max: kl * 31.0,
         },
         same_top1: [(1.0 - 8.0 * kl).max(0.4), 0.004],

@@ -1,6 +1,7 @@
 //! Everything clients can see, behind one lock that is held for microseconds: no disk, no network, no engine in here.
 
 mod clients;
+mod free;
 mod jobs;
 mod pace;
 mod streams;
@@ -16,6 +17,7 @@ use protocol::{
 };
 
 pub(crate) use clients::{Client, ClientId, Clients, MOST_CLIENTS, MOST_UNREAD, MOST_WAITING, Seen, Wake};
+pub(crate) use free::FreeRuns;
 pub(crate) use jobs::{Jobs, is_over};
 pub(crate) use pace::Next;
 pub(crate) use streams::{StepRing, Tail, TokenAt, TokenLog};
@@ -46,6 +48,7 @@ pub(crate) struct Inner {
     pub ring: StepRing,
     pub jobs: Jobs,
     pub sweeps: Sweeps,
+    pub free_runs: FreeRuns,
     pub events: Tail<Event>,
     pub notices: Tail<Notice>,
     /// Last notice that reached anybody.
@@ -102,6 +105,7 @@ impl Inner {
             ring: StepRing::new(settings.telemetry_steps as usize, RING_BYTES),
             jobs: Jobs::default(),
             sweeps: Sweeps::default(),
+            free_runs: FreeRuns::default(),
             events: Tail::new(1024),
             notices: Tail::new(64),
             noticed: 0,

@@ -110,6 +110,12 @@ impl Worker {
         };
         let mut resolved = said(CompareJob::resolve(&engine, spec, Some(current)))?;
         resolved.model = loaded.model.name.clone();
+        if let (CompareText::Current, Some(first)) = (&spec.text, loaded.converted.first()) {
+            resolved.notes.push(format!(
+                "This text was written on converted cache rows from position {first} on; both sides read it anew, so \
+                 nothing here is converted."
+            ));
+        }
         self.hub.with(|inner| {
             inner.jobs.change(job, |j| j.state = JobState::Running);
             inner.jobs.detach(job, true);

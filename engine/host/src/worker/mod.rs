@@ -1,6 +1,7 @@
 //! The engine's thread: the only one that runs the engine. It is fed by commands; while it writes a text it looks at
 //! them between steps, so a changed recipe is in force from the next token on.
 
+mod free;
 mod load;
 mod look;
 mod prompt;
@@ -17,8 +18,8 @@ use std::time::Duration;
 
 use engine::{Cancel, Engine, OpTimer, Session};
 use protocol::{
-    AttentionSpec, CompareSpec, Edit, ErrorInfo, GenerateSpec, JobId, JobState, LoadedModel, ModelSource, Reply,
-    SweepSpec,
+    AttentionSpec, CompareSpec, Edit, ErrorInfo, FreeSpec, GenerateSpec, JobId, JobState, LoadedModel, ModelSource,
+    Reply, SweepSpec,
 };
 
 use crate::errors::{internal, no_model, refused};
@@ -57,6 +58,8 @@ pub(crate) enum Command {
         cancel: Cancel,
         spec: SweepSpec,
     },
+    /// Let two recipes write.
+    Free { job: JobId, cancel: Cancel, spec: FreeSpec },
     /// Look at the model or at the text.
     Look { what: Look, to: Responder },
     /// Time ops on sampled steps.
@@ -217,6 +220,7 @@ impl Worker {
             Command::Restart { job, cancel } => self.restart(job, &cancel),
             Command::Compare { job, cancel, spec } => self.compare(job, &cancel, &spec),
             Command::Sweep { job, cancel, spec } => self.sweep(job, &cancel, &spec),
+            Command::Free { job, cancel, spec } => self.free(job, &cancel, &spec),
             Command::Quit => {
                 self.quit = true;
                 self.unload();

@@ -300,10 +300,23 @@ pub fn compared() -> CompareResult {
             median: 0.2,
             p90: 0.3,
             p99: 0.4,
+            p999: 0.45,
             max: 0.5,
         },
         same_top1: [0.9, 0.01],
         ln_ppl_ratio: [0.001, 0.0001],
+        ppl: PplStats {
+            cor: 0.99,
+            ratio: [1.1, 0.1],
+            diff: [0.7, 0.2],
+        },
+        delta_p: DeltaP {
+            mean: [0.01, 0.001],
+            rms: [0.02, 0.002],
+            max: 0.3,
+            median: 0.0,
+            min: -0.2,
+        },
         divergence: Some(Divergence {
             position: 7,
             margin: 0.0002,
@@ -312,6 +325,7 @@ pub fn compared() -> CompareResult {
         noise_floor: [0.0, 0.0],
         drift: Drift {
             relative_rms: vec![0.1],
+            step: 1,
             layer_rms: vec![0.1],
             layer_cosine: vec![0.2],
             layer_max: vec![0.3],
@@ -420,5 +434,55 @@ pub fn sweep() -> SweepView {
         pick: SweepPick::Cell(2),
         command: "model1 sweep".into(),
         notes: vec!["cut".into()],
+    }
+}
+
+pub fn free_run() -> FreeView {
+    let side = FreeSide {
+        hash: "h".into(),
+        tokens: vec![FreeToken {
+            token: 5,
+            text: "a".into(),
+            logprob: -0.5,
+            margin: 0.25,
+        }],
+        finish: FinishView::MaxTokens,
+        kv: kv(),
+        decode_tokens_per_s: 300.0,
+    };
+    let block = FreeBlock { a: 1, b: 2, len: 9 };
+    FreeView {
+        revision: 3,
+        spec: FreeSpec {
+            a: RecipeRef::Own,
+            b: RecipeRef::Current,
+            prompt: CompareText::Builtin,
+            tokens: 10,
+            temperature: 0.5,
+            seed: 7,
+            mode: FreeMode::InTurn,
+        },
+        model: "m".into(),
+        device: "cpu".into(),
+        reference: "bf16".into(),
+        prompt_tokens: 3,
+        prompt: "once".into(),
+        sides: [side.clone(), side],
+        from: [0, 1],
+        kl: vec![0.1],
+        kl_most: 9,
+        split: Some(FreeSplit {
+            at: 1,
+            tokens: [Some(3), None],
+            texts: ["x".into(), String::new()],
+            margin: [0.1, 0.2],
+            near_tie: false,
+        }),
+        blocks: vec![block],
+        rejoin: Some(block),
+        shared: [0.5, 0.25],
+        label: Label::Measured,
+        command: "model1 compare".into(),
+        notes: vec!["n".into()],
     }
 }

@@ -134,7 +134,7 @@ fn kl(r: &CompareResult) -> Chart {
 
 /// Drift per layer and position.
 fn drift(r: &CompareResult) -> Chart {
-    let (layers, n) = (r.drift.layer_rms.len(), r.tokens.len());
+    let (layers, n) = (r.drift.layer_rms.len(), r.drift.columns());
     let cell = (260.0 / layers.max(1) as f64).clamp(7.0, 30.0);
     let (x0, x1, y0) = (LEFT, WIDTH - RIGHT, TOP);
     let y1 = y0 + cell * layers as f64;
@@ -157,7 +157,7 @@ fn drift(r: &CompareResult) -> Chart {
             } else {
                 "#20242c".into()
             };
-            let title = format!("layer {l}, position {at}: {v:.3e}");
+            let title = format!("layer {l}, position {}: {v:.3e}", at * r.drift.step.max(1) as usize);
             // A little wider than its place, so that no seams show.
             svg.rect([x0 + i as f64 * w, y0 + l as f64 * cell, w + 0.4, cell], &color, &title);
         }

@@ -47,7 +47,8 @@ pub(super) fn tokens(r: &CompareResult) -> String {
     out
 }
 
-/// One line per position, one column per layer: relative RMS of the residual after the layer.
+/// One line per position (in long texts: per some positions, of which it has the largest value), one column per layer:
+/// relative RMS of the residual after the layer.
 pub(super) fn drift(r: &CompareResult) -> String {
     let (layers, n) = (r.drift.layer_rms.len(), r.tokens.len());
     let mut out = String::from("position");
@@ -55,8 +56,9 @@ pub(super) fn drift(r: &CompareResult) -> String {
         let _ = write!(out, ",layer_{l}");
     }
     out.push('\n');
-    for i in 0..n {
-        let at = |l: usize| r.drift.relative_rms.get(l * n + i).copied().unwrap_or(f32::NAN);
+    let step = r.drift.step.max(1) as usize;
+    for i in (0..n).step_by(step) {
+        let at = |l: usize| r.drift.at(l, i).unwrap_or(f32::NAN);
         let mut fields = vec![i.to_string()];
         fields.extend((0..layers).map(|l| single(at(l))));
         row(&mut out, &fields);

@@ -121,6 +121,10 @@ fn figures(out: &mut String, r: &CompareResult) {
             sci(r.noise_floor[1]),
         ],
     );
+    out.push_str("</table><p>As llama.cpp's perplexity tool names them (Q is B, base is A):</p><table>");
+    for s in r.statistics() {
+        row(out, &[s.name.into(), s.to_string()]);
+    }
     out.push_str("</table><p></p><table><tr><th></th><th>A</th><th>B</th><th>B against A</th></tr>");
     let [a, b] = &r.sides;
     let both = |f: &dyn Fn(&CompareSide) -> String| [f(a), f(b)];

@@ -35,7 +35,7 @@ impl Drift {
             let (low, high) = range.unwrap_or((v, v));
             Some((v.min(low), v.max(high)))
         });
-        self.grid = Some(Dense::new(r.drift.relative_rms.clone(), r.tokens.len(), revision));
+        self.grid = Some(Dense::new(r.drift.relative_rms.clone(), r.drift.columns(), revision));
         self.heat.zoom = None;
     }
 
@@ -66,12 +66,25 @@ impl Drift {
             fmt::count(r.tokens.len() as u64),
             fmt::sig3(f64::from(last))
         );
+        let step = r.drift.step.max(1) as usize;
+        let chosen = chosen.map(|c| c / step);
+        let explain = if step > 1 {
+            Explain::sampled(ABOUT)
+        } else {
+            Explain::measured(ABOUT)
+        };
         let tooltip = |ui: &mut Ui, row: usize, col: usize, value: f32| {
             let p = Palette::of(ui);
+            let col = col * step;
             let text = r.tokens.get(col).map_or("", |t| t.text.as_str());
             let place = format!("layer {row}, token {} {}", fmt::count(col as u64), fmt::quoted(text));
             ui.label(egui::RichText::new(place).color(p.secondary));
-            let value = format!("relative RMS {}", fmt::sig3(f64::from(value)));
+            let of = if step > 1 {
+                format!(", largest of {step} tokens")
+            } else {
+                String::new()
+            };
+            let value = format!("relative RMS {}{of}", fmt::sig3(f64::from(value)));
             ui.label(egui::RichText::new(value).font(theme::mono()));
         };
         let size = vec2(ui.available_width(), height);
@@ -79,18 +92,12 @@ impl Drift {
             .allocate_ui(size, |ui| {
                 ui.set_min_size(size);
                 ui.set_max_size(size);
-                Heatmap::new(
-                    "Drift by layer and token",
-                    grid,
-                    shades,
-                    Quantity::Plain,
-                    Explain::measured(ABOUT),
-                )
-                .labels(Labels::Numbers("layer", 0), Labels::Numbers("token", 0))
-                .highlight(shown, chosen)
-                .summary(summary)
-                .tooltip(&tooltip)
-                .show(cx, ui, &mut self.heat, &|| csv(r))
+                Heatmap::new("Drift by layer and token", grid, shades, Quantity::Plain, explain)
+                    .labels(Labels::Numbers("layer", 0), Labels::Numbers("token", 0))
+                    .highlight(shown, chosen)
+                    .summary(summary)
+                    .tooltip(&tooltip)
+                    .show(cx, ui, &mut self.heat, &|| csv(r))
             })
             .inner;
         if let Some((row, _)) = back.hover {
@@ -99,51 +106,63 @@ impl Drift {
         if let Some((row, _)) = back.clicked {
             cx.selection.lock(Spot::layer(row as u32));
         }
-        [back.hover.map(|h| h.1), back.clicked.map(|c| c.1)]
+        [back.hover.map(|h| h.1 * step), back.clicked.map(|c| c.1 * step)]
     }
 }
 
 fn csv(r: &CompareResult) -> String {
-    let n = r.tokens.len();
     let layers = r.drift.layer_rms.len();
+    let step = r.drift.step.max(1) as usize;
     let mut csv = Csv::new(
         ["position".to_string(), "text".into()]
             .into_iter()
             .chain((0..layers).map(|l| format!("layer {l} relative RMS"))),
     );
-    for (i, t) in r.tokens.iter().enumerate() {
-        let values = (0..layers).map(|l| r.drift.relative_rms.get(l * n + i).copied().unwrap_or(f32::NAN));
+    for (i, t) in r.tokens.iter().enumerate().step_by(step) {
+        let values = (0..layers).map(|l| r.drift.at(l, i).unwrap_or(f32::NAN));
         let head = [i.to_string(), t.text.clone()];
         csv.row(head.into_iter().chain(values.map(|v| field(f64::from(v)))));
     }
     csv.text()
 }
 
-/// Right ends of the columns: layer, at the token, all positions, 1 - cosine, max, SQNR.
-const EDGES: [f32; 6] = [0.17, 0.34, 0.51, 0.68, 0.81, 1.0];
+/// Right ends of the columns: layer, growth and drift at the token, all positions, 1 - cosine, max, SQNR.
+const EDGES: [f32; 7] = [0.15, 0.3, 0.44, 0.58, 0.72, 0.84, 1.0];
 
-/// Layers with their drift, at the chosen position too.
-pub fn layers(cx: &mut Context<'_>, ui: &mut Ui, r: &CompareResult, chosen: Option<usize>, height: f32) {
+/// Layers with their drift, at the chosen position too: there the layer in which it grows most comes first. The layer
+/// that was clicked.
+pub fn layers(
+    cx: &mut Context<'_>,
+    ui: &mut Ui,
+    r: &CompareResult,
+    chosen: Option<usize>,
+    height: f32,
+) -> Option<usize> {
+    let mut clicked = None;
     let p = Palette::of(ui);
     let (head, _) = ui.allocate_exact_size(vec2(ui.available_width(), 18.0), Sense::hover());
-    let names = ["layer", "here", "rel. RMS", "1 − cos", "max", "SQNR"];
+    let names = ["layer", "grows by", "here", "rel. RMS", "1 − cos", "max", "SQNR"];
     for (i, name) in names.into_iter().enumerate() {
         cell(ui, head, i, name, p.secondary, theme::caption());
     }
-    let n = r.tokens.len();
+    let growth = chosen.map(|c| r.drift.growth(c)).unwrap_or_default();
+    let order: Vec<(usize, f32)> = if growth.is_empty() {
+        (0..r.drift.layer_rms.len()).map(|l| (l, f32::NAN)).collect()
+    } else {
+        growth
+    };
+    let most = order.iter().map(|o| o.1).filter(|g| *g > 0.0).fold(0.0, f32::max);
     let shown = cx.shown().layer;
     let kinds = cx.store.facts().map_or(&[][..], |f| f.layers.as_slice());
     egui::ScrollArea::vertical()
         .id_salt("drift layers")
         .max_height((height - 18.0).max(44.0))
         .auto_shrink([false, true])
-        .show_rows(ui, 22.0, r.drift.layer_rms.len(), |ui, rows| {
+        .show_rows(ui, 22.0, order.len(), |ui, rows| {
             ui.spacing_mut().item_spacing.y = 0.0;
-            for l in rows {
+            for &(l, grows) in order.get(rows).unwrap_or(&[]) {
                 let get = |v: &[f32]| v.get(l).map_or(f64::NAN, |x| f64::from(*x));
-                let here = chosen
-                    .and_then(|c| r.drift.relative_rms.get(l * n + c))
-                    .map_or(f64::NAN, |x| f64::from(*x));
+                let here = chosen.and_then(|c| r.drift.at(l, c)).map_or(f64::NAN, f64::from);
                 let kind = kinds
                     .get(l)
                     .map_or("", |k| crate::views::token::short_kind(&k.attention));
@@ -155,6 +174,7 @@ pub fn layers(cx: &mut Context<'_>, ui: &mut Ui, r: &CompareResult, chosen: Opti
                 };
                 let values = [
                     format!("{l} {kind}"),
+                    grown(grows),
                     fmt::sig3(here),
                     fmt::sig3(get(&r.drift.layer_rms)),
                     fmt::sig3(get(&r.drift.layer_cosine)),
@@ -169,6 +189,13 @@ pub fn layers(cx: &mut Context<'_>, ui: &mut Ui, r: &CompareResult, chosen: Opti
                     ui.painter()
                         .rect_filled(rect, 4, if locked { p.selected } else { p.hover });
                 }
+                // How much of the largest growth happens here.
+                if grows > 0.0 && most > 0.0 {
+                    let wide = (EDGES[1] - EDGES[0]) * rect.width() * (grows / most);
+                    let x = rect.left() + EDGES[1] * rect.width() - 2.0;
+                    let bar = egui::Rect::from_x_y_ranges(x - wide..=x, rect.top() + 3.0..=rect.bottom() - 3.0);
+                    ui.painter().rect_filled(bar, 2, theme::mix(p.panel, p.second, 0.35));
+                }
                 for (c, value) in values.iter().enumerate() {
                     let color = if c == 0 { p.secondary } else { p.text };
                     cell(ui, rect, c, value, color, theme::mono());
@@ -178,9 +205,16 @@ pub fn layers(cx: &mut Context<'_>, ui: &mut Ui, r: &CompareResult, chosen: Opti
                 }
                 if response.clicked() {
                     cx.selection.click(Spot::layer(l as u32));
+                    clicked = Some(l);
                 }
             }
         });
+    clicked
+}
+
+fn grown(by: f32) -> String {
+    let sign = if by > 0.0 { "+" } else { "" };
+    format!("{sign}{}", fmt::sig3(f64::from(by)))
 }
 
 fn cell(ui: &Ui, rect: egui::Rect, column: usize, text: &str, color: Color32, font: egui::FontId) {

@@ -192,7 +192,7 @@ pub fn distance(ui: &mut Ui, r: &CompareResult, names: &Names) -> Option<usize> 
         let about = "Kullback-Leibler divergence of B's next-token distribution from A's, over all positions: the sum of \
                      p A × ln(p A / p B). Mean ± its standard error.";
         tile(ui, "KL(A||B) mean", &nats(k.mean), &sub, p.secondary, about);
-        let sub = format!("median {}  p90 {}", fmt::sig3(k.median), fmt::sig3(k.p90));
+        let sub = format!("median {}  p99.9 {}", fmt::sig3(k.median), fmt::sig3(k.p999));
         tile(ui, "KL(A||B) p99", &nats(k.p99), &sub, p.secondary, about);
         let worst = r.tokens.iter().enumerate().max_by(|a, b| a.1.kl.total_cmp(&b.1.kl)).map(|w| w.0);
         let sub = worst.map_or_else(String::new, |i| format!("after token {}", fmt::count(i as u64)));
@@ -201,6 +201,11 @@ pub fn distance(ui: &mut Ui, r: &CompareResult, names: &Names) -> Option<usize> 
         let sub = format!("± {}", fmt::percent(r.same_top1[1]).plain());
         let about = "Share of positions at which A and B find the same next token likeliest.";
         tile(ui, "same top-1", &fmt::percent(r.same_top1[0]), &sub, p.secondary, about);
+        let d = &r.delta_p;
+        let sub = format!("mean {}", signed_percent(d.mean[0]));
+        let about = "Change of the probability of the text's own next token, B against A: root of the mean square, over all \
+                     positions that have one. Named as llama.cpp's perplexity tool names it.";
+        tile(ui, "RMS Δp", &fmt::percent(d.rms[0]), &sub, p.secondary, about);
         let about = "The first position after which greedy texts would differ, and A's margin there: probability of its \
                      likeliest token minus that of the second. Under 0.001 rounding alone could have decided.";
         match &r.divergence {
@@ -227,6 +232,11 @@ pub fn distance(ui: &mut Ui, r: &CompareResult, names: &Names) -> Option<usize> 
     clicked
 }
 
+fn signed_percent(x: f64) -> String {
+    let sign = if x > 0.0 { "+" } else { "" };
+    format!("{sign}{}", fmt::percent(x).plain())
+}
+
 /// Whether a tile that leads to a token was clicked.
 fn chosen(tile: egui::Response) -> bool {
     let tile = tile
@@ -235,7 +245,8 @@ fn chosen(tile: egui::Response) -> bool {
     tile.clicked()
 }
 
-fn tile(ui: &mut Ui, name: &str, figure: &Figure, sub: &str, ink: Color32, about: &str) -> egui::Response {
+/// A figure with its name above and a remark below.
+pub fn tile(ui: &mut Ui, name: &str, figure: &Figure, sub: &str, ink: Color32, about: &str) -> egui::Response {
     let p = Palette::of(ui);
     let job = figure.job(p, egui::FontId::monospace(theme::TITLE), p.text);
     let plain = |text: &str, font| ui.painter().layout_no_wrap(text.to_string(), font, ink).size();

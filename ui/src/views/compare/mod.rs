@@ -1,9 +1,10 @@
 //! Recipe A against recipe B on the same tokens, teacher-forced: what is compared, how far it is, what came out. And
-//! many recipes against A.
+//! many recipes against A, and both writing their own text.
 
 mod drift;
 mod evidence;
 mod figures;
+mod free;
 mod recipes;
 mod report;
 mod setup;
@@ -21,6 +22,7 @@ use crate::icons;
 use crate::store::{Fetched, Query, Ticket};
 use crate::theme::{self, Palette};
 use crate::widgets::controls;
+use free::Free;
 use recipes::{Choice, Side};
 use report::Report;
 use setup::{Ask, Setup, Task};
@@ -40,9 +42,11 @@ enum Mode {
     Pair,
     /// Many recipes against A.
     Sweep,
+    /// Both write their own text.
+    Free,
 }
 
-const MODES: [Mode; 2] = [Mode::Pair, Mode::Sweep];
+const MODES: [Mode; 3] = [Mode::Pair, Mode::Free, Mode::Sweep];
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -50,6 +54,7 @@ pub struct Compare {
     mode: Mode,
     setup: Setup,
     sweep: Sweep,
+    free: Free,
     /// The request for a comparison that was just sent.
     asked: Option<Ticket>,
     /// A story that is written before.
@@ -89,7 +94,11 @@ impl View for Compare {
             .content_margin(egui::Margin::symmetric(theme::PAD as i8, 8));
         scroll.show(ui, |ui| {
             let on = MODES.iter().position(|m| *m == self.mode).unwrap_or(0);
-            let modes = [(icons::SCALES, "A against B", ""), (icons::SQUARES_FOUR, "Sweep", "")];
+            let modes = [
+                (icons::SCALES, "A against B", ""),
+                (icons::GIT_DIFF, "Free-running", ""),
+                (icons::SQUARES_FOUR, "Sweep", ""),
+            ];
             if let Some(i) = controls::segmented(ui, &modes, on) {
                 self.mode = MODES[i];
             }
@@ -97,6 +106,7 @@ impl View for Compare {
             match self.mode {
                 Mode::Pair => self.pair(cx, ui),
                 Mode::Sweep => self.sweep(cx, ui),
+                Mode::Free => self.free(cx, ui),
             }
         });
     }
@@ -127,6 +137,24 @@ impl Compare {
         self.result(cx, ui, running);
     }
 
+    fn free(&mut self, cx: &mut Context<'_>, ui: &mut Ui) {
+        let running = self.free.running(cx);
+        self.free.form(cx, ui);
+        let task = Task::Free(self.free.problem(cx.store));
+        match self.setup.show(cx, ui, &task, running) {
+            Some(Ask::Run) => {
+                let presets = cx.fetch(&Query::presets()).value().map_or(&[][..], Vec::as_slice);
+                if let Ok((a, b)) = self.setup.sides(presets) {
+                    self.free.run(cx, a, b);
+                }
+            }
+            Some(Ask::Cancel) => self.free.cancel(cx),
+            None => {}
+        }
+        ui.add_space(theme::GRID);
+        self.free.show(cx, ui);
+    }
+
     fn sweep(&mut self, cx: &mut Context<'_>, ui: &mut Ui) {
         let running = self.sweep.running(cx);
         self.sweep.form(cx, ui);
@@ -150,6 +178,7 @@ impl Compare {
     /// Takes what the host answered, and the comparison of before a reload.
     fn follow(&mut self, cx: &mut Context<'_>) {
         self.follow_story(cx);
+        self.free.follow(cx);
         if let Some((name, json)) = self.sweep.follow(cx) {
             self.setup.keep(&name, &json);
             self.setup.b = Side::new(Choice::Earlier(name, json));

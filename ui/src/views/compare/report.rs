@@ -17,7 +17,7 @@ use crate::theme::{self, Palette};
 use crate::views::{Action, Context};
 use crate::widgets::controls;
 use crate::widgets::heatmap::{Shades, color_bar};
-use crate::widgets::plots::{Csv, Explain, Quantity, choice, field, figure_menu, label_word};
+use crate::widgets::plots::{Csv, Explain, Quantity, choice, field, figure_menu, label_word, remark};
 use crate::widgets::token_text::{TokenMark, TokenText, tint};
 
 /// Width from which two things stand side by side.
@@ -34,7 +34,10 @@ pub struct Report {
     drift: Drift,
     names: Names,
     by: By,
-    order: (By, Vec<usize>),
+    /// Positions by what, and of which layer.
+    order: ((By, usize), Vec<usize>),
+    /// The layer whose positions are listed: the last one that was clicked.
+    layer: usize,
     evidence: Evidence,
     /// Whether positions are those of the current text, and the revision of the text this holds for.
     shared: Option<(u64, bool)>,
@@ -88,8 +91,11 @@ impl Report {
                 let name = at.map_or("Layers".into(), |i| {
                     format!("Layers, at token {}", fmt::count(i as u64))
                 });
-                title(ui, &name, |_| ());
-                drift::layers(cx, ui, r, at, high);
+                let order = if at.is_some() { "most growth first" } else { "" };
+                title(ui, &name, |ui| remark(ui, order));
+                if let Some(layer) = drift::layers(cx, ui, r, at, high) {
+                    (self.layer, self.by) = (layer, By::Layer);
+                }
             }
         });
         self.point(cx, r, hit);
@@ -108,7 +114,8 @@ impl Report {
         self.text.set(self.revision, r.tokens.iter().map(|t| t.text.as_str()));
         self.drift.set(r, self.revision);
         self.names = Names::of(r, store.text.as_ref());
-        self.order = (self.by, worst::order(r, self.by));
+        self.layer = r.drift.layer_rms.len().saturating_sub(1);
+        self.order = ((self.by, self.layer), worst::order(r, self.by, self.layer));
         self.evidence.set(r);
         (self.shared, self.locked, self.hovered) = (None, None, None);
     }
@@ -235,13 +242,15 @@ impl Report {
     }
 
     fn worst(&mut self, ui: &mut Ui, r: &CompareResult, at: Option<usize>) -> worst::Hit {
-        title(ui, "Worst tokens", |ui| {
+        let layer = (self.by == By::Layer).then_some(self.layer);
+        let name = layer.map_or("Worst tokens".into(), |l| format!("Most drift after layer {l}"));
+        title(ui, &name, |ui| {
             choice(ui, "Order of the worst tokens", &mut self.by, &worst::BY);
         });
-        if self.order.0 != self.by {
-            self.order = (self.by, worst::order(r, self.by));
+        if self.order.0 != (self.by, self.layer) {
+            self.order = ((self.by, self.layer), worst::order(r, self.by, self.layer));
         }
-        worst::table(ui, r, &self.names, &self.order.1, at, HEIGHT)
+        worst::table(ui, r, &self.names, &self.order.1, layer, at, HEIGHT)
     }
 }
 
@@ -404,6 +413,13 @@ fn labels(cx: &mut Context<'_>, ui: &mut Ui, r: &CompareResult) {
         let copy = controls::link(ui, "copy the command");
         if copy.on_hover_text(&r.command).clicked() {
             cx.act(Action::Copy(r.command.clone()));
+        }
+        let all: Vec<String> = r.statistics().iter().map(|s| format!("{:<32} {s}", s.name)).collect();
+        let all = all.join("\n");
+        let copy = controls::link(ui, "copy all statistics");
+        let about = format!("As llama.cpp's perplexity tool names them (Q is B, base is A):\n{all}");
+        if copy.on_hover_text(about).clicked() {
+            cx.act(Action::Copy(all));
         }
     });
 }

@@ -37,6 +37,8 @@ pub enum Task {
     Pair,
     /// Many recipes against A; what is wrong with the axes.
     Sweep(Option<String>),
+    /// Both sides write; what is wrong with the prompt.
+    Free(Option<String>),
 }
 
 impl Task {
@@ -45,6 +47,7 @@ impl Task {
         match self {
             Self::Pair => "Compare A and B",
             Self::Sweep(_) => "Start sweep",
+            Self::Free(_) => "Let both write",
         }
     }
 }
@@ -126,6 +129,16 @@ impl Setup {
         Ok((a, self.text(store)?, self.positions))
     }
 
+    /// Both recipes.
+    ///
+    /// # Errors
+    /// A side that is not complete.
+    pub fn sides(&self, presets: &[Preset]) -> Result<(RecipeRef, RecipeRef), String> {
+        let a = self.a.reference(presets).map_err(|e| format!("A: {e}"))?;
+        let b = self.b.reference(presets).map_err(|e| format!("B: {e}"))?;
+        Ok((a, b))
+    }
+
     fn text(&self, store: &Store) -> Result<CompareText, String> {
         Ok(match self.source(store) {
             Source::Current if store.state.as_ref().map_or(0, |s| s.position) < 2 => {
@@ -187,6 +200,10 @@ impl Setup {
         }
         self.earlier = earlier;
         ui.add_space(theme::GRID);
+        if let Task::Free(_) = task {
+            // What both go on from is asked for above.
+            return ui.horizontal(|ui| self.go(cx, ui, task, running)).inner;
+        }
         let asked = self.text_row(cx, ui, task, running);
         match self.source(cx.store) {
             Source::Given => {
@@ -266,11 +283,7 @@ impl Setup {
             if *task == Task::Pair {
                 self.isolate_switch(ui);
             }
-            if !running {
-                asked = self.run_button(cx, ui, task);
-            } else if controls::danger(ui, icons::STOP, "Stop").clicked() {
-                asked = Some(Ask::Cancel);
-            }
+            asked = self.go(cx, ui, task, running);
         });
         asked
     }
@@ -295,6 +308,14 @@ impl Setup {
         });
     }
 
+    fn go(&self, cx: &mut Context<'_>, ui: &mut Ui, task: &Task, running: bool) -> Option<Ask> {
+        if !running {
+            return self.run_button(cx, ui, task);
+        }
+        let stop = controls::danger(ui, icons::STOP, "Stop").clicked();
+        stop.then_some(Ask::Cancel)
+    }
+
     /// The button that begins, and why it cannot.
     fn run_button(&self, cx: &mut Context<'_>, ui: &mut Ui, task: &Task) -> Option<Ask> {
         let p = Palette::of(ui);
@@ -303,6 +324,8 @@ impl Setup {
             Task::Pair => self.spec(cx.store, presets).map(Some),
             Task::Sweep(Some(problem)) => Err(problem.clone()),
             Task::Sweep(None) => self.base(cx.store, presets).map(|_| None),
+            Task::Free(Some(problem)) => Err(problem.clone()),
+            Task::Free(None) => self.sides(presets).map(|_| None),
         };
         let unchanged = cx.store.recipe().is_some_and(|r| r.changes.is_empty());
         let plain = |side: &RecipeRef| *side == RecipeRef::Own || (unchanged && *side == RecipeRef::Current);

@@ -17,13 +17,19 @@ pub enum By {
     Probability,
     /// Only where the likeliest tokens differ, by A's margin.
     Split,
+    /// The same in the order of the text: the first is where greedy texts part.
+    First,
+    /// Drift after the chosen layer.
+    Layer,
 }
 
 /// Choices for the title row.
-pub const BY: [(By, &str); 3] = [
+pub const BY: [(By, &str); 5] = [
     (By::Kl, "by KL"),
     (By::Probability, "by change of p"),
     (By::Split, "where top-1 differs"),
+    (By::First, "first divergences"),
+    (By::Layer, "by drift of the layer"),
 ];
 
 /// Most rows.
@@ -31,25 +37,24 @@ const MOST: usize = 200;
 /// Height of a row.
 const ROW: f32 = 22.0;
 
-/// Positions, worst first.
-pub fn order(r: &CompareResult, by: By) -> Vec<usize> {
-    let key = |i: &usize| {
-        let t = &r.tokens[*i];
-        match by {
-            By::Kl => f64::from(t.kl),
-            By::Probability => {
-                let [a, b] = t.logprob.map(|l| f64::from(l).exp());
+/// Positions, worst first; `layer` for those of a layer.
+pub fn order(r: &CompareResult, by: By, layer: usize) -> Vec<usize> {
+    match by {
+        By::Kl => r.by_kl(MOST),
+        By::Split => r.flips(MOST),
+        By::First => r.first_flips(MOST),
+        By::Layer => r.drift.most(layer, MOST).into_iter().map(|(i, _)| i).collect(),
+        By::Probability => {
+            let key = |i: &usize| {
+                let [a, b] = r.tokens[*i].logprob.map(|l| f64::from(l).exp());
                 if (a - b).is_nan() { -1.0 } else { (a - b).abs() }
-            }
-            By::Split => f64::from(t.margin_a),
+            };
+            let mut all: Vec<usize> = (0..r.tokens.len()).collect();
+            all.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.cmp(b)));
+            all.truncate(MOST);
+            all
         }
-    };
-    let mut all: Vec<usize> = (0..r.tokens.len())
-        .filter(|i| by != By::Split || r.tokens[*i].top1[0] != r.tokens[*i].top1[1])
-        .collect();
-    all.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.cmp(b)));
-    all.truncate(MOST);
-    all
+    }
 }
 
 /// What the pointer did.
@@ -70,6 +75,7 @@ pub fn table(
     r: &CompareResult,
     names: &Names,
     order: &[usize],
+    layer: Option<usize>,
     chosen: Option<usize>,
     height: f32,
 ) -> Hit {
@@ -78,7 +84,7 @@ pub fn table(
     let (head, _) = ui.allocate_exact_size(vec2(ui.available_width(), 18.0), Sense::hover());
     for (i, (name, color)) in [
         ("token", p.secondary),
-        ("KL(A||B)", p.secondary),
+        (if layer.is_some() { "drift" } else { "KL(A||B)" }, p.secondary),
         ("p A", p.accent),
         ("p B", p.second),
     ]
@@ -88,7 +94,11 @@ pub fn table(
         cell(ui, head, i, name, color, theme::caption());
     }
     if order.is_empty() {
-        ui.label(egui::RichText::new("Nowhere: A and B always find the same token likeliest.").color(p.secondary));
+        let words = match layer {
+            Some(l) => format!("Nowhere: after layer {l} A and B are equal."),
+            None => "Nowhere: A and B always find the same token likeliest.".into(),
+        };
+        ui.label(egui::RichText::new(words).color(p.secondary));
         return hit;
     }
     egui::ScrollArea::vertical()
@@ -98,16 +108,27 @@ pub fn table(
         .show_rows(ui, ROW, order.len(), |ui, rows| {
             ui.spacing_mut().item_spacing.y = 0.0;
             for &i in order.get(rows).unwrap_or(&[]) {
-                row(ui, r, names, i, chosen, &mut hit);
+                let drift = layer.map(|l| r.drift.at(l, i).unwrap_or(f32::NAN));
+                row(ui, r, names, (i, drift), chosen, &mut hit);
             }
         });
     hit
 }
 
-fn row(ui: &mut Ui, r: &CompareResult, names: &Names, i: usize, chosen: Option<usize>, hit: &mut Hit) {
+fn row(
+    ui: &mut Ui,
+    r: &CompareResult,
+    names: &Names,
+    (i, drift): (usize, Option<f32>),
+    chosen: Option<usize>,
+    hit: &mut Hit,
+) {
     let p = Palette::of(ui);
     let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), ROW), Sense::click());
-    let label = words::line(r, names, i);
+    let mut label = words::line(r, names, i);
+    if let Some(drift) = drift {
+        label = format!("{label} drift {}", fmt::sig3(f64::from(drift)));
+    }
     response.widget_info(|| WidgetInfo::selected(egui::Role::Button, true, chosen == Some(i), &label));
     let Some(t) = r.tokens.get(i) else { return };
     if chosen == Some(i) || response.hovered() {
@@ -117,7 +138,8 @@ fn row(ui: &mut Ui, r: &CompareResult, names: &Names, i: usize, chosen: Option<u
     let split = t.top1[0] != t.top1[1];
     let token = format!("{:>4} {}", fmt::count(i as u64), fmt::quoted(&t.text));
     cell(ui, rect, 0, &token, if split { p.warn } else { p.text }, theme::mono());
-    cell(ui, rect, 1, &fmt::sig3(f64::from(t.kl)), p.text, theme::mono());
+    let value = f64::from(drift.unwrap_or(t.kl));
+    cell(ui, rect, 1, &fmt::sig3(value), p.text, theme::mono());
     cell(ui, rect, 2, &fmt::probability(t.logprob[0]), p.text, theme::mono());
     cell(ui, rect, 3, &fmt::probability(t.logprob[1]), p.text, theme::mono());
     if response.hovered() {
@@ -156,10 +178,14 @@ mod tests {
     #[test]
     fn worst_comes_first_and_splits_stand_alone() {
         let r = crate::testing::comparison();
-        let by_kl = order(&r, By::Kl);
+        let by_kl = order(&r, By::Kl, 0);
         assert_eq!(by_kl[0], 143);
         assert!(by_kl.windows(2).all(|w| r.tokens[w[0]].kl >= r.tokens[w[1]].kl));
-        assert_eq!(order(&r, By::Split), [143]);
-        assert!(order(&r, By::Probability).len() <= MOST);
+        assert_eq!(order(&r, By::Split, 0), [143]);
+        assert_eq!(order(&r, By::First, 0), [143]);
+        assert!(order(&r, By::Probability, 0).len() <= MOST);
+        let drift = order(&r, By::Layer, 6);
+        assert!(drift.windows(2).all(|w| r.drift.at(6, w[0]) >= r.drift.at(6, w[1])) && drift.len() == MOST);
+        assert!(order(&r, By::Layer, 0).is_empty(), "nothing differs after layer 0");
     }
 }
