@@ -5,6 +5,7 @@
 //! `MODEL1_CUDA_ARCHS` = targets, comma separated: `90a` machine code, `+80` PTX. nvcc is looked for in `MODEL1_NVCC`,
 //! `CUDA_HOME`, `PATH`, `/usr/local/cuda`, and where `.ci/cuda.sh` puts it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -161,17 +162,26 @@ fn compile(nvcc: &Path, out: &Path) -> Result<Vec<(String, PathBuf)>, String> {
         .into_iter()
         .filter(|p| p.extension().is_some_and(|e| e == "cu" || e == "cuh"))
         .partition(|p| p.extension().is_some_and(|e| e == "cu"));
-    let mut shared = DefaultHasher::new();
-    (&flags, nvcc).hash(&mut shared);
-    for h in &headers {
-        (h, read(h)?).hash(&mut shared);
-    }
+    let texts: BTreeMap<String, Vec<u8>> = headers
+        .iter()
+        .map(|h| {
+            Ok((
+                h.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                read(h)?,
+            ))
+        })
+        .collect::<Result<_, String>>()?;
     let mut running = Vec::new();
     let mut made = Vec::new();
     let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
     for source in &sources {
-        let mut hasher = shared.clone();
-        read(source)?.hash(&mut hasher);
+        let mut hasher = DefaultHasher::new();
+        (&flags, nvcc).hash(&mut hasher);
+        let text = read(source)?;
+        for (name, header) in included(&text, &texts) {
+            (name, header).hash(&mut hasher);
+        }
+        text.hash(&mut hasher);
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let file = out.join(format!("{name}-{:016x}.fatbin", hasher.finish()));
         made.push((name, file.clone()));
@@ -194,6 +204,26 @@ fn compile(nvcc: &Path, out: &Path) -> Result<Vec<(String, PathBuf)>, String> {
         finish(job)?;
     }
     Ok(made)
+}
+
+/// The headers a source includes, and those they include.
+fn included<'a>(source: &[u8], headers: &'a BTreeMap<String, Vec<u8>>) -> BTreeMap<&'a str, &'a [u8]> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![source];
+    while let Some(text) = open.pop() {
+        for line in String::from_utf8_lossy(text).lines() {
+            let name = line
+                .trim()
+                .strip_prefix("#include \"")
+                .and_then(|l| l.strip_suffix('"'));
+            if let Some((name, header)) = name.and_then(|n| headers.get_key_value(n))
+                && found.insert(name.as_str(), header.as_slice()).is_none()
+            {
+                open.push(header);
+            }
+        }
+    }
+    found
 }
 
 fn finish((source, child, part, file): (PathBuf, std::process::Child, PathBuf, PathBuf)) -> Result<(), String> {

@@ -153,6 +153,9 @@ pub struct DevRope {
     pub pairs: usize,
 }
 
+/// Most tokens of steps whose launches may begin early.
+const EARLY: usize = 8;
+
 /// Counters a plan has for its kernels.
 pub const ARRIVALS: usize = 1024;
 
@@ -233,6 +236,7 @@ impl<'a> LaunchCx<'a> {
             grid: grid.map(|n| n as u32),
             block: [block as u32, 1, 1],
             shared,
+            early: self.plan.token_bucket <= EARLY,
             args,
         })
     }

@@ -1,7 +1,7 @@
 //! What the CUDA backend needs of a device. Two implementations: the driver ([`super::driver`]) and, in the tests, an
 //! emulator that runs the same kernel sources on the CPU. Everything above this trait is plain Rust over addresses.
 //!
-//! One stream per device: calls take effect in the order they are made. Addresses are of the device's memory and
+//! Calls of one stream take effect in the order they are made. Addresses are of the device's memory and
 //! aligned to [`ALIGN`] where they come from [`Device::alloc`].
 
 use crate::ir::ExecError;
@@ -40,6 +40,9 @@ pub struct Launch<'a> {
     pub block: [u32; 3],
     /// Dynamic shared memory, bytes.
     pub shared: usize,
+    /// It may begin while the launch before it ends (kernels wait for what they need themselves, see `KERNEL` in
+    /// `src/common.cuh`). Pays where launches are short.
+    pub early: bool,
     /// Arguments in order.
     pub args: &'a [Arg<'a>],
 }
@@ -69,7 +72,7 @@ pub trait Graph: Send + Sync {
     fn handle(&self) -> usize;
 }
 
-/// A device with one stream.
+/// A device. Calls go to the stream in use, the first one unless [`Device::stream`] says otherwise.
 pub trait Device: Send + Sync {
     /// Facts.
     fn info(&self) -> &DeviceInfo;
@@ -98,10 +101,20 @@ pub trait Device: Send + Sync {
     /// Enqueues a kernel. Empty grids are left out.
     fn launch(&self, launch: &Launch<'_>) -> Result<(), ExecError>;
 
+    /// From here on `launch`, `copy`, `fill`, `signal` and `wait` go to stream `n` (0 to
+    /// [`STREAMS`](super::schedule::STREAMS) - 1). Everything else is for the first stream, to which it must be set back.
+    fn stream(&self, n: usize);
+
+    /// Notes under a number how far the stream in use is.
+    fn signal(&self, number: usize) -> Result<(), ExecError>;
+
+    /// The stream in use goes on when another one has come as far as was noted under that number.
+    fn wait(&self, number: usize) -> Result<(), ExecError>;
+
     /// Waits for all work enqueued so far; reports what went wrong in it.
     fn synchronise(&self) -> Result<(), ExecError>;
 
-    /// From here on `launch`, `copy` and `fill` are recorded instead of run. Returns false where there are no graphs.
+    /// From here on `launch`, `copy`, `fill`, `mark`, `signal` and `wait` are recorded instead of run. Returns false where there are no graphs.
     fn begin_capture(&self) -> Result<bool, ExecError>;
 
     /// Ends recording.

@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
+use super::schedule::STREAMS;
 use crate::ir::ExecError;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
@@ -25,13 +27,19 @@ pub struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// The streams launches can go to, `stream` first; and the one in use.
+    streams: Vec<sys::CUstream>,
+    used: AtomicUsize,
+    signals: Mutex<Vec<sys::CUevent>>,
     info: DeviceInfo,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
     staging: Mutex<*mut c_void>,
     marks: Mutex<Vec<sys::CUevent>>,
-    /// Kernels may start while the one before them ends (they wait for its results themselves, see `KERNEL` in
-    /// `src/common.cuh`). On with MODEL1_CUDA_PDL=1, where the GPU is Hopper or newer.
+    /// A graph is being recorded.
+    recording: AtomicBool,
+    /// Launches that may begin early do (programmatic dependent launch). Off with MODEL1_CUDA_PDL=0, and on GPUs before
+    /// Hopper.
     overlap: bool,
 }
 
@@ -123,12 +131,16 @@ impl Driver {
             device,
             context,
             stream: std::ptr::null_mut(),
+            streams: Vec::new(),
+            used: AtomicUsize::new(0),
+            signals: Mutex::default(),
             info,
             modules: Vec::new(),
             functions: Mutex::default(),
             staging: Mutex::new(std::ptr::null_mut()),
             marks: Mutex::default(),
-            overlap: major >= 9 && std::env::var("MODEL1_CUDA_PDL").is_ok_and(|v| v == "1"),
+            recording: AtomicBool::new(false),
+            overlap: major >= 9 && !std::env::var("MODEL1_CUDA_PDL").is_ok_and(|v| v == "0"),
         };
         driver.prepare().map_err(|e| e.to_string())?;
         Ok(driver)
@@ -138,6 +150,12 @@ impl Driver {
         self.current()?;
         self.stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("making a stream"))?;
+        self.streams = vec![self.stream];
+        for _ in 1..STREAMS {
+            let kind = result::stream::StreamKind::NonBlocking;
+            self.streams
+                .push(result::stream::create(kind).map_err(failed("making a stream"))?);
+        }
         for (name, image) in FATBINS {
             // SAFETY: a fat binary made by nvcc, embedded whole.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
@@ -164,6 +182,11 @@ impl Driver {
     fn current(&self) -> Result<(), ExecError> {
         // SAFETY: the context lives as long as `self`.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed("using the GPU"))
+    }
+
+    /// The stream launches go to.
+    fn used(&self) -> sys::CUstream {
+        self.streams[self.used.load(Ordering::Relaxed) % STREAMS]
     }
 
     fn function(&self, name: &'static str) -> Result<sys::CUfunction, ExecError> {
@@ -222,7 +245,7 @@ impl Drop for Driver {
         // SAFETY: nothing uses these handles any more; errors (of a context that has failed) leave nothing to do.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
-            for e in lock(&self.marks).drain(..) {
+            for e in lock(&self.marks).drain(..).chain(lock(&self.signals).drain(..)) {
                 let _ = result::event::destroy(e);
             }
             let staging = *lock(&self.staging);
@@ -232,8 +255,8 @@ impl Drop for Driver {
             for m in self.modules.drain(..) {
                 let _ = result::module::unload(m);
             }
-            if !self.stream.is_null() {
-                let _ = result::stream::destroy(self.stream);
+            for s in self.streams.drain(..) {
+                let _ = result::stream::destroy(s);
             }
             let _ = result::primary_ctx::release(self.device);
         }
@@ -337,7 +360,7 @@ impl Device for Driver {
         }
         self.current()?;
         // SAFETY: both ranges are allocations of this device (the callers' sizes are checked where they are made).
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("copying on the GPU"))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.used()) }.map_err(failed("copying on the GPU"))
     }
 
     fn fill(&self, to: DevPtr, byte: u8, bytes: usize) -> Result<(), ExecError> {
@@ -346,7 +369,7 @@ impl Device for Driver {
         }
         self.current()?;
         // SAFETY: as for `copy`.
-        unsafe { result::memset_d8_async(to, byte, bytes, self.stream) }.map_err(failed("filling memory on the GPU"))
+        unsafe { result::memset_d8_async(to, byte, bytes, self.used()) }.map_err(failed("filling memory on the GPU"))
     }
 
     fn launch(&self, l: &Launch<'_>) -> Result<(), ExecError> {
@@ -394,9 +417,9 @@ impl Device for Driver {
             blockDimY: l.block[1],
             blockDimZ: l.block[2],
             sharedMemBytes: l.shared as u32,
-            hStream: self.stream,
+            hStream: self.used(),
             attrs: &raw mut attribute,
-            numAttrs: u32::from(self.overlap),
+            numAttrs: u32::from(self.overlap && l.early),
         };
         // SAFETY: the arguments are those the kernel declares (the op table runs every launch); the driver copies them
         // and the configuration.
@@ -414,6 +437,32 @@ impl Device for Driver {
         })
     }
 
+    fn stream(&self, n: usize) {
+        self.used.store(n, Ordering::Relaxed);
+    }
+
+    fn signal(&self, number: usize) -> Result<(), ExecError> {
+        self.current()?;
+        let mut signals = lock(&self.signals);
+        while signals.len() <= number {
+            let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+            signals.push(result::event::create(flags).map_err(failed("making an event"))?);
+        }
+        // SAFETY: event and stream live as long as `self`.
+        unsafe { result::event::record(signals[number], self.used()) }.map_err(failed("recording an event"))
+    }
+
+    fn wait(&self, number: usize) -> Result<(), ExecError> {
+        self.current()?;
+        let signals = lock(&self.signals);
+        let Some(&event) = signals.get(number) else {
+            return Err(ExecError::Device("CUDA: a signal that was not given".into()));
+        };
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: event and stream live as long as `self`.
+        unsafe { result::stream::wait_event(self.used(), event, flags) }.map_err(failed("waiting for an event"))
+    }
+
     fn synchronise(&self) -> Result<(), ExecError> {
         self.current()?;
         // SAFETY: the stream lives as long as `self`.
@@ -425,11 +474,13 @@ impl Device for Driver {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is ours and not capturing.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("recording a graph"))?;
+        self.recording.store(true, Ordering::Relaxed);
         Ok(true)
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>, ExecError> {
         self.current()?;
+        self.recording.store(false, Ordering::Relaxed);
         // SAFETY: the stream is capturing; the graph is destroyed once it is instantiated.
         unsafe {
             let graph = result::stream::end_capture(self.stream).map_err(failed("recording a graph"))?;
@@ -460,8 +511,17 @@ impl Device for Driver {
             let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
             marks.push(result::event::create(flags).map_err(failed("making an event"))?);
         }
+        // In a graph only an external event can be asked for its time afterwards.
+        let external = self.recording.load(Ordering::Relaxed);
+        let flags = if external {
+            sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL as u32
+        } else {
+            0
+        };
         // SAFETY: event and stream live as long as `self`.
-        unsafe { result::event::record(marks[number], self.stream) }.map_err(failed("recording an event"))
+        unsafe { sys::cuEventRecordWithFlags(marks[number], self.stream, flags) }
+            .result()
+            .map_err(failed("recording an event"))
     }
 
     fn between(&self, first: usize, second: usize) -> Result<f64, ExecError> {

@@ -42,6 +42,7 @@ pub fn read_bandwidth(device: &Arc<dyn Device>, bytes: usize, repeats: usize) ->
             grid: [blocks, 1, 1],
             block: [THREADS, 1, 1],
             shared: 0,
+            early: false,
             args: &[Arg::Struct(bytemuck::bytes_of(&args))],
         })?;
         device.mark(1)?;

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod ops;
 mod prepared;
 mod readback;
+pub mod schedule;
 pub mod state;
 pub mod weights;
 

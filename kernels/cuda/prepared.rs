@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::cx::{
     ARRIVALS, DevBuf, DevCache, DevExpert, DevRope, DevRowStats, DevSampled, DevSampler, DevStep, LaunchCx, rows_code,
 };
-use super::device::{DevPtr, Device, Graph};
+use super::device::{ALIGN, DevPtr, Device, Graph};
 use super::memory::{Mem, Parts};
 use super::ops::{Group, groups, scratch_bytes};
+use super::schedule::{STREAMS, Schedule, schedule, streams};
 use super::weights::Weights;
 use crate::ir::{BufId, ElemType, ExecError, Op, Plan, WeightSource};
 
@@ -66,7 +67,7 @@ impl Arena {
         }
         let output = parts.add(output_bytes);
         let history = parts.add(4 * plan.context_bucket);
-        let scratch = parts.add(scratch_bytes(plan));
+        let scratch = parts.add(streams(plan) * scratch_of(plan));
         let bufs = (0..plan.buffers.len())
             .map(|i| parts.add(4 * plan.buffer_len(BufId(i as u32))))
             .collect();
@@ -102,6 +103,11 @@ impl Arena {
     }
 }
 
+/// Scratch memory of one stream, bytes.
+fn scratch_of(plan: &Plan) -> usize {
+    scratch_bytes(plan).next_multiple_of(ALIGN)
+}
+
 /// Rows of a buffer in the plan's bucket.
 fn bucket_rows(plan: &Plan, id: BufId) -> usize {
     plan.dim(plan.buffers[id.index()].rows, plan.token_bucket, plan.context_bucket)
@@ -114,6 +120,10 @@ pub(super) struct Prepared {
     pub generation: u64,
     pub arena: Arena,
     pub groups: Vec<Group>,
+    /// Which groups run side by side.
+    schedule: Schedule,
+    /// Bytes of scratch memory per stream.
+    scratch_bytes: usize,
     base: DevPtr,
     bufs: Vec<DevBuf>,
     weights: Vec<(DevPtr, DevPtr)>,
@@ -126,6 +136,8 @@ pub(super) struct Prepared {
     /// Steps run so far.
     pub runs: u64,
     pub graph: Option<Box<dyn Graph>>,
+    /// The same with time stamps between the groups.
+    pub traced: Option<Box<dyn Graph>>,
 }
 
 impl Prepared {
@@ -149,7 +161,7 @@ impl Prepared {
                 _ => None,
             })
             .collect();
-        let arrived = parts.add(4 * ARRIVALS);
+        let arrived = parts.add(4 * ARRIVALS * STREAMS);
         let mut bytes = vec![0u8; parts.bytes()];
         for (r, &at) in plan.ropes.iter().zip(&ropes) {
             bytes[at..at + 8 * r.freqs.len()].copy_from_slice(bytemuck::cast_slice(&r.freqs));
@@ -182,10 +194,13 @@ impl Prepared {
             freqs: tables.ptr() + at as u64,
             pairs: r.freqs.len(),
         };
+        let groups = groups(plan);
         Ok(Self {
             key: key(plan),
             generation,
-            groups: groups(plan),
+            schedule: schedule(plan, &groups),
+            scratch_bytes: scratch_of(plan),
+            groups,
             base,
             bufs: bufs.collect(),
             weights,
@@ -203,6 +218,7 @@ impl Prepared {
             _tables: tables,
             runs: 0,
             graph: None,
+            traced: None,
             arena,
         })
     }
@@ -222,15 +238,16 @@ impl Prepared {
         self.bufs[id.index()]
     }
 
-    /// Enqueues every op, probes included. `between` is called before each group with its number.
+    /// Enqueues every op, probes included. `between` is called before each group with its number; where it is given, all
+    /// groups run one after the other.
     pub fn launch(
         &self,
         device: &dyn Device,
         plan: &Plan,
         caches: &[DevCache<'_>],
-        between: &mut dyn FnMut(usize) -> Result<(), ExecError>,
+        mut between: Option<&mut dyn FnMut(usize) -> Result<(), ExecError>>,
     ) -> Result<(), ExecError> {
-        let cx = LaunchCx {
+        let mut cx = LaunchCx {
             device,
             plan,
             step: self.at(self.arena.input),
@@ -247,17 +264,42 @@ impl Prepared {
             experts: &self.experts,
             stats: &self.counters,
         };
-        for (i, group) in self.groups.iter().enumerate() {
-            between(i)?;
-            for id in &group.origin {
-                if let (Op::Probe { x, .. }, Some(to)) = (&plan.ops[id.index()].op, self.arena.probes[id.index()]) {
-                    let b = self.buf(*x);
-                    debug_assert!(matches!(b.elem, ElemType::F32 | ElemType::I32));
-                    device.copy(self.at(to), b.ptr, 4 * b.rows * b.width)?;
-                }
+        let spread = between.is_none();
+        let ran = self.groups.iter().enumerate().try_for_each(|(i, group)| {
+            if let Some(between) = &mut between {
+                between(i)?;
             }
-            super::ops::launch(&cx, group)?;
+            let slot = &self.schedule.slots[i];
+            if spread {
+                device.stream(slot.stream);
+                slot.after.iter().try_for_each(|&g| device.wait(g))?;
+                cx.scratch = self.at(self.arena.scratch + slot.stream * self.scratch_bytes);
+                cx.arrived = self.arrived + (4 * ARRIVALS * slot.stream) as u64;
+            }
+            self.group(&cx, group)?;
+            if spread && slot.signals {
+                device.signal(i)
+            } else {
+                Ok(())
+            }
+        });
+        device.stream(0);
+        ran?;
+        if spread {
+            self.schedule.last.iter().try_for_each(|&g| device.wait(g))
+        } else {
+            Ok(())
         }
-        Ok(())
+    }
+
+    fn group(&self, cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
+        for id in &group.origin {
+            if let (Op::Probe { x, .. }, Some(to)) = (&cx.plan.ops[id.index()].op, self.arena.probes[id.index()]) {
+                let b = self.buf(*x);
+                debug_assert!(matches!(b.elem, ElemType::F32 | ElemType::I32));
+                cx.device.copy(self.at(to), b.ptr, 4 * b.rows * b.width)?;
+            }
+        }
+        super::ops::launch(cx, group)
     }
 }

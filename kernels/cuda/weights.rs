@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::device::{DevPtr, Device};
 use super::memory::Mem;
 use crate::cpu::integer;
-use crate::ir::{ExecError, Op, Plan, WeightId, WeightSource, WeightView};
+use crate::ir::{ExecError, Format, Op, Plan, WeightId, WeightSource, WeightView};
 
 /// Where a weight's bytes lie in host memory, and a few of them: an address alone may be used again.
 #[derive(PartialEq, Eq, Hash)]
@@ -64,6 +64,7 @@ impl Weights {
                     out[id.index()] = self.one(id, source)?;
                 }
             }
+            vectors_are_plain(plan, &base.op)?;
             self.check_table(plan, &base.op, source)?;
         }
         Ok(out)
@@ -113,8 +114,30 @@ impl Weights {
     }
 }
 
+/// Refuses small weights (norms, biases, sinks) in formats that kernels do not read (`vector_at` in `src/weights.cuh`).
+fn vectors_are_plain(plan: &Plan, op: &Op) -> Result<(), ExecError> {
+    let vectors = match op {
+        Op::Norm { weight, bias, .. } => vec![*weight, *bias],
+        Op::MatMul { bias, .. } => vec![*bias],
+        Op::Attend { sinks, .. } => vec![*sinks],
+        Op::Route { bias, .. } => vec![*bias],
+        Op::Pool { ape, .. } => vec![Some(*ape)],
+        Op::HcMix { base, scale, .. } => vec![Some(*base), Some(*scale)],
+        _ => Vec::new(),
+    };
+    for d in vectors.into_iter().flatten().map(|id| plan.weight(id)) {
+        if !matches!(d.format, Format::F32 | Format::F16 | Format::Bf16) || d.scales.is_some() {
+            return Err(ExecError::Unsupported {
+                backend: "cuda",
+                what: format!("`{}` stored as {} (f32, f16 and bf16 are read)", d.name, d.format),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// The weights an op reads.
-fn weights_of(op: &Op) -> Vec<WeightId> {
+pub(super) fn weights_of(op: &Op) -> Vec<WeightId> {
     match op {
         Op::Embed { table, .. } | Op::EmbedPosition { table, .. } => vec![*table],
         Op::Norm { weight, bias, .. } => [*weight, *bias].into_iter().flatten().collect(),

@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{CacheArg, WeightArg, launch, unsupported};
-use crate::cuda::cx::LaunchCx;
+use crate::cuda::cx::{ARRIVALS, LaunchCx, cache_code};
 use crate::cuda::device::DevPtr;
-use crate::ir::{ExecError, KeyRows, KeySource, Mask, Op, Plan};
+use crate::ir::{CacheId, ExecError, KeyRows, KeySource, Mask, Op, Plan, Positions, RopeStyle};
 
 /// Sources of keys one attention takes (`kSources`).
 const SOURCES: usize = 2;
@@ -43,6 +43,8 @@ struct AttendArgs {
     out: DevPtr,
     partial: DevPtr,
     step: DevPtr,
+    arrived: DevPtr,
+    turn_freqs: DevPtr,
     n_sources: u32,
     heads: u32,
     kv_heads: u32,
@@ -55,6 +57,12 @@ struct AttendArgs {
     block_heads: u32,
     block_tokens: u32,
     scale: f32,
+    fold: u32,
+    format: u32,
+    turn_offset: u32,
+    turn_dims: u32,
+    turn_inverse: u32,
+    pad: u32,
 }
 
 /// How the work is cut; depends on the plan's buckets alone.
@@ -131,21 +139,130 @@ fn most_keys(plan: &Plan, source: &KeySource, mask: &Mask) -> usize {
     }
 }
 
+/// Most shares that the last block of a token's heads puts together (`kFolded`).
+const FOLDED: usize = 32;
+/// Keys from which on more shares, and a launch that puts them together, are worth it.
+const MANY_KEYS: usize = 4096;
+
+/// How `attend_row_*` cuts the work; depends on the plan's buckets alone.
+struct RowShape {
+    kernel: &'static str,
+    /// Heads the kernel has room for.
+    lanes: usize,
+    /// Heads per block.
+    heads: usize,
+    /// Shares of the keys.
+    splits: usize,
+}
+
+impl RowShape {
+    /// `None` for shapes and masks that go to other kernels.
+    fn of(plan: &Plan, op: &Op) -> Option<Self> {
+        let Op::Attend {
+            heads,
+            kv_heads,
+            head_dim,
+            sources,
+            mask,
+            ..
+        } = op
+        else {
+            return None;
+        };
+        if matches!(mask, Mask::TopK { .. }) {
+            return None;
+        }
+        let group = heads / kv_heads;
+        let (kernel, lanes, team) = match (head_dim, group) {
+            (32, _) => ("attend_row_32x4", 4, 8),
+            (64, 1) => ("attend_row_64x1", 1, 8),
+            (64, _) => ("attend_row_64x4", 4, 8),
+            (128, 1) => ("attend_row_128x1", 1, 16),
+            (128, _) => ("attend_row_128x4", 4, 16),
+            (256, _) => ("attend_row_256x4", 4, 32),
+            (512, _) => ("attend_row_512x4", 4, 32),
+            _ => return None,
+        };
+        let fits = |c: CacheId| {
+            let d = &plan.caches[c.index()];
+            d.width == *head_dim && d.width.is_multiple_of(4) && d.rope.is_multiple_of(4)
+        };
+        if !sources.iter().all(|s| fits(s.keys) && fits(s.values)) {
+            return None;
+        }
+        let per_block = (1..=group.min(lanes))
+            .rev()
+            .find(|n| group.is_multiple_of(*n))
+            .unwrap_or(1);
+        let keys: usize = sources.iter().map(|s| most_keys(plan, s, mask)).sum();
+        let blocks = plan.token_bucket * heads / per_block;
+        // A team has some keys of its own to go through, unless the device would stand idle.
+        let wanted = keys.div_ceil(4 * THREADS / team);
+        let most = if keys >= MANY_KEYS { SPLITS } else { FOLDED };
+        let splits = (BLOCKS / 2).div_ceil(blocks).min(wanted).clamp(1, most);
+        Some(Self {
+            kernel,
+            lanes,
+            heads: per_block,
+            splits,
+        })
+    }
+
+    /// Whether the last block puts the shares together.
+    fn folds(&self, plan: &Plan, heads: usize) -> bool {
+        self.splits > 1 && self.splits <= FOLDED && plan.token_bucket * heads / self.heads <= ARRIVALS
+    }
+
+    /// Shared memory: the sums of eight warps, then `RowShared`.
+    fn shared_bytes(&self, head_dim: usize) -> usize {
+        const WARPS: usize = THREADS / 32;
+        4 * WARPS * self.lanes * head_dim + 4 * self.lanes * (2 * WARPS + FOLDED + 1) + 8 * 256 + 16
+    }
+}
+
 /// Working memory of an attention, bytes.
 pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
-    let (
-        Op::Attend {
-            heads, head_dim, mask, ..
-        },
-        Some(shape),
-    ) = (op, Shape::of(plan, op))
+    let Op::Attend {
+        heads, head_dim, mask, ..
+    } = op
     else {
         return 0;
     };
-    if shape.splits == 1 || matches!(mask, Mask::TopK { .. }) {
+    let row = RowShape::of(plan, op).map(|s| s.splits);
+    let splits = row.or(Shape::of(plan, op).map(|s| s.splits)).unwrap_or(1);
+    if splits == 1 || matches!(mask, Mask::TopK { .. }) {
         return 0;
     }
-    4 * plan.token_bucket * heads * shape.splits * (head_dim + 2)
+    4 * plan.token_bucket * heads * splits * (head_dim + 4)
+}
+
+/// The rotation behind an attention that its last blocks can do: of its output, in neighbouring pairs.
+pub(super) fn turned<'a>(plan: &Plan, attend: &Op, next: Option<&'a Op>) -> Option<&'a Op> {
+    let (
+        Op::Attend {
+            out, heads, head_dim, ..
+        },
+        Some(next),
+    ) = (attend, next)
+    else {
+        return None;
+    };
+    let Op::Rope {
+        x,
+        heads: h,
+        head_dim: d,
+        offset,
+        dims,
+        style: RopeStyle::Interleaved,
+        positions: Positions::Tokens,
+        ..
+    } = next
+    else {
+        return None;
+    };
+    let shape = RowShape::of(plan, attend)?;
+    let fits = x == out && h == heads && d == head_dim && offset.is_multiple_of(4) && dims.is_multiple_of(4);
+    (fits && *dims <= 512 && (shape.splits == 1 || shape.folds(plan, *heads))).then_some(next)
 }
 
 /// Shared memory of `attend_*`: queries, a tile of keys and one of values kept apart (or the row groups' sums), weights, state, key lists.
@@ -158,7 +275,8 @@ fn shared_bytes(lanes: usize, dim: usize, separate: bool) -> usize {
     4 * (lanes * dim + tile + lanes * KEYS + 3 * lanes + 3 * KEYS)
 }
 
-pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+/// Enqueues an attention, with the rotation of its output that [`turned`] found.
+pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>) -> Result<(), ExecError> {
     let (
         Op::Attend {
             q,
@@ -204,6 +322,9 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
             return launch(cx, "attend_top_k", [*heads, q.rows, 1], THREADS, 4 * head_dim, &args);
         }
     }
+    if let Some(row) = RowShape::of(cx.plan, op) {
+        return attend_row(cx, op, &row, turn, args);
+    }
     args.splits = shape.splits as u32;
     (args.block_heads, args.block_tokens) = (shape.heads as u32, shape.tokens as u32);
     let kernel = match (shape.lanes, *head_dim > THREADS) {
@@ -221,6 +342,54 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
     if shape.splits > 1 {
         let block = head_dim.next_multiple_of(32).clamp(SPLITS, 512);
         launch(cx, "attend_combine", [*heads, q.rows, 1], block, 0, &args)?;
+    }
+    Ok(())
+}
+
+fn attend_row(
+    cx: &LaunchCx<'_>,
+    op: &Op,
+    shape: &RowShape,
+    turn: Option<&Op>,
+    mut args: AttendArgs,
+) -> Result<(), ExecError> {
+    let Op::Attend {
+        heads,
+        head_dim,
+        sources,
+        out,
+        ..
+    } = op
+    else {
+        return unsupported("this op as attention");
+    };
+    let rows = cx.buf(*out).rows;
+    args.splits = shape.splits as u32;
+    (args.block_heads, args.block_tokens) = (shape.heads as u32, 1);
+    let folds = shape.folds(cx.plan, *heads);
+    (args.fold, args.arrived) = (u32::from(folds), cx.arrived);
+    let mut formats = sources
+        .iter()
+        .flat_map(|s| [s.keys, s.values])
+        .map(|c| cache_code(cx.cache(c).desc.format));
+    let first = formats.next().unwrap_or(u32::MAX);
+    args.format = if formats.all(|f| f == first) { first } else { u32::MAX };
+    if let Some(Op::Rope {
+        offset,
+        dims,
+        table,
+        inverse,
+        ..
+    }) = turn
+    {
+        (args.turn_freqs, args.turn_inverse) = (cx.rope(*table).freqs, u32::from(*inverse));
+        (args.turn_offset, args.turn_dims) = (*offset as u32, *dims as u32);
+    }
+    let grid = [rows, heads / shape.heads, shape.splits];
+    launch(cx, shape.kernel, grid, THREADS, shape.shared_bytes(*head_dim), &args)?;
+    if shape.splits > 1 && !folds {
+        let block = head_dim.next_multiple_of(32).clamp(SPLITS, 512);
+        launch(cx, "attend_combine", [*heads, rows, 1], block, 0, &args)?;
     }
     Ok(())
 }

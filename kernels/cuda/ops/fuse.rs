@@ -1,11 +1,11 @@
 //! Groups of base ops that are launched together.
 
 use super::gemv::{self, Experts, Product, Project};
-use super::{Group, GroupKind, chain, hc};
+use super::{Group, GroupKind, attend, chain, gemm, hc};
 use crate::ir::{BufId, KeyRows, NormKind, Op, OpId, Plan};
 
 /// Buffers an op reads. What it changes in place counts.
-pub(super) fn reads(op: &Op) -> Vec<BufId> {
+pub(in crate::cuda) fn reads(op: &Op) -> Vec<BufId> {
     let some = |list: &[Option<BufId>]| list.iter().copied().flatten().collect();
     match op {
         Op::Embed { .. } => Vec::new(),
@@ -46,7 +46,7 @@ pub(super) fn reads(op: &Op) -> Vec<BufId> {
 }
 
 /// Buffers an op writes anew.
-pub(super) fn writes(op: &Op) -> Vec<BufId> {
+pub(in crate::cuda) fn writes(op: &Op) -> Vec<BufId> {
     match op {
         Op::Embed { out, .. }
         | Op::Norm { out, .. }
@@ -82,7 +82,7 @@ pub(super) fn writes(op: &Op) -> Vec<BufId> {
 }
 
 /// Whether nothing reads `b` from op `from` on before it is written anew.
-fn dead(plan: &Plan, b: BufId, from: usize) -> bool {
+pub(super) fn dead(plan: &Plan, b: BufId, from: usize) -> bool {
     if b == plan.logits {
         return false;
     }
@@ -104,7 +104,11 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
     while i < plan.ops.len() {
         let (kind, n) = match (projection(plan, i), chain::length(plan, i)) {
             _ if hc::length(plan, i) > 0 => (GroupKind::Site, hc::length(plan, i)),
+            _ if attend::turned(plan, &plan.ops[i].op, plan.ops.get(i + 1).map(|o| &o.op)).is_some() => {
+                (GroupKind::Attend, 2)
+            }
             (n, _) if n > 1 => (GroupKind::Project, n),
+            _ if gemm::alike(plan, i) > 1 => (GroupKind::Products, gemm::alike(plan, i)),
             _ if experts(plan, i).is_some() => (GroupKind::Experts, 3),
             (_, n) if n > 1 => (GroupKind::Chain, trim(plan, i, n)),
             _ => (GroupKind::Single, 1),

@@ -3,13 +3,16 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch};
+use super::gemv;
 use super::matmul::MatMulArgs;
 use crate::cuda::cx::LaunchCx;
-use crate::cuda::device::DevPtr;
-use crate::ir::{ExecError, Format, Layout, Op, Plan, ScaleFormat, WeightDesc};
+use crate::cuda::device::{ALIGN, DevPtr};
+use crate::ir::{BufId, ExecError, Format, Layout, Op, Plan, ScaleFormat, WeightDesc};
 
-/// Tokens and outputs of a block (`kTile`).
+/// Outputs of a block (`kTile`), and its tokens where they are few or an expert's.
 pub(super) const TILE: usize = 64;
+/// Tokens of a block where there are many.
+const MANY: usize = 128;
 /// Inputs per step (`kStep`).
 const STEP: usize = 32;
 /// Blocks that fill a large device; inputs are shared out to reach it.
@@ -17,12 +20,31 @@ const BLOCKS: usize = 264;
 /// Most shares of the inputs.
 const SPLITS: usize = 8;
 
+/// Parts a number is split into at most.
+const PARTS: usize = 3;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SplitArgs {
+    x: DevPtr,
+    parts: DevPtr,
+    step: DevPtr,
+    tokens: u32,
+    x_stride: u32,
+    runs: u32,
+    cols: u32,
+    pitch: u32,
+    bucket: u32,
+    n_parts: u32,
+    pad: u32,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct GemmArgs {
     w: WeightArg,
     bias: WeightArg,
-    x: DevPtr,
+    parts: DevPtr,
     out: DevPtr,
     partial: DevPtr,
     step: DevPtr,
@@ -30,13 +52,15 @@ struct GemmArgs {
     tiles: DevPtr,
     order: DevPtr,
     tokens: u32,
-    x_stride: u32,
+    runs: u32,
+    pitch: u32,
     out_stride: u32,
     group_rows: u32,
     k: u32,
     per_slot: u32,
     splits: u32,
     bucket: u32,
+    pad: u32,
 }
 
 #[repr(C)]
@@ -58,29 +82,60 @@ fn chooses(plan: &Plan) -> bool {
     plan.ops.iter().any(|o| chooses(&o.op))
 }
 
-/// The kernel for a stored format: 16 neighbouring weights at a time where rows allow it.
-fn kernel(plan: &Plan, d: &WeightDesc) -> &'static str {
-    let row = d.format.row_bytes(d.cols).unwrap_or(0);
-    let whole = d.layout == Layout::OutIn && d.cols.is_multiple_of(16);
-    // Other scales than powers of two make products that are no bf16 numbers.
-    let scales = |block: usize| {
-        d.scales
-            .is_none_or(|s| s.format == ScaleFormat::E8m0 && s.block_cols.is_multiple_of(block))
-    };
-    let names = match d.format {
-        Format::F32 if whole => ["gemm_f32", "gemm_f32"],
-        Format::F16 if whole && row.is_multiple_of(16) => ["gemm_f16", "gemm_f16_all"],
-        Format::Bf16 if whole && row.is_multiple_of(16) => ["gemm_bf16", "gemm_bf16_all"],
-        Format::F8E4m3 if whole && row.is_multiple_of(16) && scales(16) => ["gemm_f8", "gemm_f8_all"],
-        Format::Fp4E2m1 if whole && row.is_multiple_of(8) && scales(16) => ["gemm_fp4", "gemm_fp4_all"],
-        _ => ["gemm_any", "gemm_any"],
-    };
-    names[usize::from(chooses(plan))]
+/// A kernel: its names for many and for few tokens, and the parts (of x, of the weights) it takes.
+struct Kernel {
+    names: [&'static str; 2],
+    parts: (usize, usize),
+}
+
+impl Kernel {
+    /// The kernel for a stored format: 16 neighbouring weights at a time where rows allow it.
+    fn of(plan: &Plan, d: &WeightDesc) -> Self {
+        let row = d.format.row_bytes(d.cols).unwrap_or(0);
+        let whole = d.layout == Layout::OutIn && d.cols.is_multiple_of(16);
+        // Other scales than powers of two make products that are no bf16 numbers.
+        let scales = |block: usize| {
+            d.scales
+                .is_none_or(|s| s.format == ScaleFormat::E8m0 && s.block_cols.is_multiple_of(block))
+        };
+        macro_rules! kernel {
+            ($name:literal, $parts:expr) => {
+                Kernel {
+                    names: [concat!($name, "_128"), concat!($name, "_64")],
+                    parts: $parts,
+                }
+            };
+        }
+        match (d.format, chooses(plan)) {
+            (Format::F32, _) if whole => kernel!("gemm_f32", (3, 3)),
+            (Format::F16, false) if whole && row.is_multiple_of(16) => kernel!("gemm_f16", (2, 2)),
+            (Format::F16, true) if whole && row.is_multiple_of(16) => kernel!("gemm_f16_all", (3, 3)),
+            (Format::Bf16, false) if whole && row.is_multiple_of(16) => kernel!("gemm_bf16", (2, 1)),
+            (Format::Bf16, true) if whole && row.is_multiple_of(16) => kernel!("gemm_bf16_all", (3, 1)),
+            (Format::F8E4m3, false) if whole && row.is_multiple_of(16) && scales(16) => kernel!("gemm_f8", (2, 1)),
+            (Format::F8E4m3, true) if whole && row.is_multiple_of(16) && scales(16) => kernel!("gemm_f8_all", (3, 1)),
+            (Format::Fp4E2m1, false) if whole && row.is_multiple_of(8) && scales(16) => kernel!("gemm_fp4", (2, 1)),
+            (Format::Fp4E2m1, true) if whole && row.is_multiple_of(8) && scales(16) => kernel!("gemm_fp4_all", (3, 1)),
+            _ => kernel!("gemm_any", (3, 3)),
+        }
+    }
+
+    /// Shared memory of a block of `tokens` tokens (`GemmShared`).
+    fn shared_bytes(&self, tokens: usize) -> usize {
+        const STAGES: usize = 3;
+        const PITCH: usize = 20;
+        4 * PITCH * (STAGES * self.parts.0 * tokens + 2 * self.parts.1 * TILE)
+    }
+}
+
+/// Tokens of a block.
+fn block_tokens(bucket: usize, experts: bool) -> usize {
+    if bucket > TILE && !experts { MANY } else { TILE }
 }
 
 /// Shares of the inputs of a plain product.
 fn splits(tokens: usize, d: &WeightDesc) -> usize {
-    let blocks = d.rows.div_ceil(TILE) * tokens.div_ceil(TILE);
+    let blocks = d.rows.div_ceil(TILE) * tokens.div_ceil(block_tokens(tokens, false));
     // At least four steps each.
     BLOCKS
         .div_ceil(blocks.max(1))
@@ -103,41 +158,129 @@ pub(super) fn takes(plan: &Plan, op: &Op) -> bool {
     }
 }
 
-/// Working memory, bytes.
+/// Runs of inputs in a row of x, and their pitch in `parts`.
+fn runs(op: &Op, d: &WeightDesc) -> (usize, usize) {
+    let runs = match op {
+        Op::GroupedMatMul { groups, .. } => *groups,
+        Op::ExpertMatMul { k, per_slot: true, .. } => *k,
+        _ => 1,
+    };
+    (runs, d.cols.next_multiple_of(STEP))
+}
+
+/// Bytes of x in parts.
+fn parts_bytes(op: &Op, d: &WeightDesc, bucket: usize) -> usize {
+    let (runs, pitch) = runs(op, d);
+    (2 * PARTS * bucket * runs * pitch).next_multiple_of(ALIGN)
+}
+
+/// Working memory, bytes: x in parts, then shares of the sums, or the tiles of experts.
 pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     match op {
         Op::MatMul { weight, .. } | Op::GroupedMatMul { weight, .. } => {
             let d = plan.weight(*weight);
-            match splits(plan.token_bucket, d) {
+            let shares = match splits(plan.token_bucket, d) {
                 1 => 0,
                 n => 4 * n * plan.token_bucket * d.rows,
-            }
+            };
+            parts_bytes(op, d, plan.token_bucket) + shares
         }
         Op::ExpertMatMul { k, weights, .. } => {
             let slots = plan.token_bucket * k;
-            16 * tiles(slots, weights.len()) + 4 * slots
+            let parts = weights
+                .first()
+                .map_or(0, |w| parts_bytes(op, plan.weight(*w), plan.token_bucket));
+            parts + 16 * tiles(slots, weights.len()) + 4 * slots
         }
         _ => 0,
     }
 }
 
-/// A product whose arguments are those of the plain kernel; `op` says which kind.
-pub(super) fn gemm(cx: &LaunchCx<'_>, op: &Op, a: &MatMulArgs, d: &WeightDesc) -> Result<(), ExecError> {
+/// How many ops from `first` on are products of one input that is prepared once; 0 or 1: nothing to gain.
+pub(super) fn alike(plan: &Plan, first: usize) -> usize {
+    let input = |op: &Op| match op {
+        Op::MatMul { x, weight, .. } => Some((*x, None, plan.weight(*weight).cols)),
+        Op::ExpertMatMul {
+            x,
+            experts,
+            k,
+            per_slot,
+            weights,
+            ..
+        } => {
+            let w = weights.first()?;
+            Some((*x, Some((*experts, *k, *per_slot, weights.len())), plan.weight(*w).cols))
+        }
+        _ => None,
+    };
+    let output = |op: &Op| match op {
+        Op::MatMul { out, .. } | Op::ExpertMatMul { out, .. } => Some(*out),
+        _ => None,
+    };
+    let Some(shared) = plan.ops.get(first).and_then(|o| input(&o.op)) else {
+        return 0;
+    };
+    let run = plan.ops[first..].iter().take_while(|o| {
+        let many = output(&o.op).is_some_and(|out| out != shared.0 && rows(plan, shared.0) > gemv::TOKENS);
+        many && takes(plan, &o.op) && input(&o.op) == Some(shared)
+    });
+    run.count()
+}
+
+fn rows(plan: &Plan, b: BufId) -> usize {
+    plan.buffer_len(b) / plan.width(b).max(1)
+}
+
+/// A product whose arguments are those of the plain kernel; `op` says which kind. `prepared` = the product before it had the
+/// same input (and experts), whose parts are still there.
+pub(super) fn gemm(
+    cx: &LaunchCx<'_>,
+    op: &Op,
+    a: &MatMulArgs,
+    d: &WeightDesc,
+    prepared: bool,
+) -> Result<(), ExecError> {
     let bucket = match op {
         Op::MatMul { x, .. } | Op::GroupedMatMul { x, .. } | Op::ExpertMatMul { x, .. } => cx.buf(*x).rows,
         _ => cx.plan.token_bucket,
     };
+    let kernel = Kernel::of(cx.plan, d);
+    let (runs, pitch) = runs(op, d);
+    let rest = cx.scratch + parts_bytes(op, d, bucket) as u64;
+    if !prepared {
+        let split = SplitArgs {
+            x: a.x,
+            parts: cx.scratch,
+            step: a.step,
+            tokens: a.tokens,
+            x_stride: a.x_stride,
+            runs: runs as u32,
+            cols: d.cols as u32,
+            pitch: pitch as u32,
+            bucket: bucket as u32,
+            n_parts: PARTS as u32,
+            pad: 0,
+        };
+        launch(
+            cx,
+            "gemm_split",
+            [pitch.div_ceil(512), bucket * runs, 1],
+            256,
+            0,
+            &split,
+        )?;
+    }
     let mut args = GemmArgs::zeroed();
-    (args.w, args.bias, args.x, args.out, args.step) = (a.w, a.bias, a.x, a.out, a.step);
-    (args.tokens, args.x_stride, args.out_stride) = (a.tokens, a.x_stride, a.out_stride);
+    (args.w, args.bias, args.parts, args.out, args.step) = (a.w, a.bias, cx.scratch, a.out, a.step);
+    (args.tokens, args.runs, args.pitch, args.out_stride) = (a.tokens, runs as u32, pitch as u32, a.out_stride);
     (args.group_rows, args.k, args.per_slot) = (a.group_rows, a.k, a.per_slot);
-    (args.partial, args.splits, args.bucket) = (cx.scratch, 1, bucket as u32);
+    (args.partial, args.splits, args.bucket) = (rest, 1, bucket as u32);
     let columns = d.rows.div_ceil(TILE);
     if let Op::ExpertMatMul { k, weights, .. } = op {
         let slots = bucket * k;
         let n_tiles = tiles(slots, weights.len());
-        (args.experts, args.tiles) = (a.experts, cx.scratch);
-        args.order = cx.scratch + 16 * n_tiles as u64;
+        (args.experts, args.tiles) = (a.experts, rest);
+        args.order = rest + 16 * n_tiles as u64;
         let sort = ExpertTilesArgs {
             chosen: a.chosen,
             tiles: args.tiles,
@@ -149,17 +292,21 @@ pub(super) fn gemm(cx: &LaunchCx<'_>, op: &Op, a: &MatMulArgs, d: &WeightDesc) -
             n_tiles: n_tiles as u32,
         };
         let shared = 4 * (slots + 2 * weights.len());
-        launch(cx, "expert_tiles", [1, 1, 1], 1024, shared, &sort)?;
-        return launch(cx, kernel(cx.plan, d), [columns, n_tiles, 1], 128, 0, &args);
+        if !prepared {
+            launch(cx, "expert_tiles", [1, 1, 1], 1024, shared, &sort)?;
+        }
+        let shared = kernel.shared_bytes(TILE);
+        return launch(cx, kernel.names[1], [columns, n_tiles, 1], 128, shared, &args);
     }
     let splits = splits(bucket, d);
     args.splits = splits as u32;
+    let tokens = block_tokens(bucket, false);
     launch(
         cx,
-        kernel(cx.plan, d),
-        [columns, bucket.div_ceil(TILE), splits],
+        kernel.names[usize::from(tokens == TILE)],
+        [columns, bucket.div_ceil(tokens), splits],
         128,
-        0,
+        kernel.shared_bytes(tokens),
         &args,
     )?;
     if splits > 1 {

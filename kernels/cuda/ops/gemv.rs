@@ -57,7 +57,7 @@ struct GemvArgs {
     limit: f32,
     eps: f32,
     tile: u32,
-    pad: u32,
+    split: u32,
 }
 
 /// One matrix of a launch.
@@ -97,27 +97,45 @@ pub(super) struct Project {
     pub experts: Option<Experts>,
 }
 
-/// Kernels by tokens and outputs per warp, and values per chunk (see `chunks.cuh`).
-fn kernels_of(format: Format) -> Option<([&'static str; 3], usize)> {
-    Some(match format {
-        Format::F32 => (["gemv_f32_1x1", "gemv_f32_1x2", "gemv_f32_8x2"], 4),
-        Format::F16 => (["gemv_f16_1x1", "gemv_f16_1x2", "gemv_f16_8x2"], 8),
-        Format::Bf16 => (["gemv_bf16_1x1", "gemv_bf16_1x2", "gemv_bf16_8x2"], 8),
-        Format::F8E4m3 => (["gemv_f8_1x1", "gemv_f8_1x2", "gemv_f8_8x2"], 16),
-        Format::Fp4E2m1 => (["gemv_fp4_1x1", "gemv_fp4_1x2", "gemv_fp4_8x2"], 32),
-        Format::Q8_0 => (["gemv_q8_0_1x1", "gemv_q8_0_1x2", "gemv_q8_0_8x2"], 32),
-        Format::Q4_0 => (["gemv_q4_0_1x1", "gemv_q4_0_1x2", "gemv_q4_0_8x2"], 32),
-        Format::Q4_1 => (["gemv_q4_1_1x1", "gemv_q4_1_1x2", "gemv_q4_1_8x2"], 32),
-        Format::Q5_0 => (["gemv_q5_0_1x1", "gemv_q5_0_1x2", "gemv_q5_0_8x2"], 32),
-        Format::Q4K => (["gemv_q4_k_1x1", "gemv_q4_k_1x2", "gemv_q4_k_8x2"], 32),
-        Format::Q6K => (["gemv_q6_k_1x1", "gemv_q6_k_1x2", "gemv_q6_k_8x2"], 32),
-        Format::I32 | Format::I64 => return None,
-    })
+/// The kernels of a format.
+struct Kernels {
+    /// Values per chunk (see `chunks.cuh`).
+    len: usize,
+    /// For one token: chunks of x per lane, kernel; see `gemv_one.cuh`.
+    one: &'static [(usize, &'static str)],
+    /// For up to 8 tokens.
+    many: &'static str,
+}
+
+fn kernels_of(format: Format) -> Option<Kernels> {
+    macro_rules! kernels {
+        ($name:literal, $len:literal, $($chunks:literal),*) => {
+            Some(Kernels {
+                len: $len,
+                one: &[$(($chunks, concat!("gemv_", $name, "_x", $chunks))),*],
+                many: concat!("gemv_", $name, "_8x2"),
+            })
+        };
+    }
+    match format {
+        Format::F32 => kernels!("f32", 4, 2, 3, 6),
+        Format::F16 => kernels!("f16", 8, 1, 2, 3, 5),
+        Format::Bf16 => kernels!("bf16", 8, 1, 2, 3, 5),
+        Format::F8E4m3 => kernels!("f8", 16, 1, 2, 3),
+        Format::Fp4E2m1 => kernels!("fp4", 32, 1, 2),
+        Format::Q8_0 => kernels!("q8_0", 32, 1, 2),
+        Format::Q4_0 => kernels!("q4_0", 32, 1, 2),
+        Format::Q4_1 => kernels!("q4_1", 32, 1, 2),
+        Format::Q5_0 => kernels!("q5_0", 32, 1, 2),
+        Format::Q4K => kernels!("q4_k", 32, 1, 2),
+        Format::Q6K => kernels!("q6_k", 32, 1, 2),
+        Format::I32 | Format::I64 => None,
+    }
 }
 
 /// Whether a matrix can be read chunk by chunk.
 pub(super) fn takes(d: &WeightDesc) -> bool {
-    let Some((_, len)) = kernels_of(d.format) else {
+    let Some(Kernels { len, .. }) = kernels_of(d.format) else {
         return false;
     };
     let scales = d.scales.is_none_or(|s| s.block_cols.is_multiple_of(len));
@@ -138,7 +156,7 @@ pub(super) fn takes_groups(plan: &Plan, weight: WeightId, groups: usize) -> bool
 pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), ExecError> {
     let x = cx.buf(x);
     let first = cx.weight(p.products[0].weight);
-    let Some((kernels, len)) = kernels_of(first.desc.format) else {
+    let Some(kernels) = kernels_of(first.desc.format) else {
         return super::args::unsupported(format!("format {} in a fast product", first.desc.format));
     };
     let mut args = GemvArgs::zeroed();
@@ -178,38 +196,80 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
         slots = Some(x.rows * e.k);
     }
     args.rows = rows as u32;
-    let few = x.rows == 1 || slots.is_some();
-    // Two outputs per warp where there are enough of them for every multiprocessor anyway.
-    let (kernel, tokens, per_warp) = match (few, p.glu.is_some() || rows * slots.unwrap_or(1) >= 1 << 13) {
-        (true, false) => (kernels[0], 1, 1),
-        (true, true) => (kernels[1], 1, 2),
-        (false, _) => (kernels[2], TOKENS, 2),
-    };
-    let units = if p.glu.is_some() { rows } else { rows.div_ceil(per_warp) };
-    let groups = p.groups.max(1);
-    let step = 32 * len;
-    let tile = first
-        .desc
-        .cols
-        .next_multiple_of(step)
-        .min(STAGED / tokens / step * step);
+    if x.rows == 1 || slots.is_some() {
+        return one(cx, &kernels, first.desc, args, slots.unwrap_or(1), p.groups.max(1));
+    }
+    many(cx, &kernels, first.desc, args, x.rows, p.groups.max(1))
+}
+
+/// For one token, or one slot of a token's experts, per row of the grid.
+fn one(
+    cx: &LaunchCx<'_>,
+    kernels: &Kernels,
+    d: &WeightDesc,
+    mut args: GemvArgs,
+    slots: usize,
+    groups: usize,
+) -> Result<(), ExecError> {
+    let per = if args.glu != 0 { 2 } else { 1 };
+    let units = args.rows as usize / groups;
+    let resident = (BLOCKS * cx.device.info().multiprocessors as usize).div_ceil(groups * slots);
+    let blocks = resident.clamp(1, units);
+    let rows = units.div_ceil(blocks) * per;
+    let chunks = d.cols / kernels.len;
+    // Warps share a row where its columns are too many for one, or a block's rows too few for all of its warps.
+    let most = kernels.one.last().map_or(1, |k| k.0);
+    let mut split = 1;
+    while split < WARPS && (chunks > 32 * split * most || (rows * split < WARPS && chunks >= 64 * split)) {
+        split *= 2;
+    }
+    let held = chunks.div_ceil(32 * split);
+    let (_, kernel) = kernels
+        .one
+        .iter()
+        .find(|k| k.0 >= held)
+        .unwrap_or(&kernels.one[kernels.one.len() - 1]);
+    args.split = split as u32;
+    launch(
+        cx,
+        kernel,
+        [blocks * groups, slots, 1],
+        32 * WARPS,
+        4 * split * rows,
+        &args,
+    )
+}
+
+/// For up to 8 tokens at once.
+fn many(
+    cx: &LaunchCx<'_>,
+    kernels: &Kernels,
+    d: &WeightDesc,
+    mut args: GemvArgs,
+    tokens: usize,
+    groups: usize,
+) -> Result<(), ExecError> {
+    let rows = args.rows as usize;
+    let units = if args.glu != 0 { rows } else { rows.div_ceil(2) };
+    let step = 32 * kernels.len;
+    let tile = d.cols.next_multiple_of(step).min(STAGED / TOKENS / step * step);
     args.tile = tile as u32;
-    let rows_of_blocks = slots.unwrap_or(x.rows.div_ceil(tokens));
+    let rows_of_blocks = tokens.div_ceil(TOKENS);
     // As many blocks as run at once, so that each reads x once; they share the units evenly. Where x passes through shared
     // memory in several tiles a warp can have one unit alone.
     let least = (units / groups).div_ceil(WARPS);
     let resident = (BLOCKS * cx.device.info().multiprocessors as usize).div_ceil(groups * rows_of_blocks);
-    let blocks = if first.desc.cols > tile {
+    let blocks = if d.cols > tile {
         least
     } else {
         resident.clamp(1, (units / groups).max(1))
     };
     launch(
         cx,
-        kernel,
+        kernels.many,
         [blocks * groups, rows_of_blocks, 1],
         32 * WARPS,
-        4 * tokens * tile,
+        4 * TOKENS * tile,
         &args,
     )
 }

@@ -3,10 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch, unsupported};
+use super::fuse;
 use super::pointwise::MAX_STREAMS;
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
-use crate::ir::{BufId, ExecError, Format, Op, OpId, Plan};
+use crate::ir::{BufId, ExecError, Format, NormKind, Op, OpId, Plan};
 
 /// Values of the width per block (`kHcSlice`).
 const SLICE: usize = 256;
@@ -103,16 +104,20 @@ struct SiteArgs {
     comb: DevPtr,
     out: DevPtr,
     arrived: DevPtr,
+    norm: WeightArg,
     k: u32,
+    normed: u32,
+    norm_eps: f32,
     pad: u32,
 }
 
-/// Ops of a site: an optional sum of experts, an optional expansion, mixing, collapse.
+/// Ops of a site: an optional sum of experts, an optional expansion, mixing, collapse, an optional norm of what comes out.
 struct Site<'a> {
     sum: Option<&'a Op>,
     expand: Option<&'a Op>,
     mix: &'a Op,
     collapse: &'a Op,
+    norm: Option<&'a Op>,
 }
 
 /// The ops from `first` on that `hc_site` runs together, and how many they are.
@@ -150,15 +155,36 @@ fn describe(plan: &Plan, first: usize) -> Option<(Site<'_>, usize)> {
         (Some(_), _) => false,
         _ => true,
     };
+    let norm = op(at + 2).filter(|n| takes_norm(plan, n, *out, at + 3));
+    let n = at + 2 + usize::from(norm.is_some()) - first;
     (fits && given && from == x && by == pre && expand.is_none_or(same)).then_some((
         Site {
             sum,
             expand,
             mix,
             collapse,
+            norm,
         },
-        at + 2 - first,
+        n,
     ))
+}
+
+/// Whether an op is a norm of what a site collapses that nobody wants as it was, from op `after` on.
+fn takes_norm(plan: &Plan, norm: &Op, collapsed: BufId, after: usize) -> bool {
+    let Op::Norm {
+        kind: NormKind::Rms,
+        x,
+        weight,
+        bias: None,
+        out,
+        group,
+        ..
+    } = norm
+    else {
+        return false;
+    };
+    let plain = weight.is_none_or(|w| matches!(plan.weight(w).format, Format::F32 | Format::Bf16));
+    *x == collapsed && plan.width(*x) == *group && plain && (out == x || fuse::dead(plan, *x, after))
 }
 
 /// How many ops from `first` on are one launch of `hc_site`; 0 = none.
@@ -187,6 +213,10 @@ pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> 
         return unsupported("these ops as a site");
     };
     (args.out, args.arrived) = (ptr(out), cx.arrived);
+    if let Some(Op::Norm { weight, out, eps, .. }) = site.norm {
+        (args.norm, args.normed, args.norm_eps) = (WeightArg::optional(cx, *weight), 1, *eps);
+        args.out = ptr(out);
+    }
     let slices = cx.buf(*out).width.div_ceil(COLUMNS);
     args.mix.slices = slices as u32;
     launch(cx, "hc_site", [slices, cx.buf(*x).rows, 1], 256, 0, &args)

@@ -30,8 +30,8 @@ pub(super) struct MatMulArgs {
     pub per_slot: u32,
 }
 
-/// `MatMul`, `GroupedMatMul` and `ExpertMatMul`; `table` is the op's table of experts.
-pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr) -> Result<(), ExecError> {
+/// `MatMul`, `GroupedMatMul` and `ExpertMatMul`; `table` is the op's table of experts, `prepared` as in [`gemm::gemm`].
+pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr, prepared: bool) -> Result<(), ExecError> {
     let (x, out, w) = match op {
         Op::MatMul { x, weight, out, .. } | Op::GroupedMatMul { x, weight, out, .. } => (*x, *out, *weight),
         Op::ExpertMatMul { x, weights, out, .. } => match weights.first() {
@@ -76,7 +76,7 @@ pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr) -> Result<(), Ex
     }
     let d = weight.desc;
     if x.rows > gemv::TOKENS && gemm::takes(cx.plan, op) {
-        return gemm::gemm(cx, op, &args, d);
+        return gemm::gemm(cx, op, &args, d, prepared);
     }
     if x.rows <= gemv::TOKENS && x.width.is_multiple_of(4) && gemv::takes(d) {
         let bias = match op {

@@ -281,6 +281,9 @@ pub(super) fn route(cx: &LaunchCx<'_>, op: &Op, copy: DevPtr) -> Result<(), Exec
         factor: *factor,
         pad: 0,
     };
+    if logits.width.max(*k) <= 32 {
+        return launch(cx, "route_few", [logits.rows, 1, 1], 32, 0, &args);
+    }
     launch(cx, "route", [logits.rows, 1, 1], 128, 8 * logits.width, &args)
 }
 

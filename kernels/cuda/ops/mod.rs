@@ -21,10 +21,14 @@ pub enum GroupKind {
     Single,
     /// Products of one input, with a norm before and a gate or a residual behind them.
     Project,
+    /// Products of one input for many tokens.
+    Products,
     /// Gate and up products of chosen experts and what joins them.
     Experts,
     /// Ops that go row by row.
     Chain,
+    /// Attention, and the rotation of what comes out.
+    Attend,
     /// An mHC site: what goes into the streams, the next coefficients, what is taken out.
     Site,
 }
@@ -43,6 +47,8 @@ pub fn groups(plan: &Plan) -> Vec<Group> {
     fuse::groups(plan)
 }
 
+pub(super) use fuse::{reads, writes};
+
 /// Working memory the launches of a plan need, bytes (the largest of all groups).
 pub fn scratch_bytes(plan: &Plan) -> usize {
     let of = |op: &Op| match op {
@@ -59,8 +65,19 @@ pub fn scratch_bytes(plan: &Plan) -> usize {
 pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
     match group.kind {
         GroupKind::Single => group.origin.iter().try_for_each(|id| single(cx, *id)),
+        GroupKind::Products => group.origin.iter().enumerate().try_for_each(|(i, id)| {
+            let op = &cx.plan.ops[id.index()].op;
+            matmul::matmul(cx, op, cx.experts[id.index()], i > 0)
+        }),
         GroupKind::Chain => chain::chain(cx, &group.origin),
         GroupKind::Site => hc::site(cx, &group.origin),
+        GroupKind::Attend => {
+            let op = |i: usize| group.origin.get(i).map(|id| &cx.plan.ops[id.index()].op);
+            match op(0) {
+                Some(first) if group.origin.len() == 2 => attend::attend(cx, first, op(1)),
+                _ => args::unsupported("a group that is none of the plan's"),
+            }
+        }
         GroupKind::Experts => {
             let Some((mut p, x)) = fuse::experts(cx.plan, group.origin[0].index()) else {
                 return args::unsupported("a group that is none of the plan's");
@@ -88,7 +105,9 @@ fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
         Op::Embed { table, out, copies } => pointwise::embed(cx, *table, *out, *copies),
         Op::EmbedPosition { table, x } => pointwise::embed_position(cx, *table, *x),
         Op::Norm { .. } => pointwise::norm(cx, op),
-        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::ExpertMatMul { .. } => matmul::matmul(cx, op, experts),
+        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::ExpertMatMul { .. } => {
+            matmul::matmul(cx, op, experts, false)
+        }
         Op::Rope { .. } => pointwise::rope(cx, op),
         Op::CacheWrite { src, cache, rows } => mixing::cache_write(cx, *src, *cache, *rows, stats),
         Op::Pool { .. } => mixing::pool(cx, op),
@@ -96,7 +115,7 @@ fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
         Op::RoundTrip { x, width, format } => mixing::runs(cx, *x, *width, Some(*format)),
         Op::IndexScore { .. } => mixing::index_score(cx, op),
         Op::SelectTopK { scores, k, rate, out } => mixing::select(cx, *scores, *k, *rate, *out),
-        Op::Attend { .. } => attend::attend(cx, op),
+        Op::Attend { .. } => attend::attend(cx, op, None),
         Op::Slice { x, offset, out } => pointwise::rows(cx, "slice", *x, None, *out, *offset),
         Op::Add { x, y, out } => pointwise::rows(cx, "add", *x, Some(*y), *out, 0),
         Op::Glu { .. } | Op::Activate { .. } => pointwise::glu(cx, op),

@@ -202,11 +202,11 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
             if (a.splits == 1) {
                 a.out[at * d + at_column] = v * factor;
             } else {
-                a.partial[(at * a.splits + split) * (d + 2) + at_column] = v;
+                a.partial[(at * a.splits + split) * (d + 4) + at_column] = v;
             }
         }
         if (a.splits > 1 && column == 0) {
-            float* tail = a.partial + (at * a.splits + split) * (d + 2) + d;
+            float* tail = a.partial + (at * a.splits + split) * (d + 4) + d;
             tail[0] = best[l];
             tail[1] = sum[l];
         }
@@ -234,20 +234,21 @@ KERNEL(attend_combine, AttendArgs, 512) {
     if (blockIdx.y >= a.step->tokens) return;
     const uint32_t d = a.head_dim, head = blockIdx.x, s = threadIdx.x;
     const size_t at = (size_t)blockIdx.y * a.heads + head;
-    const float* shares = a.partial + at * a.splits * (d + 2);
+    const float* shares = a.partial + at * a.splits * (d + 4);
     const float sink = a.sinks.data == nullptr ? -INFINITY : vector_at(a.sinks, head);
-    const float best = s < a.splits ? shares[s * (d + 2) + d] : -INFINITY;
+    const float best = s < a.splits ? shares[s * (d + 4) + d] : -INFINITY;
     const float top = fmaxf(sink, block_max(best, largest));
     // A share without keys (and a head that sees nothing at all) weighs nothing.
-    const float factor = best == -INFINITY ? 0.0f : exp2f((best - top) * kLog2e);
+    // (attend_row marks it by a number below every score.)
+    const float factor = best <= -1e30f ? 0.0f : exp2f((best - top) * kLog2e);
     if (s < kMostSplits) factors[s] = factor;
-    float all = block_sum(s < a.splits ? shares[s * (d + 2) + d + 1] * factor : 0.0f, sums);
+    float all = block_sum(s < a.splits ? shares[s * (d + 4) + d + 1] * factor : 0.0f, sums);
     all += sink == -INFINITY ? 0.0f : exp2f((sink - top) * kLog2e);
     for (uint32_t c = threadIdx.x; c < d; c += blockDim.x) {
         float v = 0.0f;
         // Without a branch, so that many shares are on their way at once. Shares without keys are 0.
 #pragma unroll 16
-        for (uint32_t i = 0; i < a.splits; i++) v += shares[i * (d + 2) + c] * factors[i];
+        for (uint32_t i = 0; i < a.splits; i++) v += shares[i * (d + 4) + c] * factors[i];
         a.out[at * d + c] = all > 0.0f ? v / all : 0.0f;
     }
 }

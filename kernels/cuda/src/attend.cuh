@@ -25,8 +25,10 @@ struct AttendArgs {
     WeightRef sinks;      // [heads], null data = none
     const float* q;       // [tokens, heads, head_dim]
     float* out;           // [tokens, heads, head_dim]
-    float* partial;       // splits > 1: [tokens, heads, splits][head_dim + 2], the sum, then maximum and denominator
+    float* partial;       // splits > 1: [tokens, heads, splits][head_dim + 4], the sum, then maximum and denominator
     const DevStep* step;
+    uint32_t* arrived;    // fold: shares that are there, [tokens, grid.y]
+    const double* turn_freqs;  // [turn_dims / 2], of the rotation of `out` that follows
     uint32_t n_sources;
     uint32_t heads;
     uint32_t kv_heads;
@@ -39,6 +41,12 @@ struct AttendArgs {
     uint32_t block_heads;  // heads per block
     uint32_t block_tokens;  // tokens per block (more than 1 for kCausal alone)
     float scale;
+    uint32_t fold;        // 1 = the last block of a token's heads puts the shares together (attend_row)
+    uint32_t format;      // CacheFormat of all sources, or a number that is none
+    uint32_t turn_offset;  // first rotated value of a head's output
+    uint32_t turn_dims;    // rotated values, in pairs (2i, 2i + 1); 0 = none
+    uint32_t turn_inverse;
+    uint32_t pad;
 };
 
 // First token of the sliding window of token t.

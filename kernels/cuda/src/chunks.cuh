@@ -4,15 +4,18 @@
 
 #include "weights.cuh"
 
-// Read-only, used once: not kept in the first-level cache.
+// Read-only, used once per step: not kept in the first-level cache, and the first to leave the second-level one, where
+// gigabytes of weights would otherwise drive out all that is read again soon, the kernels' instructions too.
 __device__ __forceinline__ uint4 load_stream(const uint8_t* p) {
 #ifdef MODEL1_EMULATE
     return *(const uint4*)p;
 #else
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
+                 : "l"(p), "l"(policy));
     return v;
 #endif
 }

@@ -125,11 +125,24 @@ __device__ __forceinline__ T block_scan(T v, T* shared, T* total) {
 
 enum Activation : uint32_t { kSilu = 0, kGelu, kGeluTanh, kRelu, kRelu2, kIdentity };
 
-__device__ __forceinline__ float sigmoid(float z) { return 1.0f / (1.0f + expf(-z)); }
+// Divisions and roots that are a few instructions (2 units in the last place off at most): kernels of one token wait for
+// their own instructions first.
+__device__ __forceinline__ float sigmoid(float z) { return __fdividef(1.0f, 1.0f + expf(-z)); }
+
+// 2^x, 0 for -infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef MODEL1_EMULATE
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
 
 __device__ __forceinline__ float activate(uint32_t kind, float x) {
     switch (kind) {
-        case kSilu: return x / (1.0f + expf(-x));
+        case kSilu: return x * sigmoid(x);
         case kGelu: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
         case kGeluTanh: return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
         case kRelu: return fmaxf(x, 0.0f);

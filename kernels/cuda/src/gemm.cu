@@ -1,16 +1,35 @@
-// See gemm.cuh. grid (outputs / 64, tokens / 64 or expert tiles, splits), 128 threads
+// See gemm.cuh. grid (outputs / 64, tokens / M or expert tiles, splits), 128 threads, shared `GemmShared`
 #include "gemm.cuh"
 
-KERNEL(gemm_f32, GemmArgs, 128) { gemm<Fast<ChunkF32, 3>>(a); }
-KERNEL(gemm_f16, GemmArgs, 128) { gemm<Fast<ChunkF16, 2>>(a); }
-KERNEL(gemm_f16_all, GemmArgs, 128) { gemm<Fast<ChunkF16, 3>>(a); }
-KERNEL(gemm_bf16, GemmArgs, 128) { gemm<Fast<ChunkBf16, 2>>(a); }
-KERNEL(gemm_bf16_all, GemmArgs, 128) { gemm<Fast<ChunkBf16, 3>>(a); }
-KERNEL(gemm_f8, GemmArgs, 128) { gemm<Fast<ChunkF8, 2>>(a); }
-KERNEL(gemm_f8_all, GemmArgs, 128) { gemm<Fast<ChunkF8, 3>>(a); }
-KERNEL(gemm_fp4, GemmArgs, 128) { gemm<Fast<ChunkFp4, 2>>(a); }
-KERNEL(gemm_fp4_all, GemmArgs, 128) { gemm<Fast<ChunkFp4, 3>>(a); }
-KERNEL(gemm_any, GemmArgs, 128) { gemm<Slow>(a); }
+#define GEMM(name, W)                                                  \
+    KERNEL(name##_128, GemmArgs, 128) { gemm<W, 128>(a); }             \
+    KERNEL(name##_64, GemmArgs, 128) { gemm<W, 64>(a); }
+
+#define FAST(Chunk, parts) Fast<Chunk, parts>
+GEMM(gemm_f32, FAST(ChunkF32, 3))
+GEMM(gemm_f16, FAST(ChunkF16, 2))
+GEMM(gemm_f16_all, FAST(ChunkF16, 3))
+GEMM(gemm_bf16, FAST(ChunkBf16, 2))
+GEMM(gemm_bf16_all, FAST(ChunkBf16, 3))
+GEMM(gemm_f8, FAST(ChunkF8, 2))
+GEMM(gemm_f8_all, FAST(ChunkF8, 3))
+GEMM(gemm_fp4, FAST(ChunkFp4, 2))
+GEMM(gemm_fp4_all, FAST(ChunkFp4, 3))
+GEMM(gemm_any, Slow)
+
+// Splits x into its parts, two neighbours per thread. grid (ceil(pitch / 512), bucket * runs)
+KERNEL(gemm_split, SplitArgs, 256) {
+    const uint32_t c = 2 * (blockIdx.x * blockDim.x + threadIdx.x), run = blockIdx.y;
+    if (c >= a.pitch || run / a.runs >= step_rows(*a.step, a.tokens)) return;
+    const float* x = a.x + (size_t)(run / a.runs) * a.x_stride + (size_t)(run % a.runs) * a.cols;
+    uint32_t words[3];
+    split_pair(c < a.cols ? x[c] : 0.0f, c + 1 < a.cols ? x[c + 1] : 0.0f, words);
+    const size_t part = (size_t)a.bucket * a.runs * a.pitch / 2, at = ((size_t)run * a.pitch + c) / 2;
+#pragma unroll
+    for (uint32_t p = 0; p < 3; p++) {
+        if (p < a.n_parts) ((uint32_t*)a.parts)[p * part + at] = words[p];
+    }
+}
 
 // Adds the shares up in order. grid (ceil(outputs / 256), tokens)
 KERNEL(gemm_sum, GemmArgs, 256) {

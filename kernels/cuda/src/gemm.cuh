@@ -1,10 +1,10 @@
 // Products for many tokens (prefill) on tensor cores (mma.sync m16n8k16, bf16 in, f32 sums). Numbers are split into bf16
 // parts, each holding what the ones before left: activations into two (16 bits) beside weights that are bf16 numbers
 // (three, all of f32, in plans that choose rows or experts by what comes out), both into three where weights are f32 or
-// anything else.
+// anything else. Activations are split once (gemm_split), weights by the block that reads them.
 //
-// One block: 64 tokens x 64 outputs, 32 inputs at a time; 4 warps of 32 x 32. The next step's operands are loaded into
-// registers while the tensor cores work on this one's.
+// One block: M tokens x 64 outputs, 32 inputs at a time; 4 warps of M / 2 x 32. Activations pass through three buffers
+// that asynchronous copies fill, weights through two, by way of registers.
 #pragma once
 
 #include "chunks.cuh"
@@ -14,10 +14,25 @@ struct ExpertTile {
     uint32_t expert, begin, count, pad;
 };
 
+// What all products of one input share. `SplitArgs` in ../ops/gemm.rs.
+struct SplitArgs {
+    const float* x;      // [rows, x_stride]
+    uint16_t* parts;     // [number of parts, bucket * runs, pitch], bf16, zeros behind `cols`
+    const DevStep* step;
+    uint32_t tokens;     // code of x's rows
+    uint32_t x_stride;
+    uint32_t runs;       // of `cols` inputs in a row of x: groups, or slots of experts; 1 = the row itself
+    uint32_t cols;
+    uint32_t pitch;      // a multiple of 32
+    uint32_t bucket;     // rows of x in the plan's bucket
+    uint32_t n_parts;
+    uint32_t pad;
+};
+
 struct GemmArgs {
     WeightRef w;
     WeightRef bias;             // [rows], null data = none
-    const float* x;             // [tokens, x_stride]
+    const uint16_t* parts;      // x, as gemm_split left it
     float* out;                 // [tokens, out_stride]
     float* partial;             // splits > 1: [splits, token bucket, rows]
     const DevStep* step;
@@ -25,21 +40,68 @@ struct GemmArgs {
     const ExpertTile* tiles;    // [grid.y], count 0 = none
     const uint32_t* order;      // [tokens * k] slots, grouped by expert
     uint32_t tokens;            // code of x's rows
-    uint32_t x_stride;
+    uint32_t runs;              // of a row of x, as in SplitArgs
+    uint32_t pitch;
     uint32_t out_stride;
     uint32_t group_rows;
     uint32_t k;
     uint32_t per_slot;
     uint32_t splits;
-    uint32_t bucket;            // tokens of `partial`
+    uint32_t bucket;            // rows of x and of `partial`
+    uint32_t pad;
 };
 
-constexpr uint32_t kTile = 64, kStep = 32, kPitch = 20;  // pitch in words: rows of a fragment in different banks
+// Pitch in words: rows of a fragment in different banks.
+constexpr uint32_t kTile = 64, kStep = 32, kPitch = 20, kStages = 3;
 
-template <uint32_t XP, uint32_t WP>
+template <uint32_t XP, uint32_t WP, uint32_t M>
 struct GemmShared {
-    uint32_t x[XP][kTile][kPitch], w[WP][kTile][kPitch];
+    uint32_t x[kStages][XP][M][kPitch], w[2][WP][kTile][kPitch];
 };
+
+// 16 bytes into shared memory, zeros where `there` is false; begun by `copy_async`, there after `await_copies`.
+__device__ __forceinline__ void copy_async(uint32_t* to, const uint16_t* from, bool there) {
+#ifdef MODEL1_EMULATE
+    if (there) {
+        memcpy(to, from, 16);
+    } else {
+        memset(to, 0, 16);
+    }
+#else
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to), bytes = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void close_copies() {
+#ifndef MODEL1_EMULATE
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all groups of copies but the last kStages - 2.
+__device__ __forceinline__ void await_copies() {
+#ifndef MODEL1_EMULATE
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
+#endif
+}
+
+// Four 8 x 8 matrices of bf16 pairs: lane 8 i + j names row j of matrix i, and gets of matrix i the word at row lane / 4,
+// column lane % 4.
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const uint32_t* row) {
+#ifdef MODEL1_EMULATE
+    for (unsigned i = 0; i < 4; i++) {
+        const uint32_t* from = (const uint32_t*)__shfl_sync(kAll, (uint64_t)row, (int)(8 * i + simt::lane() / 4));
+        r[i] = from[simt::lane() % 4];
+    }
+#else
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+#endif
+}
 
 // Two neighbours as bf16 in one word per part: part p holds what parts 0 .. p - 1 left.
 template <uint32_t P>
@@ -148,13 +210,14 @@ struct Slow {
     }
 };
 
-template <class W>
+template <class W, uint32_t M>
 __device__ __forceinline__ void gemm(const GemmArgs& a) {
-    constexpr uint32_t XP = W::XP, WP = W::WP;
-    __shared__ GemmShared<XP, WP> s;
+    constexpr uint32_t XP = W::XP, WP = W::WP, MT = M / 32;
+    DYNAMIC_SHARED(memory);
+    GemmShared<XP, WP, M>& s = *(GemmShared<XP, WP, M>*)memory;
     const uint32_t all = step_rows(*a.step, a.tokens);
     WeightRef w = a.w;
-    uint32_t count, first = blockIdx.y * kTile;
+    uint32_t count, first = blockIdx.y * M;
     if (a.experts != nullptr) {
         const ExpertTile tile = a.tiles[blockIdx.y];
         if (tile.count == 0) return;
@@ -164,56 +227,43 @@ __device__ __forceinline__ void gemm(const GemmArgs& a) {
         w.scales = a.experts[tile.expert].scales;
     } else {
         if (first >= all) return;
-        count = min(all - first, kTile);
+        count = min(all - first, M);
     }
-    // A thread brings 16 inputs of one token row and of one output row.
-    const uint32_t row = threadIdx.x / 2, half = threadIdx.x % 2 * 16, n0 = blockIdx.x * kTile;
-    const float* x = a.x;
-    if (row < count) {
-        if (a.experts != nullptr) {
-            const uint32_t slot = a.order[first + row];
-            x += (size_t)(slot / a.k) * a.x_stride + (a.per_slot != 0 ? (size_t)(slot % a.k) * w.cols : 0);
-        } else {
-            x += (size_t)(first + row) * a.x_stride + (a.group_rows != 0 ? (size_t)(n0 / a.group_rows) * w.cols : 0);
+    const uint32_t n0 = blockIdx.x * kTile;
+    // A thread copies a quarter of a step of every 32nd row of x, and brings 16 inputs of one output row.
+    const uint32_t quarter = threadIdx.x % 4, row = threadIdx.x / 2, half = threadIdx.x % 2 * 16;
+    size_t from[MT];
+#pragma unroll
+    for (uint32_t j = 0; j < MT; j++) {
+        const uint32_t r = threadIdx.x / 4 + 32 * j;
+        uint32_t run = 0;
+        if (r < count && a.experts != nullptr) {
+            const uint32_t slot = a.order[first + r];
+            run = a.per_slot != 0 ? slot : slot / a.k;
+        } else if (r < count) {
+            run = (first + r) * a.runs + (a.group_rows != 0 ? n0 / a.group_rows : 0);
         }
+        from[j] = (size_t)run * a.pitch + 8 * quarter;
     }
-    const bool whole = (w.cols & 3) == 0 && (a.x_stride & 3) == 0;
+    const size_t part = (size_t)a.bucket * a.runs * a.pitch;
     const uint32_t steps = (w.cols + kStep - 1) / kStep, per = (steps + a.splits - 1) / a.splits;
     const uint32_t begin = min(blockIdx.z * per, steps), end = min(begin + per, steps);
 
-    float xs[16];
     W ws;
-    auto load = [&](uint32_t step) {
-        const uint32_t c = step * kStep + half;
+    const auto copy_x = [&](uint32_t step) {
+        if (step < end) {
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            const uint32_t at = c + 4 * i;
-            if (row < count) {
-                if (whole) {
-                    if (at < w.cols) v = *(const float4*)(x + at);
-                } else {
-                    v.x = at < w.cols ? x[at] : 0.0f;
-                    v.y = at + 1 < w.cols ? x[at + 1] : 0.0f;
-                    v.z = at + 2 < w.cols ? x[at + 2] : 0.0f;
-                    v.w = at + 3 < w.cols ? x[at + 3] : 0.0f;
+            for (uint32_t p = 0; p < XP; p++) {
+#pragma unroll
+                for (uint32_t j = 0; j < MT; j++) {
+                    const uint32_t r = threadIdx.x / 4 + 32 * j;
+                    copy_async(&s.x[step % kStages][p][r][4 * quarter], a.parts + p * part + from[j] + step * kStep, r < count);
                 }
             }
-            xs[4 * i] = v.x;
-            xs[4 * i + 1] = v.y;
-            xs[4 * i + 2] = v.z;
-            xs[4 * i + 3] = v.w;
         }
-        ws.load(w, n0 + row, c);
+        close_copies();
     };
-    auto store = [&]() {
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            uint32_t words[XP];
-            split_pair(xs[2 * i], xs[2 * i + 1], words);
-#pragma unroll
-            for (uint32_t p = 0; p < XP; p++) s.x[p][row][half / 2 + i] = words[p];
-        }
+    const auto store_w = [&](uint32_t buffer) {
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             const float4 v = ws.four(i);
@@ -228,37 +278,43 @@ __device__ __forceinline__ void gemm(const GemmArgs& a) {
             }
 #pragma unroll
             for (uint32_t p = 0; p < WP; p++) {
-                s.w[p][row][half / 2 + 2 * i] = left[p];
-                s.w[p][row][half / 2 + 2 * i + 1] = right[p];
+                s.w[buffer][p][row][half / 2 + 2 * i] = left[p];
+                s.w[buffer][p][row][half / 2 + 2 * i + 1] = right[p];
             }
         }
     };
 
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
-    const uint32_t m0 = warp / 2 * 32, c0 = warp % 2 * 32;
-    float acc[2][4][4] = {};
-    if (begin < end) load(begin);
+    const uint32_t m0 = warp / 2 * (M / 2), c0 = warp % 2 * 32;
+    float acc[MT][4][4] = {};
+    if (begin < end) ws.load(w, n0 + row, begin * kStep + half);
+#pragma unroll
+    for (uint32_t i = 0; i + 1 < kStages; i++) copy_x(begin + i);
     for (uint32_t step = begin; step < end; step++) {
+        const uint32_t buffer = step & 1, stage = step % kStages;
+        store_w(buffer);
+        await_copies();
+        // What is there is seen by all, and nobody reads the buffers of the step before any more.
         __syncthreads();
-        store();
-        __syncthreads();
-        if (step + 1 < end) load(step + 1);
+        if (step + 1 < end) ws.load(w, n0 + row, (step + 1) * kStep + half);
+        copy_x(step + kStages - 1);
 #pragma unroll
         for (uint32_t k = 0; k < kStep / 2; k += 8) {
-            uint32_t xf[XP][2][4];
+            uint32_t wf[WP][2][4];
 #pragma unroll
-            for (uint32_t p = 0; p < XP; p++) {
+            for (uint32_t q = 0; q < WP; q++) {
 #pragma unroll
-                for (uint32_t m = 0; m < 2; m++) {
-#pragma unroll
-                    for (uint32_t i = 0; i < 4; i++) {
-                        xf[p][m][i] = s.x[p][m0 + 16 * m + g + i % 2 * 8][k + t + i / 2 * 4];
-                    }
+                for (uint32_t n = 0; n < 2; n++) {
+                    load_matrices(wf[q][n], &s.w[buffer][q][c0 + 16 * n + lane / 16 * 8 + lane % 8][k + lane / 8 % 2 * 4]);
                 }
             }
 #pragma unroll
-            for (uint32_t n = 0; n < 4; n++) {
-                const uint32_t r = c0 + 8 * n + g;
+            for (uint32_t m = 0; m < MT; m++) {
+                uint32_t xf[XP][4];
+#pragma unroll
+                for (uint32_t p = 0; p < XP; p++) {
+                    load_matrices(xf[p], &s.x[stage][p][m0 + 16 * m + lane % 16][k + lane / 16 * 4]);
+                }
                 // Small products first. Those of parts i and j with i + j >= 3 are below f32's last bit.
 #pragma unroll
                 for (int sum = (int)(XP > WP ? XP : WP) - 1; sum >= 0; sum--) {
@@ -266,18 +322,20 @@ __device__ __forceinline__ void gemm(const GemmArgs& a) {
                     for (uint32_t q = 0; q < WP; q++) {
                         const int p = sum - (int)q;
                         if (p < 0 || p >= (int)XP) continue;
-                        const uint32_t wf[2] = {s.w[q][r][k + t], s.w[q][r][k + t + 4]};
 #pragma unroll
-                        for (uint32_t m = 0; m < 2; m++) mma(acc[m][n], xf[p][m], wf);
+                        for (uint32_t n = 0; n < 4; n++) {
+                            const uint32_t pair[2] = {wf[q][n / 2][n % 2 * 2], wf[q][n / 2][n % 2 * 2 + 1]};
+                            mma(acc[m][n], xf[p], pair);
+                        }
                     }
                 }
             }
         }
     }
 #pragma unroll
-    for (uint32_t m = 0; m < 2; m++) {
+    for (uint32_t m = 0; m < MT; m++) {
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
+        for (uint32_t i = 0; i < 4; i += 2) {
             const uint32_t r = m0 + 16 * m + g + i / 2 * 8;
             if (r >= count) continue;
             float* out = a.out;
@@ -291,11 +349,14 @@ __device__ __forceinline__ void gemm(const GemmArgs& a) {
             }
 #pragma unroll
             for (uint32_t n = 0; n < 4; n++) {
-                const uint32_t o = n0 + c0 + 8 * n + 2 * t + i % 2;
-                if (o >= w.rows) continue;
-                float v = acc[m][n][i];
-                if (a.splits == 1 && a.bias.data != nullptr) v += vector_at(a.bias, o);
-                out[o] = v;
+#pragma unroll
+                for (uint32_t e = 0; e < 2; e++) {
+                    const uint32_t o = n0 + c0 + 8 * n + 2 * t + e;
+                    if (o >= w.rows) continue;
+                    float v = acc[m][n][i + e];
+                    if (a.splits == 1 && a.bias.data != nullptr) v += vector_at(a.bias, o);
+                    out[o] = v;
+                }
             }
         }
     }

@@ -39,8 +39,8 @@ struct GemvArgs {
     uint32_t activation;
     float limit;               // of the gate, infinity = none
     float eps;
-    uint32_t tile;             // inputs per pass through shared memory, a multiple of 32 * LEN
-    uint32_t pad;
+    uint32_t tile;             // inputs per pass through shared memory, a multiple of 32 * LEN (gemv)
+    uint32_t split;            // warps that share a row: 1, 2, 4 or 8 (gemv_one)
 };
 
 // Place in shared memory of four values of x: lanes read neighbouring places.
@@ -219,7 +219,7 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
 #pragma unroll
                     for (uint32_t t = 0; t < T; t++) {
                         if (t >= tokens) break;
-                        factors[t] = 1.0f / sqrtf(block_sum(square[t], squares) / (float)cols + a.eps);
+                        factors[t] = rsqrtf(block_sum(square[t], squares) / (float)cols + a.eps);
                         __syncthreads();
                     }
                 }

@@ -1,14 +1,12 @@
 // gemv.cu for the block formats of GGUF files, read as they are stored.
 #include "gemv.cuh"
 
-#define GEMV(format, Chunk, blocks)                                                    \
-    EARLY_KERNEL(gemv_##format##_1x1, GemvArgs, 256, blocks) { gemv<Chunk, 1, 1>(a); }    \
-    EARLY_KERNEL(gemv_##format##_1x2, GemvArgs, 256, blocks) { gemv<Chunk, 1, 2>(a); }    \
+#define GEMV(format, Chunk) \
     EARLY_KERNEL(gemv_##format##_8x2, GemvArgs, 256, 1) { gemv<Chunk, 8, 2>(a); }
 
-GEMV(q8_0, ChunkQ8_0, 2)
-GEMV(q4_0, ChunkQ4_0, 2)
-GEMV(q4_1, ChunkQ4_1, 2)
-GEMV(q5_0, ChunkQ5_0, 2)
-GEMV(q4_k, ChunkQ4K, 2)
-GEMV(q6_k, ChunkQ6K, 1)
+GEMV(q8_0, ChunkQ8_0)
+GEMV(q4_0, ChunkQ4_0)
+GEMV(q4_1, ChunkQ4_1)
+GEMV(q5_0, ChunkQ5_0)
+GEMV(q4_k, ChunkQ4K)
+GEMV(q6_k, ChunkQ6K)

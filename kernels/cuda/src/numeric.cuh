@@ -128,3 +128,11 @@ __device__ __forceinline__ uint32_t ordered_key(float v) {
     const uint32_t b = __float_as_uint(v);
     return b ^ ((b >> 31) != 0 ? 0xffffffffu : 0x80000000u);
 }
+
+// (sine, cosine) of `position` turns of `freq` radians, in double precision up to the end.
+__device__ inline float2 turn_at(uint64_t position, double freq, bool inverse) {
+    const double turn = (double)position * freq * 0.15915494309189533577;
+    double sine, cosine;
+    sincospi(2.0 * (turn - rint(turn)), &sine, &cosine);
+    return make_float2((float)(inverse ? -sine : sine), (float)cosine);
+}

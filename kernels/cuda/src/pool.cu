@@ -20,9 +20,9 @@ __device__ __forceinline__ void pool_entry(const PoolArgs& a, const DevStep& s, 
     if (t >= s.position) {
         const size_t i = (size_t)(t - s.position) * a.c + channel;
         *value = a.kv[i];
-        *gate = a.gate[i] + vector_at(a.ape, (uint32_t)(t % a.rate) * a.c + channel);
+        *gate = a.gate[i] + vector_at(a.ape, (uint32_t)t % a.rate * a.c + channel);
     } else {
-        const float* slot = a.state + (size_t)(t % a.slots) * 2 * a.c;
+        const float* slot = a.state + (size_t)((uint32_t)t % a.slots) * 2 * a.c;
         *value = slot[channel];
         *gate = slot[a.c + channel];
     }
@@ -49,10 +49,10 @@ __device__ __forceinline__ void pool_row(const PoolArgs& a, const DevStep& s, ui
 
 // One channel of token t of the step goes into the state.
 __device__ __forceinline__ void pool_keep(const PoolArgs& a, const DevStep& s, uint64_t t, uint32_t channel) {
-    float* slot = a.state + (size_t)(t % a.slots) * 2 * a.c;
+    float* slot = a.state + (size_t)((uint32_t)t % a.slots) * 2 * a.c;
     const size_t i = (size_t)(t - s.position) * a.c + channel;
     slot[channel] = a.kv[i];
-    slot[a.c + channel] = a.gate[i] + vector_at(a.ape, (uint32_t)(t % a.rate) * a.c + channel);
+    slot[a.c + channel] = a.gate[i] + vector_at(a.ape, (uint32_t)t % a.rate * a.c + channel);
 }
 
 // Rows that close. One thread per channel. grid (ceil(d / 64), closed rows)

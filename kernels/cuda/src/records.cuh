@@ -19,7 +19,7 @@ struct CacheRef {
 static_assert(sizeof(CacheRef) == 48, "CacheRef as in args.rs");
 
 __device__ __forceinline__ size_t cache_slot(const CacheRef& c, uint64_t index) {
-    return c.ring == 0 ? index : index % c.ring;
+    return c.ring == 0 ? index : (uint32_t)index % c.ring;
 }
 
 // Value `i` of a record.

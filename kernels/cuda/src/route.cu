@@ -20,6 +20,61 @@ struct RouteArgs {
     uint32_t pad;
 };
 
+__device__ __forceinline__ float score_of(uint32_t scoring, float z) {
+    return scoring == kSqrtSoftplus ? sqrtf(log1pf(expf(-fabsf(z))) + fmaxf(z, 0.0f)) : sigmoid(z);
+}
+
+// Up to 32 experts: a warp per token, a lane per expert, each of which finds its own rank. grid (tokens), 32 threads
+KERNEL(route_few, RouteArgs, 32) {
+    const uint32_t t = blockIdx.x, n = a.experts, e = threadIdx.x;
+    if (t >= a.step->tokens) return;
+    const float z = e < n ? a.logits[(size_t)t * n + e] : -INFINITY;
+    const float bias = e < n && a.bias.data != nullptr ? vector_at(a.bias, e) : 0.0f;
+    float score = 0.0f;
+    if (a.scoring == kSoftmax) {
+        const float best = warp_max(z), part = e < n ? expf(z - best) : 0.0f;
+        score = part / warp_sum(part);
+    } else if (e < n) {
+        score = score_of(a.scoring, z);
+    }
+    // The place among the largest, ties to the lower index; places beyond k mean nothing.
+    const uint32_t key = e < n ? max(ordered_key(score + bias), 1u) : 0u;
+    uint32_t place = 0;
+    if (a.table.data != nullptr) {
+        place = 32;
+        const uint8_t* p = a.table.data;
+        for (uint32_t s = 0; s < a.k; s++) {
+            const size_t i = (size_t)a.ids[t] * a.table.cols + s;
+            const uint32_t named = a.table.format == kI64 ? (uint32_t)((const int64_t*)p)[i] : (uint32_t)((const int32_t*)p)[i];
+            // The same expert may be named twice.
+            if (e == s) place = named;
+        }
+    } else {
+#pragma unroll 8
+        for (uint32_t j = 0; j < 32; j++) {
+            const uint32_t other = __shfl_sync(kAll, key, (int)j);
+            if (other > key || (other == key && j < e)) place++;
+        }
+    }
+    // From here on lane s stands for the s-th choice.
+    uint32_t chosen = 0;
+    if (a.table.data != nullptr) {
+        chosen = place;
+    } else {
+        for (uint32_t s = 0; s < a.k; s++) {
+            const uint32_t who = (uint32_t)__ffs((int)__ballot_sync(kAll, place == s)) - 1;
+            if (e == s) chosen = who;
+        }
+    }
+    const float mine = __shfl_sync(kAll, score, (int)(e < a.k ? chosen : 0));
+    float total = 0.0f;
+    for (uint32_t s = 0; s < a.k; s++) total += __shfl_sync(kAll, mine, (int)s);
+    if (e >= a.k) return;
+    a.out_experts[(size_t)t * a.k + e] = (int32_t)chosen;
+    if (a.copy != nullptr) a.copy[(size_t)t * a.k + e] = (int32_t)chosen;
+    a.out_weights[(size_t)t * a.k + e] = mine / (a.normalise != 0 ? total : 1.0f) * a.factor;
+}
+
 // grid (tokens), 128 threads, shared 8 * experts
 KERNEL(route, RouteArgs, 128) {
     DYNAMIC_SHARED(memory);
@@ -38,11 +93,8 @@ KERNEL(route, RouteArgs, 128) {
     float sum = 0.0f;
     for (uint32_t e = threadIdx.x; e < n; e += blockDim.x) {
         const float z = logits[e];
-        switch (a.scoring) {
-            case kSqrtSoftplus: scores[e] = sqrtf(log1pf(expf(-fabsf(z))) + fmaxf(z, 0.0f)); break;
-            case kSigmoid: scores[e] = sigmoid(z); break;
-            default: scores[e] = expf(z - best); sum += scores[e];
-        }
+        scores[e] = a.scoring == kSoftmax ? expf(z - best) : score_of(a.scoring, z);
+        if (a.scoring == kSoftmax) sum += scores[e];
     }
     if (a.scoring == kSoftmax) {
         sum = block_sum(sum, floats[1]);

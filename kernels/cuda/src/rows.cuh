@@ -111,10 +111,7 @@ __device__ inline void rope_row(const RopeArgs& a, const DevStep& step, uint32_t
     const uint32_t pairs = a.dims / 2;
     const uint64_t position = a.rate == 0 ? step.position + row : (first_closed(step, a.rate) + row) * a.rate;
     for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x) {
-        const double turn = (double)position * a.freqs[i] * 0.15915494309189533577;
-        double sine, cosine;
-        sincospi(2.0 * (turn - rint(turn)), &sine, &cosine);
-        turns[i] = make_float2((float)(a.inverse != 0 ? -sine : sine), (float)cosine);
+        turns[i] = turn_at(position, a.freqs[i], a.inverse != 0);
     }
     __syncthreads();
     float* x = a.x + (size_t)row * a.width;
@@ -149,70 +146,107 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     RoundTrip trip;
     const uint32_t nope = c.format == kCacheFp8Model1 || c.format == kCacheFp8B64 ? c.width - c.rope : c.width;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, warps = blockDim.x / 32;
-    for (uint32_t r = 0; r < c.records && !hidden; r++) {
+    if (c.format <= kCacheBf16 && !hidden) {
+        // Records of a row lie side by side.
+        const uint32_t n = c.records * c.width;
+        const float* v = a.src + (size_t)row * n;
+        uint8_t* data = c.data + slot * c.records * c.data_bytes;
+#pragma unroll 4
+        for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+            if (c.format == kCacheF32) {
+                ((float*)data)[i] = v[i];
+            } else {
+                ((uint16_t*)data)[i] = (uint16_t)f32_to_bf16(v[i]);
+            }
+        }
+        write_stats(trip, a.stats == nullptr ? nullptr : a.stats + row);
+        return;
+    }
+    // Warps take blocks of all records.
+    const bool four = c.format == kCacheFp4;
+    const uint32_t block = four ? 32 : 64, blocks = (nope + block - 1) / block;
+    for (uint32_t n = warp; n < c.records * blocks && !hidden; n += warps) {
+        const uint32_t r = n / blocks, b = n % blocks, from = b * block;
         const float* v = a.src + ((size_t)row * c.records + r) * c.width;
         const size_t at = slot * c.records + r;
         uint8_t *data = c.data + at * c.data_bytes, *scales = c.scales + at * c.scale_bytes;
-        switch (c.format) {
-            case kCacheF32:
-                for (uint32_t i = threadIdx.x; i < c.width; i += blockDim.x) ((float*)data)[i] = v[i];
-                break;
-            case kCacheBf16:
-                for (uint32_t i = threadIdx.x; i < c.width; i += blockDim.x) {
-                    ((uint16_t*)data)[i] = (uint16_t)f32_to_bf16(v[i]);
-                }
-                break;
-            default: {
-                const bool four = c.format == kCacheFp4;
-                const uint32_t block = four ? 32 : 64, blocks = (nope + block - 1) / block;
-                for (uint32_t b = warp; b < blocks; b += warps) {
-                    const uint32_t from = b * block, n = min(block, nope - from);
-                    encode_block(v + from, n, four, data + (four ? from / 2 : from), scales + b, trip);
-                }
-                for (uint32_t i = nope + threadIdx.x; i < c.width; i += blockDim.x) {
-                    const uint32_t bits = f32_to_bf16(v[i]);
-                    data[nope + 2 * (i - nope)] = (uint8_t)bits;
-                    data[nope + 2 * (i - nope) + 1] = (uint8_t)(bits >> 8);
-                }
-                // MODEL1's record has one unused scale byte.
-                for (uint32_t i = blocks + lane; warp == 0 && i < c.scale_bytes; i += 32) scales[i] = 0;
-            }
+        encode_block(v + from, min(block, nope - from), four, data + (four ? from / 2 : from), scales + b, trip);
+        if (b != 0) continue;
+        for (uint32_t i = nope + lane; i < c.width; i += 32) {
+            const uint32_t bits = f32_to_bf16(v[i]);
+            data[nope + 2 * (i - nope)] = (uint8_t)bits;
+            data[nope + 2 * (i - nope) + 1] = (uint8_t)(bits >> 8);
         }
+        // MODEL1's record has one unused scale byte.
+        for (uint32_t i = blocks + lane; i < c.scale_bytes; i += 32) scales[i] = 0;
     }
     write_stats(trip, a.stats == nullptr ? nullptr : a.stats + row);
 }
 
+// Values of a run per thread whose weights are asked for together with them.
+constexpr uint32_t kNormHeld = 8;
+
+// A run by `width` threads of which this is `me`; `sum` adds up over them. Values and weights are all on their way before
+// the first is used: a weight is read once per step, from the slowest memory.
+template <class F>
+__device__ __forceinline__ void norm_run(const NormArgs& a, const float* x, float* out, uint32_t me, uint32_t width, F sum) {
+    const uint32_t rest = me + kNormHeld * width;
+    float v[kNormHeld], w[kNormHeld];
+#pragma unroll
+    for (uint32_t k = 0; k < kNormHeld; k++) {
+        const uint32_t i = me + k * width;
+        v[k] = i < a.group ? x[i] : 0.0f;
+        w[k] = i < a.group && a.weight.data != nullptr ? vector_at(a.weight, i) : 1.0f;
+    }
+    float mean = 0.0f;
+    if (a.layer != 0) {
+        float part = 0.0f;
+#pragma unroll
+        for (uint32_t k = 0; k < kNormHeld; k++) part += v[k];
+        for (uint32_t i = rest; i < a.group; i += width) part += x[i];
+        mean = sum(part) / (float)a.group;
+    }
+    float square = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < kNormHeld; k++) {
+        const float d = me + k * width < a.group ? v[k] - mean : 0.0f;
+        square += d * d;
+    }
+#pragma unroll 4
+    for (uint32_t i = rest; i < a.group; i += width) square += (x[i] - mean) * (x[i] - mean);
+    const float scale = rsqrtf(sum(square) / (float)a.group + a.eps);
+#pragma unroll
+    for (uint32_t k = 0; k < kNormHeld; k++) {
+        const uint32_t i = me + k * width;
+        if (i >= a.group) break;
+        const float y = (v[k] - mean) * scale * w[k];
+        out[i] = a.bias.data == nullptr ? y : y + vector_at(a.bias, i);
+    }
+#pragma unroll 2
+    for (uint32_t i = rest; i < a.group; i += width) {
+        float y = (x[i] - mean) * scale;
+        if (a.weight.data != nullptr) y *= vector_at(a.weight, i);
+        if (a.bias.data != nullptr) y += vector_at(a.bias, i);
+        out[i] = y;
+    }
+}
+
 // One warp per run, or the whole block where there is one run.
 __device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice = 0, uint32_t slices = 1) {
-    __shared__ float sums[2][32];
-    const uint32_t warps = blockDim.x / 32;
-    const bool alone = a.groups > 1;
-    const uint32_t width = alone ? 32 : blockDim.x, me = alone ? threadIdx.x & 31 : threadIdx.x;
+    __shared__ float sums[32];
+    const size_t at = (size_t)row * a.groups * a.group;
+    if (a.groups == 1) {
+        norm_run(a, a.x + at, a.out + at, threadIdx.x, blockDim.x, [&](float v) {
+            v = block_sum(v, sums);
+            __syncthreads();
+            return v;
+        });
+        return;
+    }
     const uint2 groups = runs_of(a.groups, slice, slices);
-    for (uint32_t g = groups.x + (alone ? threadIdx.x / 32 : 0); g < groups.y; g += alone ? warps : 1) {
-        const size_t at = ((size_t)row * a.groups + g) * a.group;
-        const float* x = a.x + at;
-        float mean = 0.0f;
-        if (a.layer != 0) {
-            float sum = 0.0f;
-            for (uint32_t i = me; i < a.group; i += width) sum += x[i];
-            mean = (alone ? warp_sum(sum) : block_sum(sum, sums[0])) / (float)a.group;
-        }
-        float square = 0.0f;
-#pragma unroll 8
-        for (uint32_t i = me; i < a.group; i += width) {
-            const float v = x[i] - mean;
-            square += v * v;
-        }
-        square = alone ? warp_sum(square) : block_sum(square, sums[1]);
-        const float scale = 1.0f / sqrtf(square / (float)a.group + a.eps);
-        for (uint32_t i = me; i < a.group; i += width) {
-            float v = (x[i] - mean) * scale;
-            if (a.weight.data != nullptr) v *= vector_at(a.weight, i);
-            if (a.bias.data != nullptr) v += vector_at(a.bias, i);
-            a.out[at + i] = v;
-        }
-        if (!alone) __syncthreads();
+    for (uint32_t g = groups.x + threadIdx.x / 32; g < groups.y; g += blockDim.x / 32) {
+        const size_t from = at + (size_t)g * a.group;
+        norm_run(a, a.x + from, a.out + from, threadIdx.x & 31, 32, [](float v) { return warp_sum(v); });
     }
 }
 
@@ -301,21 +335,38 @@ __device__ inline void hc_expand_at(const StreamsArgs& a, uint32_t t, uint32_t c
 __device__ inline void sinkhorn(float* c, uint32_t n, uint32_t iterations, float eps) {
     const uint32_t i = threadIdx.x & 31;
     if (n == 4) {
-        // A lane per element (twice): sums along rows and columns are two exchanges each.
-        float v = c[i & 15];
-        float best = fmaxf(v, __shfl_xor_sync(kAll, v, 1));
-        best = fmaxf(best, __shfl_xor_sync(kAll, best, 2));
-        v = expf(v - best);
-        const auto along = [](float x, int m) {
-            x += __shfl_xor_sync(kAll, x, m);
-            return x + __shfl_xor_sync(kAll, x, 2 * m);
-        };
-        v = __fdividef(v, along(v, 1)) + eps;
-        for (uint32_t round = 0; round < iterations; round++) {
-            if (round > 0) v = __fdividef(v, along(v, 1) + eps);
-            v = __fdividef(v, along(v, 4) + eps);
+        // Every lane has the whole matrix in registers: no exchanges, and a reciprocal per row or column.
+        float v[4][4];
+#pragma unroll
+        for (uint32_t r = 0; r < 4; r++) {
+            float best = -INFINITY, sum = 0.0f;
+#pragma unroll
+            for (uint32_t k = 0; k < 4; k++) best = fmaxf(best, v[r][k] = c[4 * r + k]);
+#pragma unroll
+            for (uint32_t k = 0; k < 4; k++) sum += v[r][k] = expf(v[r][k] - best);
+#pragma unroll
+            for (uint32_t k = 0; k < 4; k++) v[r][k] = __fdividef(v[r][k], sum) + eps;
         }
-        if (i < 16) c[i] = v;
+        for (uint32_t round = 0; round < iterations; round++) {
+#pragma unroll
+            for (uint32_t r = 0; r < 4; r++) {
+                if (round == 0) break;
+                const float f = __fdividef(1.0f, (v[r][0] + v[r][1]) + (v[r][2] + v[r][3]) + eps);
+#pragma unroll
+                for (uint32_t k = 0; k < 4; k++) v[r][k] *= f;
+            }
+#pragma unroll
+            for (uint32_t k = 0; k < 4; k++) {
+                const float f = __fdividef(1.0f, (v[0][k] + v[1][k]) + (v[2][k] + v[3][k]) + eps);
+#pragma unroll
+                for (uint32_t r = 0; r < 4; r++) v[r][k] *= f;
+            }
+        }
+        __syncwarp();
+#pragma unroll
+        for (uint32_t k = 0; k < 16; k++) {
+            if (i == k) c[k] = v[k / 4][k % 4];
+        }
         __syncwarp();
         return;
     }
@@ -357,7 +408,7 @@ __device__ inline void hc_finish_row(const HcMixArgs& a, uint32_t t) {
     __syncthreads();
     if (threadIdx.x >= 32) return;
     const uint32_t n = a.n, lane = threadIdx.x;
-    const float rho = 1.0f / sqrtf(mixed[a.outputs] / (float)a.width + a.norm_eps);
+    const float rho = rsqrtf(mixed[a.outputs] / (float)a.width + a.norm_eps);
     for (uint32_t o = lane; o < a.outputs; o += 32) mixed[o] *= rho;
     __syncwarp();
     if (lane < n) {

@@ -1,9 +1,9 @@
 // One mHC site in one launch, for few tokens and four streams (MODEL1.md 3): what the block before gave is summed up and
-// goes into the streams, the coefficients of the next block are made from them, and its input is collapsed out of them.
-// Blocks share out the columns; the last one to arrive has all products and does the rest.
+// goes into the streams, the coefficients of the next block are made from them, and its input is collapsed out of them and
+// normalised. Blocks share out the columns; the last one to arrive has all products and does the rest.
 #include "rows.cuh"
 
-constexpr uint32_t kSiteColumns = 64, kSiteStreams = 4, kSiteHeld = 3;
+constexpr uint32_t kSiteColumns = 64, kSiteStreams = 4, kSiteHeld = 3, kSitePairs = 4;
 
 struct SiteArgs {
     HcMixArgs mix;          // x: [rows, 4, hidden]; slices: of the hidden width, 64 columns each
@@ -15,7 +15,10 @@ struct SiteArgs {
     const float* comb;      // [rows, 4, 4] of the site before
     float* out;             // [rows, hidden]
     uint32_t* arrived;      // [rows], 0 before and after
+    WeightRef norm;         // [hidden] f32 or bf16, of an RMSNorm of what is collapsed; null data = 1
     uint32_t k;
+    uint32_t normed;        // 1 = `out` gets the normalised values
+    float norm_eps;
     uint32_t pad;
 };
 
@@ -23,7 +26,7 @@ __device__ __forceinline__ float dot_columns(float2 m, const float* v) { return 
 
 // grid (slices, rows)
 EARLY_KERNEL(hc_site, SiteArgs, 256, 2) {
-    __shared__ float v[kSiteStreams][kSiteColumns], mixed[32], comb[16];
+    __shared__ float v[kSiteStreams][kSiteColumns], mixed[32], comb[16], sums[8];
     __shared__ uint32_t last;
     const HcMixArgs& m = a.mix;
     const uint32_t t = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x & 31, hidden = m.width / kSiteStreams;
@@ -116,6 +119,17 @@ EARLY_KERNEL(hc_site, SiteArgs, 256, 2) {
     __syncthreads();
     if (last == 0) return;
 
+    // The first warp will make the coefficients for later, the others collapse: pairs of columns each, the first of which
+    // stay in registers.
+    const uint32_t pairs = hidden / 2, others = blockDim.x - 32, me = threadIdx.x - 32;
+    float2 weight[kSitePairs];
+#pragma unroll
+    for (uint32_t k = 0; k < kSitePairs; k++) {
+        const uint32_t i = me + k * others;
+        weight[k] = make_float2(1.0f, 1.0f);
+        if (warp == 0 || i >= pairs || a.normed == 0) continue;
+        if (a.norm.data != nullptr) weight[k] = make_float2(vector_at(a.norm, 2 * i), vector_at(a.norm, 2 * i + 1));
+    }
     // Eight threads per product add up its slices, always in the same order.
     const float* all = m.partial + (size_t)t * m.slices * (m.outputs + 1);
     for (uint32_t o = threadIdx.x / 8; o < (m.outputs + 1 + 31) / 32 * 32; o += 32) {
@@ -130,37 +144,65 @@ EARLY_KERNEL(hc_site, SiteArgs, 256, 2) {
         if (o <= m.outputs && threadIdx.x % 8 == 0) mixed[o] = sum;
     }
     __syncthreads();
-    const float rho = 1.0f / sqrtf(mixed[m.outputs] / (float)m.width + m.norm_eps);
+    const float rho = rsqrtf(mixed[m.outputs] / (float)m.width + m.norm_eps);
     float pre[kSiteStreams];
     const float scale = vector_at(m.scale, 0);
 #pragma unroll
     for (uint32_t i = 0; i < kSiteStreams; i++) pre[i] = sigmoid(mixed[i] * rho * scale + vector_at(m.base, i)) + m.eps;
+    const auto collapsed = [&](uint32_t i) {
+        float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+        for (uint32_t j = 0; j < kSiteStreams; j++) {
+            const float2 one = __ldcg((const float2*)(x + (size_t)j * hidden) + i);
+            sum.x += pre[j] * one.x;
+            sum.y += pre[j] * one.y;
+        }
+        return sum;
+    };
+    float2* out = (float2*)(a.out + (size_t)t * hidden);
+    float2 kept[kSitePairs];
+    float square = 0.0f;
     if (warp == 0) {
-        // The first warp makes the other coefficients while the others collapse.
         if (lane < kSiteStreams) {
-            m.pre[t * 4 + lane] = pre[lane];
+            m.pre[t * 4 + lane] = lane < 2 ? (lane == 0 ? pre[0] : pre[1]) : (lane == 2 ? pre[2] : pre[3]);
             if (m.post != nullptr) {
                 m.post[t * 4 + lane] =
                     2.0f * sigmoid(mixed[4 + lane] * rho * vector_at(m.scale, 1) + vector_at(m.base, 4 + lane));
             }
         }
-        if (m.comb == nullptr) return;
-        if (lane < 16) comb[lane] = mixed[8 + lane] * rho * vector_at(m.scale, 2) + vector_at(m.base, 8 + lane);
-        __syncwarp();
-        sinkhorn(comb, kSiteStreams, m.iterations, m.eps);
-        if (lane < 16) m.comb[(size_t)t * 16 + lane] = comb[lane];
-        return;
-    }
-    const uint32_t pairs = hidden / 2;
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x - 32; i < pairs; i += blockDim.x - 32) {
-        float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-        for (uint32_t j = 0; j < kSiteStreams; j++) {
-            const float2 from = __ldcg((const float2*)(x + (size_t)j * hidden) + i);
-            sum.x += pre[j] * from.x;
-            sum.y += pre[j] * from.y;
+        if (m.comb != nullptr) {
+            if (lane < 16) comb[lane] = mixed[8 + lane] * rho * vector_at(m.scale, 2) + vector_at(m.base, 8 + lane);
+            __syncwarp();
+            sinkhorn(comb, kSiteStreams, m.iterations, m.eps);
+            if (lane < 16) m.comb[(size_t)t * 16 + lane] = comb[lane];
         }
-        ((float2*)(a.out + (size_t)t * hidden))[i] = sum;
+    } else {
+#pragma unroll
+        for (uint32_t k = 0; k < kSitePairs; k++) {
+            const uint32_t i = me + k * others;
+            kept[k] = make_float2(0.0f, 0.0f);
+            if (i < pairs) kept[k] = collapsed(i);
+            square += kept[k].x * kept[k].x + kept[k].y * kept[k].y;
+            if (i < pairs && a.normed == 0) out[i] = kept[k];
+        }
+        for (uint32_t i = me + kSitePairs * others; i < pairs; i += others) {
+            const float2 v = collapsed(i);
+            square += v.x * v.x + v.y * v.y;
+            out[i] = v;
+        }
+    }
+    if (a.normed == 0) return;
+    const float factor = rsqrtf(block_sum(square, sums) / (float)hidden + a.norm_eps);
+    if (warp == 0) return;
+#pragma unroll
+    for (uint32_t k = 0; k < kSitePairs; k++) {
+        const uint32_t i = me + k * others;
+        if (i < pairs) out[i] = make_float2(kept[k].x * factor * weight[k].x, kept[k].y * factor * weight[k].y);
+    }
+    for (uint32_t i = me + kSitePairs * others; i < pairs; i += others) {
+        const float2 v = out[i];
+        const bool weighted = a.norm.data != nullptr;
+        const float w0 = weighted ? vector_at(a.norm, 2 * i) : 1.0f, w1 = weighted ? vector_at(a.norm, 2 * i + 1) : 1.0f;
+        out[i] = make_float2(v.x * factor * w0, v.y * factor * w1);
     }
 }

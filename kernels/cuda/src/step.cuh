@@ -56,14 +56,16 @@ enum WeightScale : uint32_t { kScaleF32 = 0, kScaleBf16, kScaleE8m0 };
 enum CacheFormat : uint32_t { kCacheF32 = 0, kCacheBf16, kCacheFp8Model1, kCacheFp8B64, kCacheFp4 };
 
 // First row of this rate that closes in the step, and how many do.
-__device__ inline uint64_t first_closed(const DevStep& s, uint32_t rate) { return s.position / rate; }
+// Positions fit into 32 bits here (a context of 4 billion tokens would not fit into any memory): 64-bit divisions are
+// a hundred instructions each.
+__device__ inline uint64_t first_closed(const DevStep& s, uint32_t rate) { return (uint32_t)s.position / rate; }
 __device__ inline uint32_t closed_rows(const DevStep& s, uint32_t rate) {
-    return (uint32_t)((s.position + s.tokens) / rate - s.position / rate);
+    return ((uint32_t)s.position + s.tokens) / rate - (uint32_t)s.position / rate;
 }
 
 // Compressed rows of this rate visible to the step's token `token`.
 __device__ inline uint64_t rows_visible(const DevStep& s, uint32_t rate, uint32_t token) {
-    return (s.position + token + 1) / rate;
+    return ((uint32_t)s.position + token + 1) / rate;
 }
 
 // Rows of a buffer in this step, from the code its DevBuf carries (rows_code in ../cx.rs).

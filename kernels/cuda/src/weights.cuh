@@ -120,19 +120,22 @@ __device__ inline float weight_at(const WeightRef& w, uint32_t row, uint32_t col
     return w.scales == nullptr ? v : __fmul_rn(v, scale_at(w, row, col));
 }
 
-// Element `i` of a small weight in stored order, as f32. Plain formats need no division.
+// Element `i` of a small weight (norms, biases, sinks) in stored order: f32, f16 or bf16, which `Weights::of_plan` sees to.
+// No other formats on purpose: this stands in unrolled loops, and kernels of hundreds of kilobytes wait for their own
+// instructions.
 __device__ __forceinline__ float vector_at(const WeightRef& w, uint32_t i) {
-    if (w.format <= kBf16) return element_at(w.format, w.data, i);
-    return weight_at(w, w.cols == 0 ? 0 : i / w.cols, w.cols == 0 ? 0 : i % w.cols);
+    if (w.format == kF32) return ((const float*)w.data)[i];
+    const uint32_t bits = ((const uint16_t*)w.data)[i];
+    return w.format == kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
 }
 
-// Elements `i` to `i + 3` (i a multiple of 4) of a small weight, in one load where it is f32 or bf16.
+// Elements `i` to `i + 3` (i a multiple of 4) of one, in one load.
 __device__ __forceinline__ float4 vector_four(const WeightRef& w, uint32_t i) {
     if (w.format == kF32) return ((const float4*)w.data)[i / 4];
-    if (w.format == kBf16) {
-        const uint2 v = ((const uint2*)w.data)[i / 4];
-        return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
-                           __uint_as_float(v.y & 0xffff0000u));
+    const uint2 v = ((const uint2*)w.data)[i / 4];
+    if (w.format == kF16) {
+        return make_float4(f16_to_f32(v.x & 0xffffu), f16_to_f32(v.x >> 16), f16_to_f32(v.y & 0xffffu), f16_to_f32(v.y >> 16));
     }
-    return make_float4(vector_at(w, i), vector_at(w, i + 1), vector_at(w, i + 2), vector_at(w, i + 3));
+    return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
+                       __uint_as_float(v.y & 0xffff0000u));
 }

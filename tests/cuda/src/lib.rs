@@ -1,7 +1,7 @@
 //! A device that is an emulator: kernels compiled for the CPU run in host memory, every allocation between sentinels.
 
 use std::alloc::Layout;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -52,10 +52,25 @@ enum Call {
     Launch(OwnedLaunch),
     Copy(DevPtr, DevPtr, usize),
     Fill(DevPtr, u8, usize),
+    Mark(usize),
+    Stream(usize),
+    Signal(usize),
+    Wait(usize),
+}
+
+/// Calls of the streams other than the first wait here until somebody waits for them: as late as the signals allow, so that
+/// a dependency that was forgotten shows.
+#[derive(Default)]
+struct Streams {
+    used: usize,
+    waiting: Vec<VecDeque<Call>>,
+    /// Stream of each signal that was given, by number, and whether that stream has come so far.
+    signals: BTreeMap<usize, (usize, bool)>,
 }
 
 #[derive(Default)]
 struct Inner {
+    streams: Streams,
     /// Bytes by address.
     memory: BTreeMap<DevPtr, usize>,
     recording: Option<Vec<Call>>,
@@ -139,8 +154,52 @@ impl Emulator {
         Ok(())
     }
 
+    /// Runs a call, or keeps it for later if it is of another stream than the first.
     fn run(&self, inner: &mut Inner, call: &Call) -> Result<(), ExecError> {
+        if let Call::Stream(n) = call {
+            inner.streams.used = *n;
+            return Ok(());
+        }
+        let used = inner.streams.used;
+        if let Call::Signal(number) = call {
+            inner.streams.signals.insert(*number, (used, false));
+        }
+        if used == 0 {
+            return self.now(inner, call);
+        }
+        let waiting = &mut inner.streams.waiting;
+        waiting.resize_with(waiting.len().max(used + 1), VecDeque::new);
+        waiting[used].push_back(call.clone());
+        Ok(())
+    }
+
+    /// Runs what its stream holds up to a signal.
+    fn run_up_to(&self, inner: &mut Inner, number: usize) -> Result<(), ExecError> {
+        let Some(&(stream, there)) = inner.streams.signals.get(&number) else {
+            return device_error(format!("waiting for signal {number}, which was not given"));
+        };
+        if there {
+            return Ok(());
+        }
+        while let Some(call) = inner.streams.waiting.get_mut(stream).and_then(VecDeque::pop_front) {
+            self.now(inner, &call)?;
+            if matches!(call, Call::Signal(n) if n == number) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self, inner: &mut Inner, call: &Call) -> Result<(), ExecError> {
         match call {
+            Call::Stream(_) => Ok(()),
+            Call::Signal(number) => {
+                if let Some(signal) = inner.streams.signals.get_mut(number) {
+                    signal.1 = true;
+                }
+                Ok(())
+            }
+            Call::Wait(number) => self.run_up_to(inner, *number),
             Call::Launch(l) => {
                 *inner.launched.entry(l.kernel).or_default() += 1;
                 let name = CString::new(l.kernel).map_err(|e| ExecError::Device(e.to_string()))?;
@@ -162,6 +221,10 @@ impl Emulator {
                     return device_error(format!("kernel `{}`: {text}", l.kernel));
                 }
                 Self::check_sentinels(inner, l.kernel)
+            }
+            Call::Mark(number) => {
+                inner.marks.insert(*number, Instant::now());
+                Ok(())
             }
             Call::Copy(to, from, bytes) => {
                 Self::check(inner, *to, *bytes)?;
@@ -247,6 +310,9 @@ impl Device for Emulator {
 
     fn download(&self, from: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {
         let inner = self.inner();
+        if inner.streams.used != 0 || inner.streams.waiting.iter().any(|w| !w.is_empty()) {
+            return device_error("work is left on a stream that nobody waited for".into());
+        }
         Self::check(&inner, from, out.len())?;
         // SAFETY: the range lies within a live allocation.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, out.as_mut_ptr(), out.len()) };
@@ -290,6 +356,19 @@ impl Device for Emulator {
         }))
     }
 
+    fn stream(&self, n: usize) {
+        // Cannot fail.
+        let _ = self.enqueue(Call::Stream(n));
+    }
+
+    fn signal(&self, number: usize) -> Result<(), ExecError> {
+        self.enqueue(Call::Signal(number))
+    }
+
+    fn wait(&self, number: usize) -> Result<(), ExecError> {
+        self.enqueue(Call::Wait(number))
+    }
+
     fn synchronise(&self) -> Result<(), ExecError> {
         Self::check_sentinels(&self.inner(), "synchronise")
     }
@@ -319,8 +398,7 @@ impl Device for Emulator {
     }
 
     fn mark(&self, number: usize) -> Result<(), ExecError> {
-        self.inner().marks.insert(number, Instant::now());
-        Ok(())
+        self.enqueue(Call::Mark(number))
     }
 
     fn between(&self, first: usize, second: usize) -> Result<f64, ExecError> {

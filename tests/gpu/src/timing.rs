@@ -135,14 +135,17 @@ fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
     )
 }
 
-/// The kinds of ops that take longest in a traced decode step and in a traced chunk of 128.
+/// The launches that take longest in a traced decode step and in a traced chunk of 128: by the ops they stand for.
 fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
     let mut text = String::new();
     for (what, n) in [("decode", 1), ("prefill of 128", 128)] {
-        let mut s = session(engine, limit, true);
+        const STEPS: usize = 6;
+        let mut s = session(engine, limit, false);
         s.feed(&ids(engine, 256), None, &Cancel::default(), &mut ()).unwrap();
-        let mut sums: std::collections::BTreeMap<String, (f64, u64, u64)> = Default::default();
-        for _ in 0..4 {
+        let mut sums: std::collections::BTreeMap<String, (f64, u64, usize)> = Default::default();
+        // The first two make the plan's graphs.
+        for step in 0..STEPS + 2 {
+            s.set_trace(step > 0);
             s.feed(
                 &ids(engine, n),
                 Some(&SamplerParams::default()),
@@ -150,26 +153,41 @@ fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
                 &mut (),
             )
             .unwrap();
+            if step < 2 {
+                continue;
+            }
             let plan = s.plan(n, 256);
-            for t in &s.output().times {
-                let op = &plan.ops[t.op as usize];
-                let key = serde_json::to_value(op).unwrap();
-                let key = format!("{} {}", key["op"].as_str().unwrap_or(""), op.name);
+            let by_op: std::collections::HashMap<u32, _> =
+                s.output().times.iter().map(|t| (t.op, (t.nanos, t.bytes))).collect();
+            for group in kernels::cuda::ops::groups(&plan) {
+                let name = |id: &kernels::ir::OpId| plan.ops[id.index()].name.clone();
+                let key = match &group.origin[..] {
+                    [one] => name(one),
+                    all => format!("{} .. {} ({})", name(&all[0]), name(&all[all.len() - 1]), all.len()),
+                };
                 let e = sums.entry(key).or_default();
-                *e = (e.0 + t.nanos / 4.0, e.1 + t.bytes / 4, e.2 + 1);
+                for id in &group.origin {
+                    let (nanos, bytes) = by_op.get(&id.0).copied().unwrap_or_default();
+                    *e = (e.0 + nanos / STEPS as f64, e.1 + bytes, e.2);
+                }
+                e.2 += 1;
             }
         }
         let total: f64 = sums.values().map(|s| s.0).sum();
-        text += &format!("{what}, op by op without a graph: {:.3} ms\n", total / 1e6);
+        let launches = sums.values().map(|s| s.2).sum::<usize>() / STEPS;
+        text += &format!(
+            "{what}, group by group in a graph: {:.3} ms in {launches} groups\n",
+            total / 1e6
+        );
         let mut list: Vec<_> = sums.into_iter().collect();
         list.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-        for (name, (nanos, bytes, n)) in list.into_iter().take(14) {
+        for (name, (nanos, bytes, n)) in list.into_iter().take(24) {
+            let n = n / STEPS;
             text += &format!(
-                "  {:5.1} % {:9.1} us in {:3} of {name}, {:.0} GB/s\n",
+                "  {:5.1} % {:7.2} us each, {n:3} of {name}, {:.0} GB/s\n",
                 nanos / total * 100.0,
-                nanos / 1e3,
-                n / 4,
-                bytes as f64 / nanos
+                nanos / 1e3 / n as f64,
+                bytes as f64 / STEPS as f64 / nanos
             );
         }
     }

@@ -145,16 +145,12 @@ pub(super) fn dense_attention_over_stored_rows(on: &On) {
     for format in [CacheFormat::Bf16, CacheFormat::Fp8B64, CacheFormat::Fp4] {
         for (heads, kv_heads, d) in [(4, 2, 8), (6, 1, 64), (4, 4, 128)] {
             for mask in [Mask::None, Mask::TopK { k: 3 }] {
-                let mut c = Case::new(20, 4096);
-                dense(&mut c, (heads, kv_heads, d), format, mask, true);
-                check(
-                    on,
-                    &format!("dense {format:?} {heads}/{kv_heads} x {d}"),
-                    &c,
-                    0,
-                    &[20, 1, 1, 19],
-                    CLOSE,
-                );
+                for (bucket, steps) in [(20, &[20, 1, 1, 19][..]), (1, &[1; 9]), (7, &[7, 2, 7])] {
+                    let mut c = Case::new(bucket, 4096);
+                    dense(&mut c, (heads, kv_heads, d), format, mask, true);
+                    let what = format!("dense {format:?} {heads}/{kv_heads} x {d}, up to {bucket} tokens");
+                    check(on, &what, &c, 0, steps, CLOSE);
+                }
             }
         }
     }
@@ -260,6 +256,22 @@ pub(super) fn window_and_compressed_rows(on: &On) {
                 // Rows pooled here differ in the last bit from the CPU's: stored in 8 bits, that can be a whole step.
                 let limit = if format == CacheFormat::F32 { CLOSE } else { 2e-2 };
                 let steps: &[usize] = if d == 512 { &[18, 1] } else { &[40, 1, 1, 33] };
+                check(on, &what, &c, 0, steps, limit);
+            }
+        }
+    }
+    // One token and a few at a time.
+    for (heads, d, rope, format) in [
+        (8, 512, 64, CacheFormat::Fp8Model1),
+        (20, 64, 0, CacheFormat::Bf16),
+        (4, 256, 0, CacheFormat::F32),
+    ] {
+        for k in [Some(3), None] {
+            for (bucket, steps) in [(1, &[1; 14][..]), (5, &[5, 3, 5, 1])] {
+                let mut c = Case::new(bucket, 4096);
+                sparse(&mut c, (heads, d, rope), format, 4, k, Mask::None);
+                let limit = if format == CacheFormat::F32 { CLOSE } else { 2e-2 };
+                let what = format!("{format:?} {heads} x {d}, {k:?}, up to {bucket} tokens");
                 check(on, &what, &c, 0, steps, limit);
             }
         }

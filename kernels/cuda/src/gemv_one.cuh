@@ -1,0 +1,216 @@
+// Products for one token: x lies in registers, `split` warps share out the columns of a row and the teams of a block its
+// rows, so that nothing but the rows' sums passes through shared memory. A block has neighbouring rows and reads their
+// weights as one stream; the next rows are always on their way while one is multiplied, the first before the launch's
+// predecessor has ended.
+#pragma once
+
+#include "gemv.cuh"
+
+// Where the weights of a row lie.
+struct RowPlace {
+    const uint8_t *data, *scales;
+};
+
+// Row `unit` of the launch (of both matrices where `glu`), half `half` of it.
+__device__ __forceinline__ uint32_t segment_of(const GemvArgs& a, uint32_t unit, uint32_t* row) {
+    uint32_t s = 0;
+    while (s + 1 < a.n_segments && unit >= a.segments[s].rows) unit -= a.segments[s++].rows;
+    *row = unit;
+    return s;
+}
+
+__device__ __forceinline__ RowPlace row_place(const GemvArgs& a, uint32_t unit, uint32_t half, const DevExpert& one,
+                                              const DevExpert& other) {
+    uint32_t row = unit, s = half;
+    if (a.glu == 0) s = segment_of(a, unit, &row);
+    const uint8_t *base = a.segments[s].data, *scale = a.segments[s].scales;
+    if (a.experts != nullptr) {
+        base = s == 0 ? one.data : other.data;
+        scale = s == 0 ? one.scales : other.scales;
+    }
+    if (scale != nullptr) {
+        const uint32_t per_row = (a.w.cols + a.w.block_cols - 1) / a.w.block_cols;
+        const uint32_t size = a.w.scale_format == kScaleE8m0 ? 1 : a.w.scale_format == kScaleBf16 ? 2 : 4;
+        scale += (size_t)(row / a.w.block_rows) * per_row * size;
+    }
+    return {base + (size_t)row * a.w.row_bytes, scale};
+}
+
+// A lane's chunks of a row: every 32 * split-th from `c0` on.
+template <class F, uint32_t XI>
+struct RowLoad {
+    uint32_t raw[XI][F::WORDS];
+    uint32_t scale[XI];
+    bool scaled;
+
+    __device__ __forceinline__ void load(const GemvArgs& a, const RowPlace& p, uint32_t c0, uint32_t step, uint32_t chunks) {
+        scaled = F::SCALED && p.scales != nullptr;
+#pragma unroll
+        for (uint32_t i = 0; i < XI; i++) {
+            const uint32_t c = c0 + i * step;
+            if (c >= chunks) break;
+            F::load(p.data, c, raw[i]);
+            if (scaled) scale[i] = scale_bits(a.w.scale_format, p.scales, c * F::LEN / a.w.block_cols);
+        }
+    }
+};
+
+// Output of unit `unit`, from the sums of its row (of both rows where `glu`).
+__device__ __forceinline__ void store_unit(const GemvArgs& a, uint32_t unit, uint32_t token, uint32_t slot, float first,
+                                           float second, float bias, float residual) {
+    if (a.glu != 0) {
+        const WeightRef &b = a.segments[0].bias, &c = a.segments[1].bias;
+        if (b.data != nullptr) first += vector_at(b, unit);
+        if (c.data != nullptr) second += vector_at(c, unit);
+        float v = activate(a.activation, fminf(first, a.limit)) * fminf(fmaxf(second, -a.limit), a.limit);
+        if (a.slot_weights != nullptr) v *= a.slot_weights[(size_t)token * a.k + slot];
+        a.segments[0].out[(size_t)token * a.segments[0].out_stride + (size_t)slot * a.rows + unit] = v;
+        return;
+    }
+    uint32_t row;
+    const Segment& s = a.segments[segment_of(a, unit, &row)];
+    s.out[(size_t)token * s.out_stride + (size_t)slot * a.rows + row] = first + bias + residual;
+}
+
+// Bias and residual of unit `unit`, 0 where there are none (with `glu`, `store_unit` sees to it).
+__device__ __forceinline__ void unit_addends(const GemvArgs& a, uint32_t unit, uint32_t token, uint32_t slot, float* bias,
+                                             float* residual) {
+    *bias = *residual = 0.0f;
+    if (a.glu != 0) return;
+    uint32_t row;
+    const uint32_t s = segment_of(a, unit, &row);
+    if (a.segments[s].bias.data != nullptr) *bias = vector_at(a.segments[s].bias, row);
+    if (a.residual != nullptr && s == 0) {
+        *residual = a.residual[(size_t)token * a.segments[0].out_stride + (size_t)slot * a.rows + row];
+    }
+}
+
+// XI chunks of x per lane; columns beyond 32 * split * XI chunks take another pass over the rows.
+template <class F, uint32_t XI>
+__device__ __forceinline__ void gemv_one(const GemvArgs& a) {
+    DYNAMIC_SHARED(memory);
+    __shared__ float squares[8];
+    float* partial = (float*)memory;  // [rows of the block][split]
+    constexpr uint32_t PER = F::LEN / 4;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, split = a.split, teams = blockDim.x / 32 / split;
+    const uint32_t share = warp % split, team = warp / split, step = 32 * split, mine = share * 32 + lane;
+    const uint32_t chunks = a.w.cols / F::LEN, passes = (chunks + step * XI - 1) / (step * XI);
+
+    // Rows of this block: neighbours, of one group.
+    const uint32_t units = a.group_rows != 0 ? a.group_rows : a.rows, groups = a.rows / units;
+    const uint32_t blocks = gridDim.x / groups, group = blockIdx.x / blocks, b = blockIdx.x % blocks;
+    const uint32_t each = units / blocks, more = units % blocks;
+    const uint32_t begin = each * b + min(b, more), end = begin + each + (b < more ? 1 : 0);
+    const uint32_t per = a.glu != 0 ? 2 : 1, rows = (end - begin) * per, unit0 = group * units + begin;
+
+    DevExpert one = {}, other = {};
+    // The rows that are on their way: more of them where a row has little.
+    constexpr uint32_t WORDS = XI * F::WORDS, DEPTH = WORDS <= 4 ? 4 : WORDS <= 12 && XI * F::LEN <= 32 ? 2 : 1;
+    RowLoad<F, XI> ahead[DEPTH];
+    const auto ask = [&](RowLoad<F, XI>& to, uint32_t v, uint32_t pass) {
+        if (v >= rows) return;
+        to.load(a, row_place(a, unit0 + v / per, v % per, one, other), mine + pass * step * XI, step, chunks);
+    };
+    const auto ask_first = [&](uint32_t pass) {
+#pragma unroll
+        for (uint32_t d = 0; d < DEPTH; d++) ask(ahead[d], team + d * teams, pass);
+    };
+    if (a.experts == nullptr) ask_first(0);
+    await_predecessor();
+    uint32_t token = blockIdx.y, slot = 0;
+    if (a.experts != nullptr) {
+        slot = blockIdx.y % a.k;
+        token = blockIdx.y / a.k;
+        if (token >= step_rows(*a.step, a.tokens)) return;
+        const uint32_t e = (uint32_t)a.chosen[blockIdx.y];
+        one = a.experts[e];
+        if (a.partners != nullptr) other = a.partners[e];
+        ask_first(0);
+    } else if (token >= step_rows(*a.step, a.tokens)) {
+        return;
+    }
+    const float4* x = (const float4*)(a.x + (size_t)token * a.x_stride + (size_t)group * a.w.cols +
+                                      (a.per_slot != 0 ? (size_t)slot * a.w.cols : 0));
+    float bias = 0.0f, residual = 0.0f, square = 0.0f;
+    if (threadIdx.x < end - begin) unit_addends(a, unit0 + threadIdx.x, token, slot, &bias, &residual);
+
+    for (uint32_t pass = 0; pass < passes; pass++) {
+        float4 xs[XI][PER];
+#pragma unroll
+        for (uint32_t i = 0; i < XI; i++) {
+            const uint32_t c = mine + (pass * XI + i) * step;
+#pragma unroll
+            for (uint32_t p = 0; p < PER; p++) {
+                xs[i][p] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (c < chunks) xs[i][p] = x[c * PER + p];
+            }
+        }
+        if (a.normed != 0) {
+#pragma unroll
+            for (uint32_t i = 0; i < XI; i++) {
+                const uint32_t c = mine + (pass * XI + i) * step;
+#pragma unroll
+                for (uint32_t p = 0; p < PER; p++) {
+                    float4& v = xs[i][p];
+                    square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+                    if (a.norm.data == nullptr || c >= chunks) continue;
+                    const float4 w = vector_four(a.norm, 4 * (c * PER + p));
+                    v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+                }
+            }
+        }
+        if (pass > 0) ask_first(pass);
+        for (uint32_t v0 = team; v0 < rows; v0 += DEPTH * teams) {
+#pragma unroll
+            for (uint32_t d = 0; d < DEPTH; d++) {
+                const uint32_t v = v0 + d * teams;
+                if (v >= rows) break;
+                const RowLoad<F, XI> now = ahead[d];
+                ask(ahead[d], v + DEPTH * teams, pass);
+                float sum = 0.0f;
+#pragma unroll
+                for (uint32_t i = 0; i < XI; i++) {
+                    if (mine + (pass * XI + i) * step >= chunks) break;
+                    float4 part = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+                    for (uint32_t p = 0; p < PER; p++) {
+                        const float4 w = F::four(now.raw[i], p);
+                        part.x += w.x * xs[i][p].x;
+                        part.y += w.y * xs[i][p].y;
+                        part.z += w.z * xs[i][p].z;
+                        part.w += w.w * xs[i][p].w;
+                    }
+                    const float all = (part.x + part.y) + (part.z + part.w);
+                    sum += now.scaled ? all * scale_of_bits(a.w.scale_format, now.scale[i]) : all;
+                }
+                sum = warp_sum(sum);
+                if (lane == 0) partial[v * split + share] = pass == 0 ? sum : partial[v * split + share] + sum;
+            }
+        }
+    }
+    if (a.normed != 0 && team == 0) {
+        square = warp_sum(square);
+        if (lane == 0) squares[share] = square;
+    }
+    __syncthreads();
+    float factor = 1.0f;
+    if (a.normed != 0) {
+        float all = 0.0f;
+        for (uint32_t s = 0; s < split; s++) all += squares[s];
+        factor = rsqrtf(all / (float)a.w.cols + a.eps);
+    }
+    for (uint32_t u = threadIdx.x; u < end - begin; u += blockDim.x) {
+        float first = 0.0f, second = 0.0f;
+        for (uint32_t s = 0; s < split; s++) {
+            first += partial[u * per * split + s];
+            if (per == 2) second += partial[(u * 2 + 1) * split + s];
+        }
+        if (u != threadIdx.x) unit_addends(a, unit0 + u, token, slot, &bias, &residual);
+        store_unit(a, unit0 + u, token, slot, first * factor, second * factor, bias, residual);
+    }
+}
+
+// Kernels by chunks of x per lane. grid (blocks, a multiple of the groups; 1 or tokens * k), 256 threads, shared
+// 4 * split * rows of a block.
+#define GEMV_ONE(format, Chunk, chunks, blocks) \
+    EARLY_KERNEL(gemv_##format##_x##chunks, GemvArgs, 256, blocks) { gemv_one<Chunk, chunks>(a); }
