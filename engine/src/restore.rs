@@ -12,6 +12,7 @@ use crate::families::Family;
 use crate::memory;
 use crate::model::{Stored, WeightStore, make_variant};
 use crate::recipe::{Recipe, Registry, WeightStorage};
+use crate::watch::Watch;
 
 /// A weight to be stored otherwise.
 pub(crate) struct Restored {
@@ -63,13 +64,27 @@ impl Engine {
         restored_bytes(self.family.as_ref(), &self.weights, recipe, &self.registry)
     }
 
+    /// Bytes of weights that must be made before a recipe can be in force.
+    pub fn bytes_to_make(&self, recipe: &Recipe) -> u64 {
+        let made = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = self.wanted(recipe);
+        let missing = wanted.iter().filter(|r| !made.contains_key(&(r.own, r.storage)));
+        missing.map(|r| r.desc.bytes()).sum()
+    }
+
     /// What a recipe wants stored otherwise.
     pub(crate) fn wanted(&self, recipe: &Recipe) -> Vec<Restored> {
         wanted(self.family.as_ref(), &self.weights, recipe, &self.registry)
     }
 
     /// Weights in other storages, made once and shared by sessions. All of them, or none and the reason.
-    pub(crate) fn variants(&self, wanted: &[Restored], recipe: &Recipe) -> Result<Vec<Arc<Stored>>, EngineError> {
+    /// `watch` hears how many bytes of them are there.
+    pub(crate) fn variants(
+        &self,
+        wanted: &[Restored],
+        recipe: &Recipe,
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<Arc<Stored>>, EngineError> {
         let mut made = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
         let missing: Vec<&Restored> = wanted
             .iter()
@@ -92,11 +107,13 @@ impl Engine {
             memory::require(bytes, &what, hint)?;
             self.device_room(bytes, what, hint)?;
         }
+        let mut done = 0;
         for r in &missing {
+            watch.report(done, bytes)?;
             let stored = match &self.worker {
                 // Its bytes are needed there and not here.
                 Some(worker) => {
-                    worker.make(r.own, &r.desc)?;
+                    worker.make(r.own, &r.desc, watch.cancel)?;
                     Stored {
                         desc: r.desc.clone(),
                         data: Vec::new().into(),
@@ -105,10 +122,14 @@ impl Engine {
                 }
                 None => {
                     let view = self.weights.weight(r.own)?;
-                    make_variant(view, r.storage, r.desc.clone(), default_threads())?
+                    make_variant(view, r.storage, r.desc.clone(), default_threads(), watch.cancel.flag())?
                 }
             };
             made.insert((r.own, r.storage), Arc::new(stored));
+            done += r.desc.bytes();
+        }
+        if bytes > 0 {
+            watch.report(done, bytes)?;
         }
         Ok(wanted
             .iter()
@@ -151,4 +172,45 @@ fn words(recipe: &Recipe) -> (String, &'static str) {
         format!("weights stored as {}, beside the originals,", asked.join(" and ")),
         "choose own, or a smaller storage, for some of them",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Cancel, EngineError, SessionOptions, Watch, goldens};
+
+    #[test]
+    fn storing_weights_tells_how_far_it_is_and_can_be_stopped() {
+        let engine = goldens::engine("tiny-llama");
+        let mut session = engine.session(engine.recipe(), SessionOptions::default()).unwrap();
+        let mut recipe = engine.recipe();
+        recipe
+            .set("weights.ffn=fp8", engine.facts(), engine.registry())
+            .unwrap();
+        let total = engine.restored_bytes(&recipe);
+        assert!(total > 0 && engine.bytes_to_make(&recipe) == total);
+        // Stopped at the first weight: nothing has changed.
+        let cancel = Cancel::default();
+        let stop = cancel.clone();
+        let mut progress = |_, _| stop.cancel();
+        let mut watch = Watch {
+            cancel: &cancel,
+            progress: &mut progress,
+        };
+        let e = session.apply_watched(recipe.clone(), &mut watch).unwrap_err();
+        assert!(matches!(e, EngineError::Cancelled), "{e}");
+        assert!(*session.recipe() == engine.recipe() && engine.bytes_to_make(&recipe) == total);
+        let mut seen = Vec::new();
+        let mut progress = |done, all| seen.push((done, all));
+        let mut watch = Watch {
+            cancel: &Cancel::default(),
+            progress: &mut progress,
+        };
+        session.apply_watched(recipe.clone(), &mut watch).unwrap();
+        assert!(
+            seen.len() > 2 && seen[0] == (0, total) && *seen.last().unwrap() == (total, total),
+            "{seen:?}"
+        );
+        assert!(seen.is_sorted());
+        assert_eq!(engine.bytes_to_make(&recipe), 0);
+    }
 }

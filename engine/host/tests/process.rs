@@ -205,3 +205,35 @@ fn closing_a_model_ends_its_process() {
     drop(c);
     drop(room);
 }
+
+#[test]
+fn weights_are_stored_otherwise_there() {
+    let _turn = turn();
+    let edit = |slot: &str| Edit {
+        selector: slot.into(),
+        choice: ChoiceView {
+            variant: "fp8".into(),
+            options: Vec::new(),
+        },
+    };
+    let texts = [Mode::Off, Mode::On].map(|mode| {
+        let (_room, mut c) = room(mode);
+        assert_eq!(c.state().restored_bytes, 0);
+        c.ask(Request::EditRecipe(vec![edit("weights.ffn"), edit("weights.lm_head")]))
+            .unwrap();
+        c.until("their bytes", |c| {
+            c.told.state.as_ref().is_some_and(|s| s.restored_bytes > 0)
+        });
+        let job = |c: &Client| c.told.jobs.iter().find(|j| j.kind == JobKind::Store).cloned();
+        c.until("the job", |c| job(c).is_some_and(|j| c.job_over(j.id)));
+        let job = job(&c).unwrap();
+        assert_eq!(
+            (job.state, job.done, job.total),
+            (JobState::Done, job.total, c.state().restored_bytes)
+        );
+        // A process that is started anew has to store them once more.
+        engines().into_iter().for_each(kill);
+        tokens(&c.written(send("go", drawn(40))))
+    });
+    assert_eq!(texts[0], texts[1]);
+}

@@ -383,6 +383,8 @@ pub enum JobKind {
     Compare,
     /// Replaying the text after a swap.
     Replay,
+    /// Storing weights otherwise because a recipe wants it.
+    Store,
     /// Measuring many recipes.
     Sweep,
     /// Letting two recipes write.
@@ -467,6 +469,9 @@ pub struct StateView {
     /// the engine has none of its own.
     #[serde(default)]
     pub engine_ended: String,
+    /// Bytes of weights that the recipe in force stores otherwise, beside the loaded ones.
+    #[serde(default)]
+    pub restored_bytes: u64,
 }
 
 impl StateView {

@@ -23,6 +23,7 @@ use crate::families::CHUNK;
 use crate::lower::{Bucket, Look, LowerStats, Lowering};
 use crate::model::WeightStore;
 use crate::recipe::Recipe;
+use crate::watch::Watch;
 
 /// Set from outside to stop a long job: between two steps, and between two ops of a step.
 #[derive(Clone, Debug, Default)]
@@ -138,7 +139,10 @@ impl Session {
             rings,
             revivals: 0,
         };
-        session.place_variants()?;
+        session.place_variants(&mut Watch {
+            cancel: &Cancel::default(),
+            progress: &mut |_, _| {},
+        })?;
         Ok(session)
     }
 

@@ -2,9 +2,10 @@
 
 use kernels::ir::{CacheDesc, CacheId};
 
-use super::Session;
+use super::{Cancel, Session};
 use crate::error::EngineError;
 use crate::recipe::Recipe;
+use crate::watch::Watch;
 
 /// What a swap did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,12 +20,24 @@ impl Session {
     /// Puts another recipe in force from the next token on. The cache is kept: rows stored in another format are
     /// converted. Nothing changes if the recipe is refused.
     pub fn apply(&mut self, recipe: Recipe) -> Result<SwapReport, EngineError> {
+        self.apply_watched(
+            recipe,
+            &mut Watch {
+                cancel: &Cancel::default(),
+                progress: &mut |_, _| {},
+            },
+        )
+    }
+
+    /// As [`Session::apply`]. Weights that must be stored otherwise first take their time: `watch` hears of them in
+    /// bytes, and nothing has changed if it stops that.
+    pub fn apply_watched(&mut self, recipe: Recipe, watch: &mut Watch<'_>) -> Result<SwapReport, EngineError> {
         recipe.check(self.engine.facts(), self.engine.registry())?;
         let mut report = SwapReport::default();
         let caches = self.engine.family.caches(&recipe, self.engine.registry());
         let position = self.position();
         let old = std::mem::replace(&mut self.recipe, recipe);
-        if let Err(e) = self.place_variants() {
+        if let Err(e) = self.place_variants(watch) {
             self.recipe = old;
             return Err(e);
         }
@@ -76,10 +89,10 @@ impl Session {
     }
 
     /// Makes the weights the recipe wants stored otherwise.
-    pub(super) fn place_variants(&mut self) -> Result<(), EngineError> {
+    pub(super) fn place_variants(&mut self, watch: &mut Watch<'_>) -> Result<(), EngineError> {
         let mut wanted = self.engine.wanted(&self.recipe);
         wanted.retain(|r| self.weights.variant(r.own, r.storage).is_none());
-        let stored = self.engine.variants(&wanted, &self.recipe)?;
+        let stored = self.engine.variants(&wanted, &self.recipe, watch)?;
         for (r, stored) in wanted.iter().zip(stored) {
             self.weights.add_variant(r.own, r.storage, stored);
         }

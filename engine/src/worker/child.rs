@@ -36,7 +36,8 @@ impl Stopper {
     fn begin(&self, number: u64) {
         let mut n = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         n.running = number;
-        self.flag.store(n.stopped == number, Ordering::Relaxed);
+        // Number 0 is what nobody can stop.
+        self.flag.store(number > 0 && n.stopped == number, Ordering::Relaxed);
     }
 
     /// Listens to the control stream until it ends.
@@ -220,7 +221,8 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
                 }
                 return Ok(None);
             }
-            Call::Make { own, desc } => {
+            Call::Make { number, own, desc } => {
+                self.stopper.begin(number);
                 self.make(WeightId(own), &desc)?;
                 Answer::Done(None)
             }
@@ -301,6 +303,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
                 .weights
                 .get(id as usize)
                 .ok_or_else(|| unknown("weight of this number"))?;
+            self.stopper.begin(0);
             let storage = self.make(WeightId(own), desc)?;
             let stored = self.made.get(&(WeightId(own), storage)).cloned();
             let stored = stored.ok_or_else(|| unknown("such weight"))?;
@@ -324,10 +327,13 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
         let storage = storage.ok_or_else(|| unknown("such storage"))?;
         if let std::collections::hash_map::Entry::Vacant(slot) = self.made.entry((own, storage)) {
             let view = kernels::ir::WeightSource::weight(&model.weights, own)?;
-            let stored = make_variant(view, storage, desc.clone(), model.threads);
-            let stored = stored.map_err(|e| ExecError::Mismatch {
-                what: "weights",
-                detail: e.to_string(),
+            let stored = make_variant(view, storage, desc.clone(), model.threads, &self.stopper.flag);
+            let stored = stored.map_err(|e| match e {
+                EngineError::Cancelled => ExecError::Cancelled,
+                e => ExecError::Mismatch {
+                    what: "weights",
+                    detail: e.to_string(),
+                },
             })?;
             slot.insert(Arc::new(stored));
         }

@@ -63,7 +63,12 @@ pub(super) enum Call {
         made: Vec<(u32, u32)>,
     },
     /// Stores a loaded weight otherwise. -> Done; Progress before it.
-    Make { own: u32, desc: WeightDesc },
+    Make {
+        /// Numbered with the runs: a cancellation names it.
+        number: u64,
+        own: u32,
+        desc: WeightDesc,
+    },
     /// Forgets weights made from others that are not named: (made from, what they are). -> Done
     Keep(Vec<(u32, WeightDesc)>),
     /// -> Ran

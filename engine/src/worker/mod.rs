@@ -27,6 +27,7 @@ use kernels::ir::{Backend, ExecError, WeightDesc, WeightId};
 use crate::device;
 use crate::engine::EngineOptions;
 use crate::error::EngineError;
+use crate::session::Cancel;
 
 /// The argument that makes a program the engine's process.
 pub const COMMAND: &str = "engine-worker";
@@ -251,8 +252,11 @@ impl Worker {
         self.0.allow();
     }
 
-    pub(crate) fn make(&self, own: WeightId, desc: &WeightDesc) -> Result<(), ExecError> {
-        self.0.make(own, desc)
+    pub(crate) fn make(&self, own: WeightId, desc: &WeightDesc, cancel: &Cancel) -> Result<(), EngineError> {
+        self.0.make(own, desc, cancel.flag()).map_err(|e| match e {
+            ExecError::Cancelled => EngineError::Cancelled,
+            e => e.into(),
+        })
     }
 
     pub(crate) fn keep(&self, kept: Vec<(u32, WeightDesc)>) {
@@ -270,7 +274,7 @@ impl Worker {
     /// There is none on this system.
     pub fn allow_restart(&self) {}
 
-    pub(crate) fn make(&self, _: WeightId, _: &WeightDesc) -> Result<(), ExecError> {
+    pub(crate) fn make(&self, _: WeightId, _: &WeightDesc, _: &Cancel) -> Result<(), EngineError> {
         Ok(())
     }
 

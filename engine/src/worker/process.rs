@@ -39,6 +39,17 @@ struct Reason {
     failed: Option<String>,
 }
 
+/// Why a process does not run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// It could not be made.
+    #[error(transparent)]
+    Failed(#[from] io::Error),
+    /// It ended at once; how.
+    #[error("it ended at once: {0}")]
+    Ended(String),
+}
+
 /// A running process.
 pub(super) struct Process {
     child: Arc<Mutex<Child>>,
@@ -59,7 +70,7 @@ impl Process {
     ///
     /// # Errors
     /// It cannot be started, or is of another build.
-    pub fn start(program: &std::path::Path, what: &'static str, notify: Notify) -> io::Result<Self> {
+    pub fn start(program: &std::path::Path, what: &'static str, notify: Notify) -> Result<Self, StartError> {
         let (here, there) = UnixStream::pair()?;
         let (control, controlled) = UnixStream::pair()?;
         let mut child = Command::new(program)
@@ -93,9 +104,10 @@ impl Process {
             end,
             reason,
         };
-        match process.wait(&mut || false)? {
-            Answer::Hello { version: VERSION } => Ok(process),
-            _ => Err(io::Error::other("it is of another build than this program")),
+        match process.wait(&mut || false) {
+            Ok(Answer::Hello { version: VERSION }) => Ok(process),
+            Ok(_) => Err(io::Error::other("it is of another build than this program").into()),
+            Err(_) => Err(StartError::Ended(process.ended())),
         }
     }
 

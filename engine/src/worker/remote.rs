@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use kernels::ir::{
 use serde_bytes::ByteBuf;
 
 use super::frames::{self, Answer, Call, Open, RunCall};
-use super::process::Process;
+use super::process::{Process, StartError};
 use super::{Notify, known_name};
 
 /// Ends without a token in between that are too many within [`LOOP_TIME`].
@@ -156,37 +156,62 @@ impl Remote {
         inner.process.as_mut().ok_or_else(|| self.lost("it is gone"))
     }
 
+    /// Starts a process again, and again where it ends before the model is open, as long as that is allowed.
     fn restart(&self, inner: &mut Inner) -> Result<(), ExecError> {
         let shared = &*self.0;
-        let now = Instant::now();
-        inner.ends.retain(|t| now.duration_since(*t) < LOOP_TIME);
-        if inner.ends.len() >= LOOP {
-            return Err(ExecError::Device(format!(
-                "{} ended {} times within a minute without writing a token, the last time: {}. It is not started again by \
-                 itself; accepted: another recipe, a smaller context, or --device cpu",
-                shared.what,
-                inner.ends.len(),
-                inner.ended
-            )));
-        }
-        if inner.restarted >= shared.setup.restarts {
-            return Err(ExecError::Device(format!(
-                "{} ended again before it wrote a token: {}. The text is safe; it can be started once more (Restart engine)",
-                shared.what, inner.ended
-            )));
-        }
-        inner.restarted += 1;
         let failed = |e: String| ExecError::Device(format!("{} cannot be started again: {e}", shared.what));
-        let mut process = Process::start(&shared.setup.program, shared.what, shared.setup.notify.clone())
-            .map_err(|e| failed(e.to_string()))?;
-        opened(&mut process, &shared.open, &checkpoint::Silent).map_err(failed)?;
-        inner.process = Some(process);
+        loop {
+            self.may_restart(inner)?;
+            inner.restarted += 1;
+            let started = Process::start(&shared.setup.program, shared.what, shared.setup.notify.clone());
+            let mut process = match started {
+                Ok(process) => process,
+                Err(StartError::Failed(e)) => return Err(failed(e.to_string())),
+                Err(StartError::Ended(words)) => {
+                    inner.ended = words;
+                    inner.ends.push(Instant::now());
+                    continue;
+                }
+            };
+            let opened = opened(&mut process, &shared.open, &checkpoint::Silent);
+            inner.process = Some(process);
+            match opened {
+                Ok(_) => break,
+                Err(why) => {
+                    self.bury(inner);
+                    if inner.process.take().is_some() {
+                        return Err(failed(why));
+                    }
+                }
+            }
+        }
         inner.generation += 1;
         let said = format!(
             "{} was started again with the same recipe; the text is read anew.",
             shared.what
         );
         (shared.setup.notify)(&said, true);
+        Ok(())
+    }
+
+    /// Refuses to start a process that ended too often.
+    fn may_restart(&self, inner: &mut Inner) -> Result<(), ExecError> {
+        let (what, now) = (self.0.what, Instant::now());
+        inner.ends.retain(|t| now.duration_since(*t) < LOOP_TIME);
+        if inner.ends.len() >= LOOP {
+            return Err(ExecError::Device(format!(
+                "{what} ended {} times within a minute without writing a token, the last time: {}. It is not started again by \
+                 itself; accepted: another recipe, a smaller context, or --device cpu",
+                inner.ends.len(),
+                inner.ended
+            )));
+        }
+        if inner.restarted >= self.0.setup.restarts {
+            return Err(ExecError::Device(format!(
+                "{what} ended again before it wrote a token: {}. The text is safe; it can be started once more (Restart engine)",
+                inner.ended
+            )));
+        }
         Ok(())
     }
 
@@ -235,14 +260,22 @@ impl Remote {
     }
 
     /// Stores a loaded weight otherwise, there.
-    pub fn make(&self, own: WeightId, desc: &WeightDesc) -> Result<(), ExecError> {
+    pub fn make(&self, own: WeightId, desc: &WeightDesc, stop: &AtomicBool) -> Result<(), ExecError> {
         let mut inner = self.inner();
         self.alive(&mut inner)?;
+        inner.runs += 1;
+        let number = inner.runs;
+        let mut look = |process: &Process| {
+            if stop.load(Ordering::Relaxed) {
+                process.stop(number);
+            }
+        };
         let call = Call::Make {
+            number,
             own: own.0,
             desc: desc.clone(),
         };
-        match self.ask(&mut inner, &call)? {
+        match self.ask_patiently(&mut inner, &call, &mut |_, _| {}, &mut look)? {
             Answer::Done(_) => Ok(()),
             _ => Err(astray()),
         }

@@ -329,6 +329,19 @@ pub(super) fn strips(app: &mut App, ui: &mut Ui) {
             app.invoke(Command::RestartEngine)
         });
     }
+    let storing = app
+        .store
+        .jobs
+        .running()
+        .find(|j| j.kind == protocol::JobKind::Store)
+        .cloned();
+    if let Some(job) = storing {
+        let (done, total) = (fmt::bytes(job.done).plain(), fmt::bytes(job.total).plain());
+        let text = format!("Storing weights for the recipe: {done} of {total}. It is in force then.");
+        strip(ui, "store", icons::ARROWS_CLOCKWISE, p.accent, &text, "Cancel", || {
+            app.store.send(Request::CancelJob(job.id))
+        });
+    }
     let recorded = app.store.host.as_ref().map_or(String::new(), |h| h.recorded.clone());
     if !recorded.is_empty() {
         let text = format!("{recorded} Nothing is computed.");

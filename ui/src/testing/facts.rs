@@ -499,5 +499,6 @@ pub(super) fn state(model: ModelState) -> StateView {
         memory: 412_000_000,
         op_timing: false,
         engine_ended: String::new(),
+        restored_bytes: 0,
     }
 }

@@ -70,6 +70,8 @@ pub(crate) struct Inner {
     pub device: DeviceView,
     pub memory: u64,
     pub op_timing: bool,
+    /// Bytes of weights that the recipe in force stores otherwise.
+    pub restored: u64,
     /// Why the engine's process does not run.
     pub engine_ended: String,
     pub doc_revision: u64,
@@ -122,6 +124,7 @@ impl Inner {
             device,
             memory: 0,
             op_timing: false,
+            restored: 0,
             engine_ended: String::new(),
             doc_revision: 1,
             revision: 1,
@@ -260,6 +263,7 @@ impl Inner {
             memory: self.memory,
             op_timing: self.op_timing,
             engine_ended: self.engine_ended.clone(),
+            restored_bytes: self.restored,
         }
     }
 }

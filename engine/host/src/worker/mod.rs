@@ -301,6 +301,7 @@ impl Worker {
             inner.prefill = None;
             inner.op_timing = false;
             inner.engine_ended.clear();
+            inner.restored = 0;
             inner.device.free_bytes = engine::memory::available().unwrap_or(0);
             inner.changed();
         });

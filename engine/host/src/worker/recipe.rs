@@ -4,12 +4,50 @@ use std::sync::Arc;
 
 use engine::families::CHUNK;
 use engine::recipe::RecipeError;
-use engine::{Cancel, EngineError, Recipe};
+use engine::{Cancel, EngineError, Recipe, SwapReport, Watch};
 use kernels::ir::StepOutput;
-use protocol::{Edit, ErrorInfo, Event, JobId, JobState, KvBaselines, RecipeView, StepRecord};
+use protocol::{Edit, ErrorInfo, Event, JobId, JobKind, JobState, KvBaselines, RecipeView, StepRecord};
 
 use super::{Loaded, RecipeChange, Worker};
 use crate::errors::{cancelled, of_engine};
+use crate::hub::Hub;
+
+/// Puts a recipe in force. Where weights must be stored otherwise first, that is a job: it says how far it is and can be
+/// cancelled, and then nothing has changed.
+fn stored(
+    hub: &Hub,
+    bytes: u64,
+    apply: impl FnOnce(&mut Watch<'_>) -> Result<SwapReport, EngineError>,
+) -> Result<SwapReport, ErrorInfo> {
+    if bytes == 0 {
+        let (cancel, progress) = (&Cancel::default(), &mut |_, _| {});
+        return apply(&mut Watch { cancel, progress }).map_err(|e| of_engine(&e));
+    }
+    let (job, cancel) = hub.with(|inner| {
+        let job = inner
+            .jobs
+            .add(JobKind::Store, "storing weights for the recipe", "bytes");
+        inner
+            .jobs
+            .change(job.0, |j| (j.state, j.total) = (JobState::Running, bytes));
+        job
+    });
+    let mut progress = |done, total| hub.with(|inner| inner.jobs.change(job, |j| (j.done, j.total) = (done, total)));
+    let result = apply(&mut Watch {
+        cancel: &cancel,
+        progress: &mut progress,
+    });
+    let result = result.map_err(|e| of_engine(&e));
+    hub.with(|inner| {
+        inner.jobs.change(job, |j| {
+            j.state = match &result {
+                Ok(_) => JobState::Done,
+                Err(e) => JobState::Failed(e.clone()),
+            };
+        });
+    });
+    result
+}
 
 fn wrong(e: RecipeError) -> ErrorInfo {
     of_engine(&EngineError::from(e))
@@ -51,15 +89,20 @@ impl Worker {
             return Ok(loaded.recipe_view());
         }
         let position = loaded.session.position();
-        let report = loaded.session.apply(recipe).map_err(|e| of_engine(&e))?;
+        let making = loaded.engine.bytes_to_make(&recipe);
+        let hub = self.hub.clone();
+        let loaded = self.loaded_mut()?;
+        let report = stored(&hub, making, |watch| loaded.session.apply_watched(recipe, watch))?;
         if report.converted > 0 && position > 0 {
             loaded.converted.push(position);
         }
         let view = loaded.recipe_view();
         loaded.hash = view.hash.clone();
         let (hash, shared) = (view.hash.clone(), Arc::new(view.clone()));
+        let restored = loaded.engine.restored_bytes(loaded.session.recipe());
         self.hub.with(|inner| {
             inner.recipe = Some(shared);
+            inner.restored = restored;
             inner.events.push(Event::Swapped {
                 position,
                 converted: report.converted as u32,

@@ -262,6 +262,7 @@ pub fn state(model: ModelState) -> StateView {
         memory: 1 << 30,
         op_timing: true,
         engine_ended: "ended".into(),
+        restored_bytes: 5,
     }
 }
 

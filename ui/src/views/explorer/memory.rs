@@ -11,7 +11,8 @@ use crate::views::Context;
 use crate::widgets::controls;
 use crate::widgets::plots::{Csv, Explain, dot, figure_menu, label_word};
 
-const ABOUT: &str = "Weights: bytes of the checkpoint's tensors as stored. KV cache: bytes allocated per component, \
+const ABOUT: &str = "Weights: bytes of the checkpoint's tensors as stored; stored otherwise: those that the recipe in force \
+keeps in another format beside them. KV cache: bytes allocated per component, \
 counted by the engine at the last step; before the first step computed from record sizes for the session's context. \
 Workspace: buffers of the largest step, computed from shapes. Free: what the operating system or driver says can \
 still be used.";
@@ -51,6 +52,15 @@ impl Use {
             label: Label::Measured,
             color: p.accent,
         }];
+        let restored = store.state.as_ref().map_or(0, |s| s.restored_bytes);
+        if restored > 0 {
+            lines.push(Line {
+                name: "weights stored otherwise",
+                bytes: restored,
+                label: Label::Measured,
+                color: theme::mix(p.accent, p.panel, 0.4),
+            });
+        }
         for ((name, bytes), color) in kv.parts().into_iter().zip(p.kv) {
             if bytes > 0 {
                 lines.push(Line {
