@@ -469,6 +469,9 @@ pub struct Record {
     /// Positions of the comparison.
     #[arg(long, value_name = "N", default_value_t = engine::compare::DEFAULT_POSITIONS)]
     pub positions: u64,
+    /// Leave out what only the views that look inside ask for: a much smaller file.
+    #[arg(long)]
+    pub brief: bool,
     /// Also write the report of the comparison here, as a ZIP.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,

@@ -347,7 +347,9 @@ fn flow(c: &mut Client, args: &Record) -> Result<CompareResult> {
     story(c, args, &sets)?;
     say("looking inside");
     c.model_views()?;
-    c.inside()?;
+    if !args.brief {
+        c.inside()?;
+    }
     say("comparing");
     let on = |text| {
         Request::Compare(CompareSpec {

@@ -14,6 +14,8 @@ mod frames;
 mod process;
 #[cfg(unix)]
 mod remote;
+#[cfg(unix)]
+mod state;
 #[cfg(all(test, unix))]
 mod tests;
 

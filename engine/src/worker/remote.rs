@@ -1,7 +1,5 @@
 //! This end: a backend whose work is done by the process.
 
-use std::any::Any;
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,13 +7,12 @@ use std::time::{Duration, Instant};
 
 use checkpoint::Progress;
 use kernels::ir::{
-    Backend, CacheDesc, CacheId, ExecError, KvBytes, Op, Plan, Snapshot, State, StepOutput, StepRequest, WeightDesc,
-    WeightId, WeightSource,
+    Backend, CacheDesc, ExecError, Plan, State, StepOutput, StepRequest, WeightDesc, WeightId, WeightSource,
 };
-use serde_bytes::ByteBuf;
 
-use super::frames::{self, Answer, Call, Open, RunCall};
+use super::frames::{Answer, Call, Open, RunCall};
 use super::process::{Process, StartError};
+use super::state::RemoteState;
 use super::{Notify, known_name};
 
 /// Ends without a token in between that are too many within [`LOOP_TIME`].
@@ -30,12 +27,12 @@ pub(crate) struct Setup {
     pub restarts: usize,
 }
 
-struct Inner {
-    process: Option<Process>,
+pub(super) struct Inner {
+    pub process: Option<Process>,
     /// How the last one ended.
-    ended: String,
+    pub ended: String,
     /// Rises with every process: states of another one are gone.
-    generation: u64,
+    pub generation: u64,
     /// When processes ended since the last token.
     ends: Vec<Instant>,
     /// Restarts since the last token that nobody asked for.
@@ -68,7 +65,7 @@ fn what(device: &str) -> &'static str {
     }
 }
 
-fn astray() -> ExecError {
+pub(super) fn astray() -> ExecError {
     ExecError::Mismatch {
         what: "the engine's process",
         detail: "an answer to another question came".into(),
@@ -114,7 +111,7 @@ impl Remote {
         Ok((Self(Arc::new(shared)), warning))
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,12 +129,12 @@ impl Remote {
         inner.ends.retain(|t| now.duration_since(*t) < LOOP_TIME);
     }
 
-    fn lost(&self, why: &str) -> ExecError {
+    pub(super) fn lost(&self, why: &str) -> ExecError {
         ExecError::Lost(format!("{} ended: {why}", self.0.what))
     }
 
     /// Notes that the process is gone, if it is.
-    fn bury(&self, inner: &mut Inner) {
+    pub(super) fn bury(&self, inner: &mut Inner) {
         if inner.process.as_ref().is_some_and(Process::is_over)
             && let Some(process) = inner.process.take()
         {
@@ -216,7 +213,7 @@ impl Remote {
     }
 
     /// Asks the process that runs and waits for the answer.
-    fn ask(&self, inner: &mut Inner, call: &Call) -> Result<Answer, ExecError> {
+    pub(super) fn ask(&self, inner: &mut Inner, call: &Call) -> Result<Answer, ExecError> {
         self.ask_patiently(inner, call, &mut |_, _| {}, &mut |_| {})
     }
 
@@ -317,181 +314,6 @@ fn opened(
     }
 }
 
-/// What tells plans of one state apart: what the hash covers, the bucket, and the probes, which it does not cover.
-type PlanKey = (u64, usize, usize, usize, bool, usize, Vec<String>);
-
-fn key(plan: &Plan) -> PlanKey {
-    let probes = plan.ops.iter().filter_map(|o| match &o.op {
-        Op::Probe { name, .. } => Some(name.clone()),
-        _ => None,
-    });
-    (
-        plan.hash,
-        plan.ops.len(),
-        plan.token_bucket,
-        plan.context_bucket,
-        plan.all_logits,
-        plan.weights.len(),
-        probes.collect(),
-    )
-}
-
-/// A session's cache in the process.
-struct RemoteState {
-    remote: Remote,
-    number: u64,
-    generation: u64,
-    caches: Vec<CacheDesc>,
-    allocated: Vec<KvBytes>,
-    /// Tokens of the last step's history that the process holds.
-    history: Vec<u32>,
-    plans: HashMap<PlanKey, u64>,
-    sent: u64,
-}
-
-impl RemoteState {
-    fn ask(&self, call: &Call) -> Result<Answer, ExecError> {
-        let mut inner = self.remote.inner();
-        self.remote.bury(&mut inner);
-        if inner.process.is_none() || inner.generation != self.generation {
-            return Err(self.remote.lost(&inner.ended));
-        }
-        self.remote.ask(&mut inner, call)
-    }
-
-    fn done(&mut self, call: &Call) -> Result<(), ExecError> {
-        match self.ask(call)? {
-            Answer::Done(allocated) => {
-                if let Some(a) = allocated {
-                    self.allocated = a;
-                }
-                Ok(())
-            }
-            _ => Err(astray()),
-        }
-    }
-
-    /// Number of a plan, sent if it was not.
-    fn plan(&mut self, inner: &mut Inner, plan: &Plan, weights: &dyn WeightSource) -> Result<u64, ExecError> {
-        let key = key(plan);
-        if let Some(&number) = self.plans.get(&key) {
-            return Ok(number);
-        }
-        let cbor = frames::plan_to_cbor(plan)?;
-        let ids = (0..plan.weights.len() as u32).map(WeightId);
-        let made = ids.filter_map(|id| Some((id.0, weights.made_from(id)?.0))).collect();
-        self.sent += 1;
-        let call = Call::Plan {
-            state: self.number,
-            number: self.sent,
-            cbor: ByteBuf::from(cbor),
-            made,
-        };
-        if let Some(process) = &mut inner.process {
-            // One that is gone is noticed by the step.
-            let _ = process.send(&call);
-        }
-        self.plans.insert(key, self.sent);
-        Ok(self.sent)
-    }
-}
-
-impl Drop for RemoteState {
-    fn drop(&mut self) {
-        let mut inner = self.remote.inner();
-        if inner.generation == self.generation
-            && let Some(process) = &mut inner.process
-        {
-            // One that is gone holds nothing.
-            let _ = process.send(&Call::DropState(self.number));
-        }
-    }
-}
-
-impl State for RemoteState {
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-
-    fn caches(&self) -> &[CacheDesc] {
-        &self.caches
-    }
-
-    fn reserve(&mut self, _context: u64) -> Result<(), ExecError> {
-        // Every step makes its own room there: one question less per token.
-        Ok(())
-    }
-
-    fn snapshot(&self, position: u64) -> Snapshot {
-        let call = Call::Snapshot {
-            state: self.number,
-            position,
-        };
-        let parts = match self.ask(&call) {
-            Ok(Answer::Snapshot(parts)) => parts.into_iter().map(ByteBuf::into_vec).collect(),
-            // The state is gone with its process: the session notices before it restores anything.
-            _ => Vec::new(),
-        };
-        Snapshot { position, parts }
-    }
-
-    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {
-        self.history.clear();
-        self.done(&Call::Restore {
-            state: self.number,
-            position: snapshot.position,
-            parts: snapshot.parts.iter().map(|p| ByteBuf::from(p.clone())).collect(),
-        })
-    }
-
-    fn reformat(&mut self, cache: CacheId, desc: CacheDesc, position: u64) -> Result<(), ExecError> {
-        self.plans.clear();
-        self.done(&Call::Reformat {
-            state: self.number,
-            cache: cache.0,
-            desc: desc.clone(),
-            position,
-        })?;
-        if let Some(c) = self.caches.get_mut(cache.index()) {
-            *c = desc;
-        }
-        Ok(())
-    }
-
-    fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError> {
-        let call = Call::ReadRows {
-            state: self.number,
-            cache: cache.0,
-            first: first as u64,
-            count: count as u64,
-        };
-        match self.ask(&call)? {
-            Answer::Rows(rows) => Ok(rows),
-            _ => Err(astray()),
-        }
-    }
-
-    fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)> {
-        let layers = self.caches.iter().map(|d| d.layer as usize + 1).max().unwrap_or(0);
-        let mut out = vec![(KvBytes::default(), KvBytes::default()); layers];
-        for d in &self.caches {
-            if let Some(slot) = out.get_mut(d.layer as usize) {
-                slot.0.add(&d.kv_bytes(d.used_rows(context)));
-            }
-        }
-        for (slot, allocated) in out.iter_mut().zip(&self.allocated) {
-            slot.1 = *allocated;
-        }
-        out
-    }
-
-    fn is_lost(&self) -> bool {
-        let mut inner = self.remote.inner();
-        self.remote.bury(&mut inner);
-        inner.process.is_none() || inner.generation != self.generation
-    }
-}
-
 impl Backend for Remote {
     fn name(&self) -> &'static str {
         self.0.name
@@ -514,16 +336,9 @@ impl Backend for Remote {
         let Answer::Done(allocated) = self.ask(&mut inner, &call)? else {
             return Err(astray());
         };
-        Ok(Box::new(RemoteState {
-            remote: self.clone(),
-            number,
-            generation: inner.generation,
-            caches: caches.to_vec(),
-            allocated: allocated.unwrap_or_default(),
-            history: Vec::new(),
-            plans: HashMap::new(),
-            sent: 0,
-        }))
+        let allocated = allocated.unwrap_or_default();
+        let state = RemoteState::new(self.clone(), (number, inner.generation), caches, allocated);
+        Ok(Box::new(state))
     }
 
     fn run(
