@@ -22,7 +22,8 @@ fn touched(op: &Op) -> (Vec<Place>, Vec<Place>) {
         | Op::Rope { x, .. }
         | Op::Hadamard { x, .. }
         | Op::RoundTrip { x, .. }
-        | Op::Activate { x, .. } => in_place(*x),
+        | Op::Activate { x, .. }
+        | Op::ZeroHeads { x, .. } => in_place(*x),
         Op::Norm { x, out, .. }
         | Op::MatMul { x, out, .. }
         | Op::GroupedMatMul { x, out, .. }

@@ -10,7 +10,7 @@ use super::memory::{Mem, Parts};
 use super::ops::{Group, groups, scratch_bytes};
 use super::schedule::{STREAMS, Schedule, schedule, streams};
 use super::weights::Weights;
-use crate::ir::{BufId, ElemType, ExecError, Op, Plan, WeightSource};
+use crate::ir::{BufId, ElemType, ExecError, Mask, Op, Plan, WeightSource};
 
 /// What tells plans apart.
 pub(super) type PlanKey = (u64, usize, usize, usize, bool);
@@ -60,6 +60,11 @@ impl Arena {
             let bytes = match &base.op {
                 Op::CacheWrite { src, .. } => bucket_rows(plan, *src) * size_of::<DevRowStats>(),
                 Op::Route { out_experts, .. } => plan.buffer_len(*out_experts) * 4,
+                Op::Attend {
+                    heads,
+                    mask: Mask::BlockSkip { .. },
+                    ..
+                } => plan.token_bucket * heads * 4,
                 _ => continue,
             };
             *slot = Some(output_bytes);

@@ -50,7 +50,19 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
                     }
                 }
             }
-            (Op::Attend { sources, mask, .. }, _) => attention(plan, step, sources, *mask, stats),
+            (
+                Op::Attend {
+                    sources, mask, heads, ..
+                },
+                at,
+            ) => {
+                attention(plan, step, sources, *mask, stats);
+                if let Some(at) = at {
+                    let counts = block[*at..].chunks_exact(4).take(step.tokens as usize * heads);
+                    let kept = counts.map(|b| u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+                    stats.keys_kept += kept.sum::<u64>() / *heads as u64;
+                }
+            }
             (Op::IndexScore { rate, skip, .. }, _) => {
                 let visible = (0..step.tokens as usize).map(|t| step.rows_visible(*rate, t));
                 stats.index_scored += visible.filter(|v| v > skip).map(|v| v as u64).sum::<u64>();
@@ -84,6 +96,8 @@ fn attention(plan: &Plan, step: &StepParams, sources: &[KeySource], mask: Mask, 
         stats.keys_scored += scored as u64;
         stats.keys_kept += match mask {
             Mask::TopK { k } => scored.min(k) as u64,
+            // Counted on the device.
+            Mask::BlockSkip { .. } => 0,
             _ => scored as u64,
         };
     }

@@ -160,6 +160,7 @@ pub(super) fn weights_of(op: &Op) -> Vec<WeightId> {
         | Op::Add { .. }
         | Op::Glu { .. }
         | Op::Activate { .. }
+        | Op::ZeroHeads { .. }
         | Op::ExpertSum { .. }
         | Op::HcCollapse { .. }
         | Op::HcExpand { .. }

@@ -179,6 +179,7 @@ impl BaseOp {
                 c.flops = 6 * e.elems(*x);
                 c.activations = 2 * e.act(&[*x]);
             }
+            Op::ZeroHeads { x, head_dim, heads } => c.activations = 4 * e.rows(*x) * (heads.len() * head_dim) as u64,
             Op::TakeOutput { x: _, out } | Op::Slice { x: _, out, .. } => c.activations = 2 * e.act(&[*out]),
             Op::Probe { .. } => {}
             Op::Sample { logits } => {

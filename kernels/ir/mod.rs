@@ -17,7 +17,7 @@ pub use format::{Format, Layout, ScaleFormat, ScaleSpec};
 pub use fuse::{ExecKind, ExecStep, fuse};
 pub use op::{
     Activation, BaseOp, Block, BufId, CacheId, KeyRows, KeySource, Mask, NormKind, Op, OpId, Positions, RopeId,
-    RopeStyle, RopeTable, Scoring, WeightId,
+    RopeStyle, RopeTable, SKIP_BLOCK, Scoring, WeightId,
 };
 pub use plan::{BufferDesc, CacheDesc, CacheFormat, CacheRows, Component, Dim, ElemType, Phase, Plan, WeightDesc};
 pub use sampler::*;

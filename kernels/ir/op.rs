@@ -167,7 +167,17 @@ pub enum Mask {
         /// Keys kept.
         k: usize,
     },
+    /// Per head, leaves out every block of the query's list of keys (all sources, in order) whose share of the
+    /// softmax, the sink included, is at most `threshold`. A block is [`SKIP_BLOCK`] neighbouring keys of the list, the
+    /// last one what is left; the heaviest (the earlier of equals) stays in any case. The softmax is over what stays.
+    BlockSkip {
+        /// Share of the softmax.
+        threshold: f32,
+    },
 }
+
+/// Keys per block of [`Mask::BlockSkip`].
+pub const SKIP_BLOCK: usize = 32;
 
 /// Router scoring functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -290,6 +300,8 @@ pub enum Op {
         sinks: Option<WeightId>,
         mask: Mask,
     },
+    /// x[t] = 0 in place in the named heads of `head_dim` values each (numbers ascending, each once).
+    ZeroHeads { x: BufId, head_dim: usize, heads: Vec<u32> },
     /// out[t] = the `out width` values of x's row from `offset` on.
     Slice { x: BufId, offset: usize, out: BufId },
     /// out = x + y. out may be x.

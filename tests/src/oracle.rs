@@ -394,6 +394,17 @@ impl Run<'_> {
                     self.set_row(*out, i, &y);
                 }
             }
+            Op::ZeroHeads { x, head_dim, heads } => {
+                for t in 0..self.rows(*x) {
+                    let mut row = self.row(*x, t).to_vec();
+                    for (c, v) in row.iter_mut().enumerate() {
+                        if heads.contains(&((c / head_dim) as u32)) {
+                            *v = 0.0;
+                        }
+                    }
+                    self.set_row(*x, t, &row);
+                }
+            }
             Op::Activate { x, activation } => {
                 for i in 0..self.rows(*x) {
                     let y: Vec<f64> = self.row(*x, i).iter().map(|&v| act(*activation, v)).collect();

@@ -1,7 +1,7 @@
 //! Plans that together hold every op there is, for holding one backend to another.
 
 /// Model, edits of its recipe, largest relative difference of a row.
-pub const PLANS: [(&str, &[&str], f64); 24] = [
+pub const PLANS: [(&str, &[&str], f64); 28] = [
     ("tiny-llama", &[], 2e-5),
     (
         "tiny-llama",
@@ -91,6 +91,44 @@ pub const PLANS: [(&str, &[&str], f64); 24] = [
             "layers.3.ffn=experts:k=5",
             "layers.4.ffn=experts:k=8",
             "layers.5.ffn=experts:k=1",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
+    (
+        "tiny-llama",
+        &[
+            "layers.0.attention=heads:zero=0,2,mean=1",
+            "layers.1.attention=top_k:k=4,zero=3",
+            "layers.2.attention=sliding_window:window=7,sinks=1,mean=0-3",
+        ],
+        2e-5,
+    ),
+    (
+        "tiny-qwen2",
+        &[
+            "layers.*.kv_cache=f32",
+            "layers.0.attention=block_skip:threshold=0.4",
+            "layers.1.attention=block_skip:threshold=0.2,zero=1",
+        ],
+        2e-5,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "layers.2-5.attention=block_skip:threshold=0.3",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "layers.0,3.attention=heads:zero=0,mean=1",
+            "layers.2.attention=dense:mean=0,zero=1",
+            "layers.4.attention=index_top_k:k=3,mean=1",
             "layers.*.kv_cache=f32",
             "layers.2,4.index_cache=f32",
         ],

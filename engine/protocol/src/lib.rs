@@ -50,7 +50,8 @@ pub use model::{
 pub use plan::{BlockView, OpTimeView, OpView, PlanView, TensorView};
 pub use reading::Statistic;
 pub use recipe::{
-    ChoiceView, Edit, LayerSlots, OptionChoice, OptionView, Preset, RecipeView, Refusal, SlotView, VariantView,
+    ChoiceView, Decimal, Edit, LayerSlots, OptionChoice, OptionKind, OptionValue, OptionView, Preset, RecipeView,
+    Refusal, SlotView, VariantView,
 };
 pub use settings::{FontFile, Settings, ThemeChoice};
 pub use sweep::{SweepCell, SweepGroup, SweepPick, SweepRefusal, SweepRow, SweepSpec, SweepState, SweepView};

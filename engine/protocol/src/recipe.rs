@@ -2,19 +2,122 @@
 
 use serde::{Deserialize, Serialize};
 
-/// An option of a variant. Values are whole numbers.
+/// A finite number with a fraction.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decimal(pub f64);
+
+// Options are checked to be finite, and then equality is total.
+impl Eq for Decimal {}
+
+/// What an option takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OptionKind {
+    /// A whole number.
+    Whole {
+        /// Smallest accepted value.
+        min: u64,
+        /// Largest accepted value.
+        max: u64,
+        /// Value when left out.
+        default: u64,
+    },
+    /// A number with a fraction.
+    Decimal {
+        /// Smallest accepted value.
+        min: Decimal,
+        /// Largest accepted value.
+        max: Decimal,
+        /// Value when left out.
+        default: Decimal,
+    },
+    /// Query heads of the layer: `0,5-7`. None when left out.
+    Heads,
+    /// Text.
+    Text {
+        /// Value when left out.
+        default: String,
+    },
+}
+
+impl OptionKind {
+    /// The value when left out.
+    pub fn default(&self) -> OptionValue {
+        match self {
+            Self::Whole { default, .. } => OptionValue::Whole(*default),
+            Self::Decimal { default, .. } => OptionValue::Decimal(*default),
+            Self::Heads => OptionValue::Heads(Vec::new()),
+            Self::Text { default } => OptionValue::Text(default.clone()),
+        }
+    }
+}
+
+/// An option of a variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OptionView {
     /// Name.
     pub name: String,
     /// What it does.
     pub help: String,
-    /// Smallest accepted value.
-    pub min: u64,
-    /// Largest accepted value.
-    pub max: u64,
-    /// Value when left out.
-    pub default: u64,
+    /// What it takes.
+    pub kind: OptionKind,
+}
+
+/// A value given to an option.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OptionValue {
+    /// A whole number.
+    Whole(u64),
+    /// A finite number.
+    Decimal(Decimal),
+    /// Head numbers, ascending.
+    Heads(Vec<u32>),
+    /// Text.
+    Text(String),
+}
+
+/// As the command line writes it: `64`, `0.001`, `0,5-7`, `"score - q"`.
+impl std::fmt::Display for OptionValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Whole(v) => write!(f, "{v}"),
+            Self::Decimal(v) => write!(f, "{}", v.0),
+            Self::Text(v) => write!(f, "\"{v}\""),
+            Self::Heads(heads) => {
+                let mut runs: Vec<(u32, u32)> = Vec::new();
+                for &h in heads {
+                    match runs.last_mut() {
+                        Some((_, last)) if last.checked_add(1) == Some(h) => *last = h,
+                        _ => runs.push((h, h)),
+                    }
+                }
+                for (i, (a, b)) in runs.into_iter().enumerate() {
+                    let comma = if i == 0 { "" } else { "," };
+                    if a == b {
+                        write!(f, "{comma}{a}")?;
+                    } else {
+                        write!(f, "{comma}{a}-{b}")?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl OptionValue {
+    /// Reads `0,5-7`; ascending and each once. `None` for anything else, and for numbers beyond `u16`.
+    pub fn heads(text: &str) -> Option<Vec<u32>> {
+        let mut heads = std::collections::BTreeSet::new();
+        for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+            let (a, b) = part.split_once('-').unwrap_or((part, part));
+            let (a, b): (u16, u16) = (a.trim().parse().ok()?, b.trim().parse().ok()?);
+            if a > b {
+                return None;
+            }
+            heads.extend((a..=b).map(u32::from));
+        }
+        Some(heads.into_iter().collect())
+    }
 }
 
 /// Layers that refuse a variant, with the reason.
@@ -60,7 +163,7 @@ pub struct OptionChoice {
     /// Option.
     pub name: String,
     /// Value.
-    pub value: u64,
+    pub value: OptionValue,
 }
 
 /// A chosen variant with the options that differ from its defaults.
@@ -133,4 +236,27 @@ pub struct RecipeView {
     /// Positions at which a swap converted cache rows in the running text; such text is labelled "converted" and
     /// never enters a report.
     pub converted_at: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_read_back_as_they_are_written() {
+        for (text, want) in [
+            ("", ""),
+            ("5", "5"),
+            ("0,2,1,9", "0-2,9"),
+            ("3-4, 5", "3-5"),
+            ("7-7", "7"),
+        ] {
+            let heads = OptionValue::heads(text).unwrap();
+            assert_eq!(OptionValue::Heads(heads.clone()).to_string(), want);
+            assert_eq!(OptionValue::heads(want), Some(heads));
+        }
+        for wrong in ["a", "3-1", "-1", "1-", "99999999999", "0.5"] {
+            assert_eq!(OptionValue::heads(wrong), None, "{wrong}");
+        }
+    }
 }

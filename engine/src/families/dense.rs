@@ -261,6 +261,7 @@ pub(super) fn lower_dense_attend(
         },
     );
     let spec = cx.attend_spec(f);
+    cx.zero_heads("q_mean", q, f.head_dim, &spec.mean);
     cx.push(
         "attend",
         Op::Attend {
@@ -279,6 +280,7 @@ pub(super) fn lower_dense_attend(
             mask: spec.mask,
         },
     );
+    cx.zero_heads("out_zero", out, f.head_dim, &spec.zero);
     out
 }
 

@@ -286,6 +286,7 @@ impl DeepseekV4 {
                 rows: visible,
             });
         }
+        cx.zero_heads("q_mean", q, c.head_dim, &spec.mean);
         let op = Op::Attend {
             q,
             out,
@@ -298,6 +299,7 @@ impl DeepseekV4 {
             mask: spec.mask,
         };
         cx.push("attend", op);
+        cx.zero_heads("out_zero", out, c.head_dim, &spec.zero);
         out
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::ir::{CacheId, KeyRows, Mask, Op, Plan, StepParams, WeightSource};
+use kernels::ir::{CacheId, KeyRows, Mask, Op, Plan, SKIP_BLOCK, StepParams, WeightSource};
 use protocol::{AttentionMap, AttentionSpec, Segment};
 
 use super::walk::{Probe, Walk};
@@ -216,8 +216,19 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// Probabilities and the mass of the sink; with a top-k mask, all but the k largest (ties to the earlier) get 0.
+/// Probabilities and the mass of the sink; with a top-k mask, all but the k largest (ties to the earlier) get 0; with
+/// skipped blocks, those at or below the threshold.
 fn softmax(mut scores: Vec<f64>, sink: Option<f64>, mask: Mask) -> (Vec<f64>, f64) {
+    if let Mask::BlockSkip { threshold } = mask {
+        let (whole, _) = softmax(scores.clone(), sink, Mask::None);
+        let shares: Vec<f64> = whole.chunks(SKIP_BLOCK).map(|b| b.iter().sum()).collect();
+        let heaviest = (0..shares.len()).max_by(|&a, &b| shares[a].total_cmp(&shares[b]).then(b.cmp(&a)));
+        for (b, block) in scores.chunks_mut(SKIP_BLOCK).enumerate() {
+            if shares[b] <= f64::from(threshold) && heaviest != Some(b) {
+                block.fill(f64::NEG_INFINITY);
+            }
+        }
+    }
     if let Mask::TopK { k } = mask
         && scores.len() > k
     {

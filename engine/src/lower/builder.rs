@@ -168,6 +168,15 @@ impl<'a> Lower<'a> {
         out
     }
 
+    /// Appends `x` = 0 in the named heads of `head_dim` values; nothing if there are none.
+    pub fn zero_heads(&mut self, name: &str, x: BufId, head_dim: usize, heads: &[u32]) {
+        if heads.is_empty() {
+            return;
+        }
+        let heads = heads.to_vec();
+        self.push(name, Op::ZeroHeads { x, head_dim, heads });
+    }
+
     /// The layer's recipe.
     pub fn layer_recipe(&self) -> Option<&LayerRecipe> {
         self.recipe.layers.get(self.layer? as usize)
@@ -179,6 +188,8 @@ impl<'a> Lower<'a> {
             mask: kernels::ir::Mask::None,
             select: facts.index_topk > 0,
             index_topk: facts.index_topk,
+            zero: Vec::new(),
+            mean: Vec::new(),
         };
         if let Some(layer) = self.layer_recipe()
             && let Some(v) = self.registry.get(Slot::Attention, &layer.attention.variant)

@@ -1,10 +1,14 @@
 //! A chosen variant with its options: `"dense"` or `{"sliding_window": {"window": 64}}` in JSON,
-//! `dense` or `sliding_window:window=64,sinks=4` on the command line.
+//! `dense`, `sliding_window:window=64,sinks=4`, `heads:zero=0,5-7` or `score:"score - 0.1*(q-k)"` on the command line.
 
+use protocol::{Decimal, OptionValue};
 use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::registry::Options;
+use super::registry::{OptionKind, Options, Variant};
+
+/// The option that a text without a name is given to.
+const TEXT: &str = "expr";
 
 /// A variant's name and the options that differ from its defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +17,42 @@ pub struct Choice {
     pub variant: String,
     /// Options given.
     pub options: Options,
+}
+
+/// The parts of a list: commas within quotes or parentheses separate nothing.
+pub fn split_list(text: &str) -> Vec<&str> {
+    let (mut parts, mut start) = (Vec::new(), 0);
+    let (mut quoted, mut depth) = (false, 0usize);
+    for (i, c) in text.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => depth = depth.saturating_sub(1),
+            ',' if !quoted && depth == 0 => {
+                parts.push(&text[start..i]);
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[start..]);
+    parts.into_iter().map(str::trim).filter(|p| !p.is_empty()).collect()
+}
+
+/// A value as the command line writes it. What it must be is the variant's to say ([`Choice::canonical`]).
+fn value(text: &str) -> OptionValue {
+    if let Some(inner) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
+        return OptionValue::Text(inner.trim().to_string());
+    }
+    if let Ok(v) = text.parse() {
+        return OptionValue::Whole(v);
+    }
+    if let Ok(v) = text.parse::<f64>()
+        && v.is_finite()
+    {
+        return OptionValue::Decimal(Decimal(v));
+    }
+    OptionValue::heads(text).map_or_else(|| OptionValue::Text(text.to_string()), OptionValue::Heads)
 }
 
 impl Choice {
@@ -34,17 +74,90 @@ impl Choice {
         if variant.is_empty() {
             return Err("found nothing after `=`, accepted: a variant's name".into());
         }
-        let mut choice = Self::plain(variant);
-        for part in rest.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-            let value = part
-                .split_once('=')
-                .and_then(|(k, v)| Some((k.trim(), v.trim().parse::<u64>().ok()?)));
-            let Some((key, value)) = value else {
-                return Err(format!("option `{part}`: accepted: NAME=WHOLE NUMBER"));
-            };
-            choice.options.insert(key.to_string(), value.into());
+        let mut given: Vec<(&str, String)> = Vec::new();
+        for part in split_list(rest) {
+            let named = (!part.starts_with('"')).then(|| part.split_once('=')).flatten();
+            match (named, given.last_mut()) {
+                (Some((k, v)), _) => given.push((k.trim(), v.trim().to_string())),
+                (None, _) if part.starts_with('"') => given.push((TEXT, part.to_string())),
+                // `zero=0,5`: the list goes on.
+                (None, Some((_, last))) => {
+                    last.push(',');
+                    last.push_str(part);
+                }
+                (None, None) => return Err(format!("option `{part}`: accepted: NAME=VALUE")),
+            }
         }
-        Ok(choice)
+        let options = given.into_iter().map(|(k, v)| (k.to_string(), value(&v)));
+        Ok(Self {
+            variant: variant.to_string(),
+            options: options.collect(),
+        })
+    }
+
+    /// The choice with every value as its option is stored: `zero=5` is a list of one head, `threshold=1` a decimal.
+    /// Options that do not exist and values that do not fit are an error with what is accepted.
+    pub(super) fn canonical(&self, variant: &dyn Variant) -> Result<Self, String> {
+        let mut options = Options::new();
+        for (name, value) in &self.options {
+            let Some(spec) = variant.options().iter().find(|o| o.name == name) else {
+                let known: Vec<_> = variant.options().iter().map(|o| o.name).collect();
+                let accepted = if known.is_empty() {
+                    "no options".to_string()
+                } else {
+                    known.join(", ")
+                };
+                return Err(format!(
+                    "`{}` has no option `{name}`; accepted: {accepted}",
+                    self.variant
+                ));
+            };
+            let fits = spec.kind.fit(value);
+            let value = fits.map_err(|accepted| format!("option `{name}`: found {value}, accepted: {accepted}"))?;
+            options.insert(name.clone(), value);
+        }
+        Ok(Self {
+            variant: self.variant.clone(),
+            options,
+        })
+    }
+}
+
+impl OptionKind {
+    /// The value as this kind stores it, or what would be accepted.
+    fn fit(&self, value: &OptionValue) -> Result<OptionValue, String> {
+        let fitting = match (self, value) {
+            (Self::Whole { min, max, .. }, OptionValue::Whole(v)) if (min..=max).contains(&v) => Some(value.clone()),
+            (Self::Decimal { min, max, .. }, OptionValue::Whole(_) | OptionValue::Decimal(_)) => {
+                let v = match value {
+                    OptionValue::Decimal(v) => v.0,
+                    OptionValue::Whole(v) => *v as f64,
+                    _ => f64::NAN,
+                };
+                (*min..=*max).contains(&v).then_some(OptionValue::Decimal(Decimal(v)))
+            }
+            (Self::Heads, OptionValue::Whole(v)) => {
+                u16::try_from(*v).ok().map(|v| OptionValue::Heads(vec![u32::from(v)]))
+            }
+            (Self::Heads, OptionValue::Heads(v)) => {
+                let mut v = v.clone();
+                v.sort_unstable();
+                v.dedup();
+                Some(OptionValue::Heads(v))
+            }
+            (Self::Heads, OptionValue::Text(text)) => OptionValue::heads(text).map(OptionValue::Heads),
+            (Self::Text { .. }, OptionValue::Text(text)) if !text.contains('"') => Some(value.clone()),
+            (Self::Text { .. }, OptionValue::Whole(_) | OptionValue::Decimal(_)) => {
+                Some(OptionValue::Text(value.to_string()))
+            }
+            _ => None,
+        };
+        fitting.ok_or_else(|| match self {
+            Self::Whole { min, max, .. } => format!("{min} to {max}"),
+            Self::Decimal { min, max, .. } => format!("{min} to {max}"),
+            Self::Heads => "head numbers, for example 0,5-7".to_string(),
+            Self::Text { .. } => "text without quotation marks in it".to_string(),
+        })
     }
 }
 
@@ -58,13 +171,39 @@ impl std::fmt::Display for Choice {
     }
 }
 
+fn json_of(value: &OptionValue) -> serde_json::Value {
+    match value {
+        OptionValue::Whole(v) => (*v).into(),
+        OptionValue::Decimal(v) => v.0.into(),
+        OptionValue::Heads(v) => v.clone().into(),
+        OptionValue::Text(v) => v.clone().into(),
+    }
+}
+
+fn of_json(value: &serde_json::Value) -> Option<OptionValue> {
+    match value {
+        serde_json::Value::Number(n) => {
+            let whole = n.as_u64().map(OptionValue::Whole);
+            whole.or_else(|| n.as_f64().map(|v| OptionValue::Decimal(Decimal(v))))
+        }
+        serde_json::Value::String(s) => Some(OptionValue::Text(s.trim().to_string())),
+        serde_json::Value::Array(a) => {
+            let head = |v: &serde_json::Value| u16::try_from(v.as_u64()?).ok().map(u32::from);
+            a.iter().map(head).collect::<Option<_>>().map(OptionValue::Heads)
+        }
+        _ => None,
+    }
+}
+
 impl Serialize for Choice {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         if self.options.is_empty() {
             return s.serialize_str(&self.variant);
         }
+        let options: std::collections::BTreeMap<&str, serde_json::Value> =
+            self.options.iter().map(|(k, v)| (k.as_str(), json_of(v))).collect();
         let mut map = s.serialize_map(Some(1))?;
-        map.serialize_entry(&self.variant, &self.options)?;
+        map.serialize_entry(&self.variant, &options)?;
         map.end()
     }
 }
@@ -78,13 +217,62 @@ impl<'de> Deserialize<'de> for Choice {
                 let Some((variant, options)) = map.into_iter().next() else {
                     return Err(D::Error::custom("empty choice"));
                 };
-                let options: Options = serde_json::from_value(options)
-                    .map_err(|e| D::Error::custom(format!("options of `{variant}`: {e}")))?;
+                let serde_json::Value::Object(given) = options else {
+                    return Err(D::Error::custom(format!(
+                        "options of `{variant}`: found {options}, accepted: {{\"OPTION\": VALUE}}"
+                    )));
+                };
+                let mut options = Options::new();
+                for (name, value) in given {
+                    let Some(value) = of_json(&value) else {
+                        return Err(D::Error::custom(format!(
+                            "options of `{variant}`: `{name}`: found {value}, accepted: a number, a text, or a list of \
+                             head numbers"
+                        )));
+                    };
+                    options.insert(name, value);
+                }
                 Ok(Self { variant, options })
             }
             other => Err(D::Error::custom(format!(
-                "found {other}, accepted: \"NAME\" or {{\"NAME\": {{\"OPTION\": NUMBER}}}}"
+                "found {other}, accepted: \"NAME\" or {{\"NAME\": {{\"OPTION\": VALUE}}}}"
             ))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_form_reads_back() {
+        let forms = [
+            "dense",
+            "sliding_window:sinks=4,window=64",
+            "heads:mean=7,zero=0,5-6",
+            "block_skip:threshold=0.001",
+            "score:expr=\"if(q-k<=2, score, -inf)\",zero=1",
+        ];
+        for form in forms {
+            let choice = Choice::parse(form).unwrap();
+            assert_eq!(choice.to_string(), form);
+            let json = serde_json::to_string(&choice).unwrap();
+            assert_eq!(serde_json::from_str::<Choice>(&json).unwrap(), choice, "{json}");
+        }
+        // The short ways to write the same.
+        let text = |t: &str| Choice::parse(t).unwrap().options["expr"].clone();
+        let want = OptionValue::Text("if(a, b, c)".into());
+        for form in [
+            "score:\"if(a, b, c)\"",
+            "score:expr=if(a, b, c)",
+            "score: expr = \"if(a, b, c)\"",
+        ] {
+            assert_eq!(text(form), want, "{form}");
+        }
+        for wrong in ["", ":k=1", "heads:zero"] {
+            Choice::parse(wrong).unwrap_err();
+        }
+        assert_eq!(split_list("a(b,c),\"d,e\", f"), ["a(b,c)", "\"d,e\"", "f"]);
     }
 }

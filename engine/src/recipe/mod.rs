@@ -18,11 +18,15 @@ use kernels::ir::{CacheFormat, SamplerParams};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use choice::Choice;
+pub use choice::{Choice, split_list};
 pub use diff::RecipeChange;
 pub use facts::{AttentionKind, FfnKind, LayerFacts, MatrixInputs, ModelFacts};
 pub use presets::presets;
-pub use registry::{AttendSpec, Cell, FfnSpec, OptionSpec, Options, Reason, Registry, Slot, Variant, option, validity};
+pub use protocol::{Decimal, OptionValue};
+pub use registry::{
+    AttendSpec, Cell, FfnSpec, OptionKind, OptionSpec, Options, Reason, Registry, Slot, Variant, decimal, heads,
+    option, text, validity,
+};
 pub use schema::json_schema;
 pub use select::Target;
 pub use storage::WeightStorage;
@@ -220,7 +224,13 @@ impl Recipe {
             return Err(fail(format!("field `schema`: found {found}, accepted: {SCHEMA}")));
         }
         let recipe = if value.get("layers").is_some() {
-            serde_json::from_value::<Recipe>(value).map_err(|e| fail(e.to_string()))?
+            let mut recipe = serde_json::from_value::<Recipe>(value).map_err(|e| fail(e.to_string()))?;
+            for (i, layer) in recipe.layers.iter_mut().enumerate() {
+                for (slot, choice) in layer.slots_mut() {
+                    *choice = canonical(&format!("layers.{i}.{}", slot.name()), slot, choice, registry)?;
+                }
+            }
+            recipe
         } else {
             let short: ShortForm = serde_json::from_value(value).map_err(|e| fail(e.to_string()))?;
             debug_assert_eq!(short.schema, SCHEMA);
@@ -263,6 +273,10 @@ impl Recipe {
         registry: &Registry,
     ) -> Result<(), RecipeError> {
         let target = Target::parse(selector, self.layers.len())?;
+        let slot = match target {
+            Target::Layers { slot, .. } | Target::Weights(slot) => slot,
+        };
+        let choice = canonical(selector, slot, &choice, registry)?;
         let mut changed = self.clone();
         let (layers, slot, all) = match target {
             Target::Layers { layers, slot, all } => (layers, slot, all),
@@ -330,6 +344,18 @@ impl Recipe {
 }
 
 impl LayerRecipe {
+    /// The filled slots of the layer, to be changed.
+    fn slots_mut(&mut self) -> impl Iterator<Item = (Slot, &mut Choice)> {
+        [
+            Some((Slot::Attention, &mut self.attention)),
+            Some((Slot::Ffn, &mut self.ffn)),
+            Some((Slot::KvCache, &mut self.kv_cache)),
+            self.index_cache.as_mut().map(|c| (Slot::IndexCache, c)),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
     /// The filled slots of the layer.
     pub fn slots(&self) -> impl Iterator<Item = (Slot, &Choice)> {
         [
@@ -355,6 +381,18 @@ impl ModelFacts {
     }
 }
 
+/// The choice with its values as options are stored, where its variant exists.
+fn canonical(at: &str, slot: Slot, choice: &Choice, registry: &Registry) -> Result<Choice, RecipeError> {
+    let Some(variant) = registry.get(slot, &choice.variant) else {
+        // `check` says what there is.
+        return Ok(choice.clone());
+    };
+    choice.canonical(&**variant).map_err(|detail| RecipeError::Option {
+        at: at.to_string(),
+        detail,
+    })
+}
+
 fn check_choice(
     at: &str,
     slot: Slot,
@@ -369,26 +407,15 @@ fn check_choice(
             accepted: registry.of(slot).map(|v| v.name()).collect::<Vec<_>>().join(", "),
         });
     };
-    for (name, value) in &choice.options {
-        let Some(spec) = variant.options().iter().find(|o| o.name == name) else {
-            let known: Vec<_> = variant.options().iter().map(|o| o.name).collect();
-            let accepted = if known.is_empty() {
-                "no options".to_string()
-            } else {
-                known.join(", ")
-            };
-            return Err(RecipeError::Option {
-                at: at.to_string(),
-                detail: format!("`{}` has no option `{name}`; accepted: {accepted}", choice.variant),
-            });
-        };
-        if !value.as_u64().is_some_and(|v| (spec.min..=spec.max).contains(&v)) {
-            return Err(RecipeError::Option {
-                at: at.to_string(),
-                detail: format!("option `{name}`: found {value}, accepted: {} to {}", spec.min, spec.max),
-            });
-        }
-    }
+    let fits = choice.canonical(&**variant).and_then(|c| {
+        let same = c == *choice;
+        same.then_some(())
+            .ok_or_else(|| format!("`{choice}` is not written as options are stored; accepted: `{c}`"))
+    });
+    fits.map_err(|detail| RecipeError::Option {
+        at: at.to_string(),
+        detail,
+    })?;
     variant
         .accepts(facts, &choice.options)
         .map_err(|r| RecipeError::Refused {

@@ -1,7 +1,7 @@
 //! Named sets of edits on the checkpoint's own recipe.
 
 use kernels::ir::CacheFormat;
-use protocol::{Edit, Preset};
+use protocol::{Edit, OptionValue, Preset};
 
 use super::diff::ranges;
 use super::registry::{Options, Registry, Slot};
@@ -100,7 +100,7 @@ fn fp8_kv(facts: &ModelFacts, registry: &Registry) -> Vec<Edit> {
 fn article(facts: &ModelFacts, registry: &Registry) -> Preset {
     let mut edits = fp8_kv(facts, registry);
     let mut top_k = Choice::plain("top_k");
-    top_k.options.insert("k".into(), ARTICLE_TOP_K.into());
+    top_k.options.insert("k".into(), OptionValue::Whole(ARTICLE_TOP_K));
     let dense = |l: &LayerFacts| l.attention == AttentionKind::Dense;
     edits.extend(layers(facts, Slot::Attention, dense).map(|s| edit(s, &top_k)));
     edits.push(edit(Slot::LmHead.name(), &Choice::plain("fp8")));
@@ -126,7 +126,7 @@ fn model2(facts: &ModelFacts, registry: &Registry) -> Preset {
     edits.extend(layers(facts, Slot::IndexCache, |l| l.index_topk > 0 && takes(l)).map(|s| edit(s, &fp4)));
     let keep = |variant: &str, k: u64| {
         let mut choice = Choice::plain(variant);
-        choice.options.insert("k".into(), k.into());
+        choice.options.insert("k".into(), OptionValue::Whole(k));
         choice
     };
     let all = |l: &LayerFacts| l.attention == AttentionKind::Dense;

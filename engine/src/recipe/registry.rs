@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::ir::{Activation, CacheFormat, Mask};
+use protocol::OptionValue;
 use serde::{Deserialize, Serialize};
 
 use super::Choice;
@@ -73,7 +74,37 @@ impl Slot {
 }
 
 /// Options of a chosen variant, by name.
-pub type Options = BTreeMap<String, serde_json::Number>;
+pub type Options = BTreeMap<String, OptionValue>;
+
+/// What an option takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub enum OptionKind {
+    /// A whole number from `min` to `max`.
+    Whole {
+        /// Smallest accepted value.
+        min: u64,
+        /// Largest accepted value.
+        max: u64,
+        /// Value when left out.
+        default: u64,
+    },
+    /// A number with a fraction, from `min` to `max`.
+    Decimal {
+        /// Smallest accepted value.
+        min: f64,
+        /// Largest accepted value.
+        max: f64,
+        /// Value when left out.
+        default: f64,
+    },
+    /// Query heads of the layer; none when left out.
+    Heads,
+    /// Text.
+    Text {
+        /// Value when left out.
+        default: &'static str,
+    },
+}
 
 /// One option a variant takes.
 #[derive(Clone, Debug, Serialize)]
@@ -82,12 +113,8 @@ pub struct OptionSpec {
     pub name: &'static str,
     /// What it does.
     pub help: &'static str,
-    /// Smallest accepted value.
-    pub min: u64,
-    /// Largest accepted value.
-    pub max: u64,
-    /// Value when left out.
-    pub default: u64,
+    /// What it takes.
+    pub kind: OptionKind,
 }
 
 /// Why a variant is refused, in one sentence.
@@ -103,6 +130,10 @@ pub struct AttendSpec {
     pub select: bool,
     /// Rows the indexer keeps.
     pub index_topk: usize,
+    /// Query heads whose output becomes zeros, ascending.
+    pub zero: Vec<u32>,
+    /// Query heads that look at all visible keys alike (their query becomes zeros), ascending.
+    pub mean: Vec<u32>,
 }
 
 /// What a feed-forward variant may change of the checkpoint's own block.
@@ -142,17 +173,44 @@ pub trait Variant: Send + Sync {
     }
 }
 
-/// Reads an option, or its default.
+/// The kind of an option of a variant.
+fn kind(variant: &dyn Variant, name: &str) -> Option<OptionKind> {
+    variant.options().iter().find(|o| o.name == name).map(|o| o.kind)
+}
+
+/// Reads an option that is a whole number, or its default.
 pub fn option(variant: &dyn Variant, options: &Options, name: &str) -> u64 {
-    let default = variant
-        .options()
-        .iter()
-        .find(|o| o.name == name)
-        .map_or(0, |o| o.default);
-    options
-        .get(name)
-        .and_then(serde_json::Number::as_u64)
-        .unwrap_or(default)
+    match (options.get(name), kind(variant, name)) {
+        (Some(OptionValue::Whole(v)), _) => *v,
+        (_, Some(OptionKind::Whole { default, .. })) => default,
+        _ => 0,
+    }
+}
+
+/// Reads an option that is a number with a fraction, or its default.
+pub fn decimal(variant: &dyn Variant, options: &Options, name: &str) -> f64 {
+    match (options.get(name), kind(variant, name)) {
+        (Some(OptionValue::Decimal(v)), _) => v.0,
+        (_, Some(OptionKind::Decimal { default, .. })) => default,
+        _ => 0.0,
+    }
+}
+
+/// Reads an option that is a list of heads, ascending; empty when left out.
+pub fn heads(options: &Options, name: &str) -> Vec<u32> {
+    match options.get(name) {
+        Some(OptionValue::Heads(v)) => v.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// Reads an option that is a text, or its default.
+pub fn text(variant: &dyn Variant, options: &Options, name: &str) -> String {
+    match (options.get(name), kind(variant, name)) {
+        (Some(OptionValue::Text(v)), _) => v.clone(),
+        (_, Some(OptionKind::Text { default })) => default.to_string(),
+        _ => String::new(),
+    }
 }
 
 /// All variants known to an engine.

@@ -2,7 +2,23 @@
 
 use serde_json::{Map, Value, json};
 
-use super::registry::{Registry, Slot};
+use super::registry::{OptionKind, OptionSpec, Registry, Slot};
+
+fn option(o: &OptionSpec) -> Value {
+    match o.kind {
+        OptionKind::Whole { min, max, default } => {
+            json!({ "type": "integer", "minimum": min, "maximum": max, "default": default, "description": o.help })
+        }
+        OptionKind::Decimal { min, max, default } => {
+            json!({ "type": "number", "minimum": min, "maximum": max, "default": default, "description": o.help })
+        }
+        OptionKind::Heads => {
+            let head = json!({ "type": "integer", "minimum": 0, "maximum": u16::MAX });
+            json!({ "type": "array", "items": head, "default": [], "description": o.help })
+        }
+        OptionKind::Text { default } => json!({ "type": "string", "default": default, "description": o.help }),
+    }
+}
 
 fn choices(registry: &Registry, slot: Slot) -> Value {
     let mut forms = Vec::new();
@@ -13,11 +29,7 @@ fn choices(registry: &Registry, slot: Slot) -> Value {
         }
         let mut properties = Map::new();
         for o in v.options() {
-            properties.insert(
-                o.name.to_string(),
-                json!({ "type": "integer", "minimum": o.min, "maximum": o.max, "default": o.default,
-                        "description": o.help }),
-            );
+            properties.insert(o.name.to_string(), option(o));
         }
         let options = json!({ "type": "object", "properties": properties, "additionalProperties": false });
         let mut outer = Map::new();

@@ -1,6 +1,8 @@
 //! The variants that come with the engine. One struct and one registry line each.
 
 mod ffn;
+mod heads;
+mod skip;
 mod weights;
 
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::sync::Arc;
 use kernels::ir::{CacheFormat, Mask};
 
 use super::facts::{AttentionKind, LayerFacts};
-use super::registry::{AttendSpec, OptionSpec, Options, Reason, Registry, Slot, Variant, option};
+use super::registry::{AttendSpec, OptionKind, OptionSpec, Options, Reason, Registry, Slot, Variant, option};
 
 /// Registers them all.
 pub(super) fn register(r: &mut Registry) {
@@ -16,7 +18,9 @@ pub(super) fn register(r: &mut Registry) {
     r.add(Arc::new(Dense));
     r.add(Arc::new(SlidingWindow));
     r.add(Arc::new(TopK));
+    r.add(Arc::new(skip::BlockSkip));
     r.add(Arc::new(IndexTopK));
+    r.add(Arc::new(heads::Heads));
     r.add(Arc::new(Own { slot: Slot::Ffn }));
     ffn::register(r);
     for format in [
@@ -65,6 +69,8 @@ impl Variant for Own {
     }
 }
 
+const DENSE: [OptionSpec; 2] = [heads::ZERO, heads::MEAN];
+
 /// Every visible key.
 struct Dense;
 
@@ -78,7 +84,11 @@ impl Variant for Dense {
     fn help(&self) -> &'static str {
         "attends to every key in the cache; on CSA and HCA layers, to every visible compressed row"
     }
-    fn accepts(&self, f: &LayerFacts, _: &Options) -> Result<(), Reason> {
+    fn options(&self) -> &[OptionSpec] {
+        &DENSE
+    }
+    fn accepts(&self, f: &LayerFacts, o: &Options) -> Result<(), Reason> {
+        heads::check(f, o)?;
         match f.attention {
             AttentionKind::Sliding => refuse(format!(
                 "the layer keeps a ring of {} tokens and no compressed rows: older keys are gone, \
@@ -88,26 +98,33 @@ impl Variant for Dense {
             _ => Ok(()),
         }
     }
-    fn attention(&self, _: &LayerFacts, _: &Options, spec: &mut AttendSpec) {
+    fn attention(&self, _: &LayerFacts, o: &Options, spec: &mut AttendSpec) {
         spec.select = false;
+        heads::place(o, spec);
     }
 }
 
-const WINDOW: [OptionSpec; 2] = [
+const WINDOW: [OptionSpec; 4] = [
     OptionSpec {
         name: "window",
         help: "tokens visible, the query included",
-        min: 1,
-        max: 1 << 24,
-        default: 128,
+        kind: OptionKind::Whole {
+            min: 1,
+            max: 1 << 24,
+            default: 128,
+        },
     },
     OptionSpec {
         name: "sinks",
         help: "first tokens that stay visible",
-        min: 0,
-        max: 1 << 16,
-        default: 4,
+        kind: OptionKind::Whole {
+            min: 0,
+            max: 1 << 16,
+            default: 4,
+        },
     },
+    heads::ZERO,
+    heads::MEAN,
 ];
 
 /// Last tokens and first tokens only; keys stay in the cache.
@@ -126,7 +143,8 @@ impl Variant for SlidingWindow {
     fn options(&self) -> &[OptionSpec] {
         &WINDOW
     }
-    fn accepts(&self, f: &LayerFacts, _: &Options) -> Result<(), Reason> {
+    fn accepts(&self, f: &LayerFacts, o: &Options) -> Result<(), Reason> {
+        heads::check(f, o)?;
         if f.attention.evicts() {
             return refuse(format!(
                 "a {} layer already has its own window of {} tokens; use top_k to look at fewer keys",
@@ -141,16 +159,23 @@ impl Variant for SlidingWindow {
             window: option(self, o, "window") as usize,
             sinks: option(self, o, "sinks") as usize,
         };
+        heads::place(o, spec);
     }
 }
 
-const TOP_K: [OptionSpec; 1] = [OptionSpec {
-    name: "k",
-    help: "keys kept per head and query",
-    min: 1,
-    max: 1 << 24,
-    default: 64,
-}];
+// No `mean`: a head that looks at all keys alike has no largest scores.
+const TOP_K: [OptionSpec; 2] = [
+    OptionSpec {
+        name: "k",
+        help: "keys kept per head and query",
+        kind: OptionKind::Whole {
+            min: 1,
+            max: 1 << 24,
+            default: 64,
+        },
+    },
+    heads::ZERO,
+];
 
 /// The exact oracle of sparse attention.
 struct TopK;
@@ -168,23 +193,30 @@ impl Variant for TopK {
     fn options(&self) -> &[OptionSpec] {
         &TOP_K
     }
-    fn accepts(&self, _: &LayerFacts, _: &Options) -> Result<(), Reason> {
-        Ok(())
+    fn accepts(&self, f: &LayerFacts, o: &Options) -> Result<(), Reason> {
+        heads::check(f, o)
     }
     fn attention(&self, _: &LayerFacts, o: &Options, spec: &mut AttendSpec) {
         spec.mask = Mask::TopK {
             k: option(self, o, "k") as usize,
         };
+        heads::place(o, spec);
     }
 }
 
-const INDEX_TOP_K: [OptionSpec; 1] = [OptionSpec {
-    name: "k",
-    help: "compressed rows the indexer keeps per query",
-    min: 1,
-    max: 1 << 14,
-    default: 16,
-}];
+const INDEX_TOP_K: [OptionSpec; 3] = [
+    OptionSpec {
+        name: "k",
+        help: "compressed rows the indexer keeps per query",
+        kind: OptionKind::Whole {
+            min: 1,
+            max: 1 << 14,
+            default: 16,
+        },
+    },
+    heads::ZERO,
+    heads::MEAN,
+];
 
 /// Another number of rows for the indexer.
 struct IndexTopK;
@@ -202,7 +234,8 @@ impl Variant for IndexTopK {
     fn options(&self) -> &[OptionSpec] {
         &INDEX_TOP_K
     }
-    fn accepts(&self, f: &LayerFacts, _: &Options) -> Result<(), Reason> {
+    fn accepts(&self, f: &LayerFacts, o: &Options) -> Result<(), Reason> {
+        heads::check(f, o)?;
         if f.index_topk == 0 {
             return refuse(format!(
                 "a {} layer has no indexer; use top_k to look at fewer keys",
@@ -213,6 +246,7 @@ impl Variant for IndexTopK {
     }
     fn attention(&self, _: &LayerFacts, o: &Options, spec: &mut AttendSpec) {
         spec.index_topk = option(self, o, "k") as usize;
+        heads::place(o, spec);
     }
 }
 

@@ -1,16 +1,18 @@
 //! Recipes and the validity table as the protocol shows them.
 
-use protocol::{ChoiceView, Edit, LayerSlots, OptionChoice, OptionView, RecipeView, Refusal, SlotView, VariantView};
+use protocol::{
+    ChoiceView, Decimal, Edit, LayerSlots, OptionChoice, OptionValue, OptionView, RecipeView, Refusal, SlotView,
+    VariantView,
+};
 
-use super::registry::{Options, Registry, Slot};
+use super::registry::{OptionKind, Options, Registry, Slot};
 use super::{Choice, ModelFacts, Recipe, RecipeChange, RecipeError};
 
 impl From<&Choice> for ChoiceView {
     fn from(c: &Choice) -> Self {
-        // Options are checked to be whole numbers before a choice enters a recipe.
-        let option = |(name, value): (&String, &serde_json::Number)| OptionChoice {
+        let option = |(name, value): (&String, &OptionValue)| OptionChoice {
             name: name.clone(),
-            value: value.as_u64().unwrap_or_default(),
+            value: value.clone(),
         };
         Self {
             variant: c.variant.clone(),
@@ -23,7 +25,7 @@ impl From<&ChoiceView> for Choice {
     fn from(c: &ChoiceView) -> Self {
         Self {
             variant: c.variant.clone(),
-            options: c.options.iter().map(|o| (o.name.clone(), o.value.into())).collect(),
+            options: c.options.iter().map(|o| (o.name.clone(), o.value.clone())).collect(),
         }
     }
 }
@@ -106,6 +108,21 @@ pub fn slot_views(facts: &ModelFacts, registry: &Registry) -> Vec<SlotView> {
     views
 }
 
+fn kind_view(kind: OptionKind) -> protocol::OptionKind {
+    match kind {
+        OptionKind::Whole { min, max, default } => protocol::OptionKind::Whole { min, max, default },
+        OptionKind::Decimal { min, max, default } => protocol::OptionKind::Decimal {
+            min: Decimal(min),
+            max: Decimal(max),
+            default: Decimal(default),
+        },
+        OptionKind::Heads => protocol::OptionKind::Heads,
+        OptionKind::Text { default } => protocol::OptionKind::Text {
+            default: default.to_string(),
+        },
+    }
+}
+
 fn slot_view(slot: Slot, facts: &ModelFacts, registry: &Registry) -> SlotView {
     let has = |l: &&super::LayerFacts| slot.per_layer() && (slot != Slot::IndexCache || l.index_topk > 0);
     let layers: Vec<&super::LayerFacts> = facts.layers.iter().filter(has).collect();
@@ -126,9 +143,7 @@ fn slot_view(slot: Slot, facts: &ModelFacts, registry: &Registry) -> SlotView {
                 .map(|o| OptionView {
                     name: o.name.into(),
                     help: o.help.into(),
-                    min: o.min,
-                    max: o.max,
-                    default: o.default,
+                    kind: kind_view(o.kind),
                 })
                 .collect(),
             refused: judges

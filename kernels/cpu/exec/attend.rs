@@ -2,17 +2,20 @@
 //! do not depend on the number of threads.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::store::Store;
+use super::run::Ctx;
+use super::skip::{attend_skip, drop_blocks};
+use super::store::{CpuState, Store};
 use super::workspace::Shared;
 use crate::cpu::Cpu;
 use crate::cpu::attn_dot::{axpy_rows, dot_rows, exp_softmax, scale_f32};
-use crate::ir::{CacheFormat, KeyRows, LayerStats, Mask, StepParams};
+use crate::ir::{CacheFormat, ExecError, KeyRows, LayerStats, Mask, Op, StepParams};
 
 /// Keys per block of decoded rows.
 const BLOCK: usize = 64;
 /// Queries that share one pass over the keys.
-const QUERIES: usize = 8;
+pub(super) const QUERIES: usize = 8;
 
 /// What one attention op does, resolved for a step.
 pub(super) struct Job<'a> {
@@ -35,16 +38,68 @@ pub(super) struct Source<'a> {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    pub(super) static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
 #[derive(Default)]
-struct Scratch {
-    scores: Vec<f32>,
-    block: Vec<f32>,
+pub(super) struct Scratch {
+    pub(super) scores: Vec<f32>,
+    pub(super) block: Vec<f32>,
     order: Vec<u32>,
     factors: Vec<f32>,
+    weights: Vec<f32>,
     rows: Vec<u32>,
+}
+
+/// Runs an attend op.
+pub(super) fn run(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) -> Result<(), ExecError> {
+    let Op::Attend {
+        q,
+        out,
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        sources,
+        sinks,
+        mask,
+    } = op
+    else {
+        return Ok(());
+    };
+    let sinks = ctx.optional(*sinks)?;
+    if let (Mask::BlockSkip { .. }, [s]) = (mask, &sources[..])
+        && s.rows == KeyRows::Causal
+    {
+        state.stores[s.keys.index()].look_at_blocks(ctx.step.context() as usize);
+    }
+    let mut y = state.work.take(*out);
+    let list = sources
+        .iter()
+        .map(|s| Source {
+            keys: &state.stores[s.keys.index()],
+            values: &state.stores[s.values.index()],
+            rows: s.rows,
+            selection: match s.rows {
+                KeyRows::Compressed { selection: Some(b), .. } => Some((state.work.ints(b), ctx.width(b))),
+                _ => None,
+            },
+        })
+        .collect();
+    let job = Job {
+        heads: *heads,
+        kv_heads: *kv_heads,
+        head_dim: *head_dim,
+        scale: *scale,
+        mask: *mask,
+        sinks: sinks.as_deref(),
+        step: ctx.step,
+        sources: list,
+    };
+    let n = ctx.len(*q);
+    attend(ctx.cpu, &job, &state.work.get(*q)[..n], &mut y[..n], stats);
+    state.work.put(*out, y);
+    Ok(())
 }
 
 /// Runs the op: q and out are `[tokens, heads * head_dim]`. Returns (keys scored, keys kept) summed over queries.
@@ -52,19 +107,30 @@ pub(super) fn attend(cpu: &Cpu, job: &Job<'_>, q: &[f32], out: &mut [f32], stats
     let tokens = job.step.tokens as usize;
     let (p, t) = (job.step.position, u64::from(job.step.tokens));
     stats.keys_context += t * p + t * (t + 1) / 2;
+    let dense = job.sources.len() == 1 && matches!(job.sources[0].rows, KeyRows::Causal);
+    if let (Mask::BlockSkip { threshold }, true) = (job.mask, dense) {
+        let (scored, kept) = attend_skip(cpu, job, threshold, q, out);
+        stats.keys_scored += scored;
+        stats.keys_kept += kept;
+        return;
+    }
     for i in 0..tokens {
         let scored: usize = job.sources.iter().map(|s| s.count(job, i)).sum();
         stats.keys_scored += scored as u64;
         stats.keys_kept += match job.mask {
             Mask::TopK { k } => scored.min(k) as u64,
+            // Counted while they are chosen.
+            Mask::BlockSkip { .. } => 0,
             _ => scored as u64,
         };
     }
-    let dense = job.sources.len() == 1 && matches!(job.sources[0].rows, KeyRows::Causal);
     if dense {
         attend_dense(cpu, job, q, out);
     } else {
-        attend_rows(cpu, job, q, out);
+        let kept = attend_rows(cpu, job, q, out);
+        if let Mask::BlockSkip { .. } = job.mask {
+            stats.keys_kept += kept / job.heads as u64;
+        }
     }
 }
 
@@ -123,7 +189,7 @@ fn keep_top_k(scores: &mut [f32], k: usize, order: &mut Vec<u32>) {
 
 /// Softmax in place with an optional sink logit that only enlarges the denominator. Returns the factor to apply to
 /// the weighted sum (weights stay unnormalised).
-fn softmax(cpu: &Cpu, scores: &mut [f32], sink: Option<f32>) -> f32 {
+pub(super) fn softmax(cpu: &Cpu, scores: &mut [f32], sink: Option<f32>) -> f32 {
     let mut max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if let Some(s) = sink {
         max = max.max(s);
@@ -224,12 +290,13 @@ fn dense_task(
 }
 
 /// A block of rows as f32: in place when the cache stores f32, decoded otherwise.
-struct Rows<'a> {
-    values: &'a [f32],
-    stride: usize,
+pub(super) struct Rows<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
 }
 
-fn rows_f32<'a>(store: &'a Store, a: usize, b: usize, record: usize, scratch: &'a mut [f32]) -> Rows<'a> {
+/// Rows a to b of a record. `scratch` holds them if they must be decoded.
+pub(super) fn rows_f32<'a>(store: &'a Store, a: usize, b: usize, record: usize, scratch: &'a mut [f32]) -> Rows<'a> {
     let d = store.desc.width;
     if store.desc.format == CacheFormat::F32 {
         let all: &[f32] = bytemuck::cast_slice(store.bytes());
@@ -248,30 +315,35 @@ fn rows_f32<'a>(store: &'a Store, a: usize, b: usize, record: usize, scratch: &'
     }
 }
 
-/// Attention over listed rows of several sources that hold one latent per row (keys are values).
-fn attend_rows(cpu: &Cpu, job: &Job<'_>, q: &[f32], out: &mut [f32]) {
+/// Attention over listed rows of several sources that hold one latent per row (keys are values). Returns the keys kept,
+/// summed over queries and heads.
+fn attend_rows(cpu: &Cpu, job: &Job<'_>, q: &[f32], out: &mut [f32]) -> u64 {
     let tokens = job.step.tokens as usize;
     let shared = Shared::new(out);
+    let kept = AtomicU64::new(0);
     if tokens > 1 {
         cpu.pool.run(tokens, &|i| {
             SCRATCH.with_borrow_mut(|s| {
                 let mut latents = std::mem::take(&mut s.block);
                 let n = gather(job, i, &mut latents, s, None);
                 for h in 0..job.heads {
-                    row_head(cpu, job, q, &shared, (i, h), &latents, n, s);
+                    let stay = row_head(cpu, job, q, &shared, (i, h), &latents, n, s);
+                    kept.fetch_add(stay, Ordering::Relaxed);
                 }
                 s.block = latents;
             });
         });
-        return;
+        return kept.into_inner();
     }
     // One token: decode the rows in parallel, then the heads in parallel.
     let mut latents = Vec::new();
     let mut s = Scratch::default();
     let n = gather(job, 0, &mut latents, &mut s, Some(cpu));
     cpu.pool.run(job.heads, &|h| {
-        SCRATCH.with_borrow_mut(|s| row_head(cpu, job, q, &shared, (0, h), &latents, n, s));
+        let stay = SCRATCH.with_borrow_mut(|s| row_head(cpu, job, q, &shared, (0, h), &latents, n, s));
+        kept.fetch_add(stay, Ordering::Relaxed);
     });
+    kept.into_inner()
 }
 
 /// Decodes every visible row of token `i` into `[n, head_dim]`.
@@ -315,7 +387,7 @@ fn row_head(
     latents: &[f32],
     n: usize,
     s: &mut Scratch,
-) {
+) -> u64 {
     let (d, width) = (job.head_dim, job.heads * job.head_dim);
     let query = &q[i * width + h * d..][..d];
     s.scores.resize(n.max(s.scores.len()), 0.0);
@@ -324,10 +396,16 @@ fn row_head(
     if let Mask::TopK { k } = job.mask {
         keep_top_k(scores, k, &mut s.order);
     }
-    let factor = softmax(cpu, scores, job.sinks.map(|x| x[h]));
+    let sink = job.sinks.map(|x| x[h]);
+    let mut kept = n as u64;
+    if let Mask::BlockSkip { threshold } = job.mask {
+        kept = drop_blocks(cpu, scores, threshold, sink, &mut s.weights);
+    }
+    let factor = softmax(cpu, scores, sink);
     // SAFETY: (token, head) belongs to this task alone.
     let o = unsafe { out.part(i * width + h * d, d) };
     o.fill(0.0);
     axpy_rows(cpu.isa, scores, latents, d, o);
     scale_f32(cpu.isa, factor, o);
+    kept
 }

@@ -2,6 +2,7 @@
 
 use super::run::Ctx;
 use super::select::top_k;
+use super::sparse;
 use super::store::CpuState;
 use super::workspace::Shared;
 use crate::cpu::attn_dot::dot_f32;
@@ -10,6 +11,10 @@ use crate::ir::{BufId, CacheFormat, ExecError, LayerStats, Op, Scoring, WeightId
 
 pub(super) fn run(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) -> Result<(), ExecError> {
     match op {
+        Op::ZeroHeads { x, head_dim, heads } => {
+            sparse::zero_heads(ctx, state, *x, *head_dim, heads);
+            Ok(())
+        }
         Op::Pool { .. } => pool(ctx, op, state),
         Op::IndexScore { .. } => {
             index_score(ctx, op, state, stats);

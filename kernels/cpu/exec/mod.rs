@@ -4,6 +4,8 @@ mod attend;
 mod mixing;
 mod run;
 mod select;
+mod skip;
+mod sparse;
 mod store;
 mod workspace;
 

@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use super::attend::{Job, Source, attend};
 use super::store::{CpuState, write_targets};
 use super::workspace::Shared;
-use super::{CpuBackend, mixing};
+use super::{CpuBackend, attend, mixing};
 use crate::cpu::attn_dot::{rmsnorm_row, silu_mul_row};
 use crate::cpu::formats::Matrix;
 use crate::cpu::matmul::{Product, matmul, matmul_many};
@@ -269,7 +268,7 @@ fn run_op(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) 
             }
             Ok(())
         }
-        Op::Attend { .. } => run_attend(ctx, op, state, stats),
+        Op::Attend { .. } => attend::run(ctx, op, state, stats),
         Op::Slice { x, offset, out } => {
             let (rows, from, width) = (ctx.rows(*x), ctx.width(*x), ctx.width(*out));
             let mut y = state.work.take(*out);
@@ -448,51 +447,6 @@ fn rope(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState) {
     } else {
         ctx.cpu.pool.run(rows, &turn);
     }
-}
-
-fn run_attend(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut LayerStats) -> Result<(), ExecError> {
-    let Op::Attend {
-        q,
-        out,
-        heads,
-        kv_heads,
-        head_dim,
-        scale,
-        sources,
-        sinks,
-        mask,
-    } = op
-    else {
-        return Ok(());
-    };
-    let sinks = ctx.optional(*sinks)?;
-    let mut y = state.work.take(*out);
-    let list = sources
-        .iter()
-        .map(|s| Source {
-            keys: &state.stores[s.keys.index()],
-            values: &state.stores[s.values.index()],
-            rows: s.rows,
-            selection: match s.rows {
-                crate::ir::KeyRows::Compressed { selection: Some(b), .. } => Some((state.work.ints(b), ctx.width(b))),
-                _ => None,
-            },
-        })
-        .collect();
-    let job = Job {
-        heads: *heads,
-        kv_heads: *kv_heads,
-        head_dim: *head_dim,
-        scale: *scale,
-        mask: *mask,
-        sinks: sinks.as_deref(),
-        step: ctx.step,
-        sources: list,
-    };
-    let n = ctx.len(*q);
-    attend(ctx.cpu, &job, &state.work.get(*q)[..n], &mut y[..n], stats);
-    state.work.put(*out, y);
-    Ok(())
 }
 
 /// Pointwise activation in f32.

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 
+use super::skip::KeyBlocks;
 use crate::cpu::records::{RoundTrip, RowFormat, hadamard};
 use crate::ir::{
     CacheDesc, CacheFormat, CacheId, CacheRows, Component, ExecError, KvBytes, Plan, Snapshot, State, StepParams,
@@ -21,6 +22,8 @@ pub struct Store {
     pub record: usize,
     /// Rows allocated.
     pub rows: usize,
+    /// Statistics of the rows as keys, for attention that skips blocks.
+    pub(super) blocks: KeyBlocks,
     // u64 so that f32 and bf16 rows can be read in place.
     data: Vec<u64>,
 }
@@ -44,6 +47,7 @@ impl Store {
             format: row_format(desc.format),
             record: d + s,
             rows: 0,
+            blocks: KeyBlocks::default(),
             data: Vec::new(),
             desc,
         };
@@ -115,12 +119,20 @@ impl Store {
     /// Stores a row given as `records * width` values; counts rounding into `stats` if the format rounds.
     pub fn write(&mut self, row: usize, values: &[f32], stats: &mut RoundTrip) {
         let (width, rope, record, format) = (self.desc.width, self.desc.rope, self.record, self.format);
+        self.blocks.written(row);
         let at = row * self.row_bytes();
         let len = self.row_bytes();
         let out = &mut self.bytes_mut()[at..at + len];
         for (v, o) in values.chunks_exact(width).zip(out.chunks_exact_mut(record)) {
             format.encode(v, rope, o, stats);
         }
+    }
+
+    /// Brings the statistics of the first `keys` rows up to date.
+    pub(super) fn look_at_blocks(&mut self, keys: usize) {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        blocks.update(self, keys);
+        self.blocks = blocks;
     }
 
     /// Decodes one record.

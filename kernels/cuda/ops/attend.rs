@@ -65,6 +65,15 @@ struct AttendArgs {
     pad: u32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SkipArgs {
+    attend: AttendArgs,
+    kept: DevPtr,
+    threshold: f32,
+    pad: u32,
+}
+
 /// How the work is cut; depends on the plan's buckets alone.
 struct Shape {
     /// Lanes (a head of a token) a block has room for: 4, 8 or 16.
@@ -169,7 +178,7 @@ impl RowShape {
         else {
             return None;
         };
-        if matches!(mask, Mask::TopK { .. }) {
+        if matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
             return None;
         }
         let group = heads / kv_heads;
@@ -230,7 +239,7 @@ pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     };
     let row = RowShape::of(plan, op).map(|s| s.splits);
     let splits = row.or(Shape::of(plan, op).map(|s| s.splits)).unwrap_or(1);
-    if splits == 1 || matches!(mask, Mask::TopK { .. }) {
+    if splits == 1 || matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
         return 0;
     }
     4 * plan.token_bucket * heads * splits * (head_dim + 4)
@@ -275,8 +284,9 @@ fn shared_bytes(lanes: usize, dim: usize, separate: bool) -> usize {
     4 * (lanes * dim + tile + lanes * KEYS + 3 * lanes + 3 * KEYS)
 }
 
-/// Enqueues an attention, with the rotation of its output that [`turned`] found.
-pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>) -> Result<(), ExecError> {
+/// Enqueues an attention, with the rotation of its output that [`turned`] found. `kept`: where an attention that skips
+/// blocks counts its keys.
+pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr) -> Result<(), ExecError> {
     let (
         Op::Attend {
             q,
@@ -320,6 +330,15 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>) -> Result<()
         Mask::TopK { k } => {
             (args.mask, args.k) = (2, clamp(*k));
             return launch(cx, "attend_top_k", [*heads, q.rows, 1], THREADS, 4 * head_dim, &args);
+        }
+        Mask::BlockSkip { threshold } => {
+            let args = SkipArgs {
+                attend: args,
+                kept,
+                threshold: *threshold,
+                pad: 0,
+            };
+            return launch(cx, "attend_skip", [*heads, q.rows, 1], THREADS, 4 * head_dim, &args);
         }
     }
     if let Some(row) = RowShape::of(cx.plan, op) {

@@ -18,6 +18,7 @@ pub(in crate::cuda) fn reads(op: &Op) -> Vec<BufId> {
         | Op::RoundTrip { x, .. }
         | Op::Slice { x, .. }
         | Op::Activate { x, .. }
+        | Op::ZeroHeads { x, .. }
         | Op::HcMix { x, .. }
         | Op::TakeOutput { x, .. }
         | Op::Probe { x, .. } => vec![*x],
@@ -75,6 +76,7 @@ pub(in crate::cuda) fn writes(op: &Op) -> Vec<BufId> {
         | Op::Hadamard { .. }
         | Op::RoundTrip { .. }
         | Op::Activate { .. }
+        | Op::ZeroHeads { .. }
         | Op::HcExpand { .. }
         | Op::Probe { .. }
         | Op::Sample { .. } => Vec::new(),

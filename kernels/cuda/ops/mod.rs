@@ -10,6 +10,7 @@ mod hc;
 mod matmul;
 mod mixing;
 mod pointwise;
+mod sparse;
 
 use super::cx::LaunchCx;
 use crate::ir::{ExecError, Op, OpId, Plan};
@@ -74,7 +75,7 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
         GroupKind::Attend => {
             let op = |i: usize| group.origin.get(i).map(|id| &cx.plan.ops[id.index()].op);
             match op(0) {
-                Some(first) if group.origin.len() == 2 => attend::attend(cx, first, op(1)),
+                Some(first) if group.origin.len() == 2 => attend::attend(cx, first, op(1), 0),
                 _ => args::unsupported("a group that is none of the plan's"),
             }
         }
@@ -115,10 +116,11 @@ fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
         Op::RoundTrip { x, width, format } => mixing::runs(cx, *x, *width, Some(*format)),
         Op::IndexScore { .. } => mixing::index_score(cx, op),
         Op::SelectTopK { scores, k, rate, out } => mixing::select(cx, *scores, *k, *rate, *out),
-        Op::Attend { .. } => attend::attend(cx, op, None),
+        Op::Attend { .. } => attend::attend(cx, op, None, stats),
         Op::Slice { x, offset, out } => pointwise::rows(cx, "slice", *x, None, *out, *offset),
         Op::Add { x, y, out } => pointwise::rows(cx, "add", *x, Some(*y), *out, 0),
         Op::Glu { .. } | Op::Activate { .. } => pointwise::glu(cx, op),
+        Op::ZeroHeads { x, head_dim, heads } => sparse::zero_heads(cx, *x, *head_dim, heads),
         Op::Route { .. } => mixing::route(cx, op, stats),
         Op::ExpertSum { x, k, shared, out } => pointwise::expert_sum(cx, *x, *k, *shared, *out),
         Op::HcMix { .. } => chain::chain(cx, &[id]),

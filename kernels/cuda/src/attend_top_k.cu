@@ -1,58 +1,28 @@
 // Attention to the k keys with the largest scores of each head, exact: the k-th score is found by radix selection over
 // scores that are computed anew in every pass, so that none of them is stored.
-#include "attend.cuh"
+#include "attend_tile.cuh"
 #include "topk.cuh"
 
 // grid (heads, tokens), 256 threads, shared 4 * head_dim
 KERNEL(attend_top_k, AttendArgs, 256) {
     DYNAMIC_SHARED(memory);
     __shared__ TopK top;
-    __shared__ float z[32], p[32];
-    __shared__ int32_t rows[32];
-    __shared__ uint32_t from[32];
+    __shared__ KeyTile tile;
+    __shared__ float p[32];
     float* q = (float*)memory;
     const DevStep step = *a.step;
     const uint32_t t = blockIdx.y, head = blockIdx.x, kv = head / (a.heads / a.kv_heads), d = a.head_dim;
     if (t >= step.tokens) return;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    uint32_t counts[kSources], total = 0;
-#pragma unroll
-    for (uint32_t i = 0; i < kSources; i++) {
-        counts[i] = i < a.n_sources ? key_count(a, a.sources[i], step, t, t) : 0;
-        total += counts[i];
-    }
+    const KeyList list = key_list(a, step, t);
+    const uint32_t total = list.total;
     const size_t at = ((size_t)t * a.heads + head) * d;
     for (uint32_t c = threadIdx.x; c < d; c += blockDim.x) q[c] = a.q[at + c];
 
-    // Scores of keys base .. base + 32 into z, by the whole block.
-    auto scores = [&](uint32_t base) {
-        __syncthreads();
-        if (threadIdx.x < 32) {
-            uint32_t j = base + threadIdx.x, source = 0;
-            int64_t row = -1;
-            if (j < total) {
-                if (j >= counts[0]) {
-                    j -= counts[0];
-                    source = 1;
-                }
-                row = key_row(a, a.sources[source], step, t, t, j);
-            }
-            rows[threadIdx.x] = row < 0 ? -1 : (int32_t)cache_slot(a.sources[source].keys, (uint64_t)row);
-            from[threadIdx.x] = source;
-        }
-        __syncthreads();
-        for (uint32_t r = warp; r < 32; r += blockDim.x / 32) {
-            float dot = 0.0f;
-            if (rows[r] >= 0) {
-                const CacheRef& keys = a.sources[from[r]].keys;
-                for (uint32_t c = lane; c < d; c += 32) dot += q[c] * record_value(keys, rows[r], kv, c);
-            }
-            dot = warp_sum(dot);
-            if (lane == 0) z[r] = dot * a.scale;
-        }
-        __syncthreads();
-    };
-
+    auto scores = [&](uint32_t base) { score_tile(a, step, list, tile, q, t, kv, base); };
+    const float* z = tile.z;
+    const int32_t* rows = tile.rows;
+    const uint32_t* from = tile.from;
     uint32_t key = 0, ties = 0;
     const bool all = total <= a.k;
     if (!all && a.k > 0) {

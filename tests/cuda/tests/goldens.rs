@@ -155,7 +155,7 @@ fn records() {
 /// run it, integer products included, so the bounds are not those of `model1_tests::plans`, which hold to exact arithmetic.
 #[test]
 fn other_recipes() {
-    let cases: [(&str, &[&str], f64); 15] = [
+    let cases: [(&str, &[&str], f64); 19] = [
         (
             "tiny-llama",
             &[
@@ -217,6 +217,42 @@ fn other_recipes() {
             5e-5,
         ),
         ("tiny-gpt2", &["layers.0.ffn=silu", "layers.1-3.ffn=relu2"], 5e-5),
+        (
+            "tiny-llama",
+            &[
+                "layers.0.attention=heads:zero=0,2,mean=1",
+                "layers.1.attention=top_k:k=4,zero=3",
+            ],
+            5e-5,
+        ),
+        (
+            "tiny-qwen2",
+            &[
+                "layers.*.kv_cache=f32",
+                "layers.0.attention=block_skip:threshold=0.4",
+                "layers.1.attention=block_skip:threshold=0.2,zero=1",
+            ],
+            5e-5,
+        ),
+        (
+            "tiny-v4",
+            &[
+                "layers.2-5.attention=block_skip:threshold=0.3",
+                "layers.*.kv_cache=f32",
+                "layers.2,4.index_cache=f32",
+            ],
+            5e-5,
+        ),
+        (
+            "tiny-v4",
+            &[
+                "layers.0,3.attention=heads:zero=0,mean=1",
+                "layers.2.attention=dense:mean=0,zero=1",
+                "layers.*.kv_cache=f32",
+                "layers.2,4.index_cache=f32",
+            ],
+            5e-5,
+        ),
         (
             "tiny-v4",
             &[
@@ -281,9 +317,11 @@ fn other_recipes() {
         // What is counted is counted alike.
         for (a, b) in ours.records.iter().zip(&want.records) {
             for (a, b) in a.layers.iter().zip(&b.layers) {
-                assert_eq!(
-                    (a.keys_scored, a.keys_kept),
-                    (b.keys_scored, b.keys_kept),
+                assert_eq!(a.keys_kept, b.keys_kept, "{name} {edits:?}");
+                // The CPU leaves out keys whose blocks it can bound; here every key is scored.
+                let skips = edits.iter().any(|e| e.contains("block_skip"));
+                assert!(
+                    a.keys_scored == b.keys_scored || skips && a.keys_scored > b.keys_scored,
                     "{name} {edits:?}"
                 );
                 let errors = (a.round_trip_error.unwrap_or(0.0), b.round_trip_error.unwrap_or(0.0));

@@ -1,7 +1,7 @@
 //! The ops that take more than a few lines: pooling, attention, routing, mixing of streams.
 
 use kernels::cpu::integer;
-use kernels::ir::{CacheId, ExecError, KeyRows, Mask, Op, Scoring};
+use kernels::ir::{CacheId, ExecError, KeyRows, Mask, Op, SKIP_BLOCK, Scoring};
 
 use super::{OracleState, Run};
 
@@ -107,7 +107,22 @@ impl Run<'_> {
                     order.sort_by(|&a, &b| z[b].total_cmp(&z[a]).then(a.cmp(&b)));
                     order.iter().skip(*k).for_each(|&j| z[j] = f64::NEG_INFINITY);
                 }
-                let sum: f64 = z.iter().map(|z| z.exp()).sum::<f64>() + sinks.as_ref().map_or(0.0, |s| s[h].exp());
+                let sink = sinks.as_ref().map_or(0.0, |s| s[h].exp());
+                if let Mask::BlockSkip { threshold } = mask {
+                    let all: f64 = z.iter().map(|z| z.exp()).sum::<f64>() + sink;
+                    let shares: Vec<f64> = z
+                        .chunks(SKIP_BLOCK)
+                        .map(|b| b.iter().map(|z| z.exp()).sum::<f64>() / all)
+                        .collect();
+                    let most = shares.iter().copied().fold(f64::MIN, f64::max);
+                    let first = shares.iter().position(|s| *s == most);
+                    for (b, block) in z.chunks_mut(SKIP_BLOCK).enumerate() {
+                        if shares[b] <= f64::from(*threshold) && first != Some(b) {
+                            block.fill(f64::NEG_INFINITY);
+                        }
+                    }
+                }
+                let sum: f64 = z.iter().map(|z| z.exp()).sum::<f64>() + sink;
                 for (z, &(_, v, r)) in z.iter().zip(&keys) {
                     for (c, v) in part(state.row(v, r)).iter().enumerate() {
                         y[h * d + c] += z.exp() / sum * v;

@@ -121,13 +121,20 @@ pub(super) fn dense_attention(on: &On) {
         Mask::SlidingWindow { window: 9, sinks: 2 },
         Mask::SlidingWindow { window: 1, sinks: 0 },
         Mask::TopK { k: 5 },
+        Mask::BlockSkip { threshold: 0.2 },
     ];
     for (heads, kv_heads, d) in [(4, 2, 8), (6, 1, 64), (3, 3, 128), (32, 1, 20), (2, 1, 256), (5, 5, 4)] {
         for (i, mask) in masks.into_iter().enumerate() {
             for tokens in [1, 20] {
                 let mut c = Case::new(tokens, if tokens == 1 { 4096 } else { 128 });
                 dense(&mut c, (heads, kv_heads, d), CacheFormat::F32, mask, i % 2 == 0);
-                let steps: &[usize] = if tokens == 1 { &[1; 12] } else { &[20, 1, 17, 3] };
+                // Skipping needs more than one block of keys.
+                let steps: &[usize] = match (tokens, mask) {
+                    (1, Mask::BlockSkip { .. }) => &[1; 70],
+                    (1, _) => &[1; 12],
+                    (_, Mask::BlockSkip { .. }) => &[20, 20, 20, 20, 7],
+                    _ => &[20, 1, 17, 3],
+                };
                 check(
                     on,
                     &format!("dense {heads}/{kv_heads} x {d} {mask:?}, {tokens} tokens"),
@@ -144,11 +151,15 @@ pub(super) fn dense_attention(on: &On) {
 pub(super) fn dense_attention_over_stored_rows(on: &On) {
     for format in [CacheFormat::Bf16, CacheFormat::Fp8B64, CacheFormat::Fp4] {
         for (heads, kv_heads, d) in [(4, 2, 8), (6, 1, 64), (4, 4, 128)] {
-            for mask in [Mask::None, Mask::TopK { k: 3 }] {
-                for (bucket, steps) in [(20, &[20, 1, 1, 19][..]), (1, &[1; 9]), (7, &[7, 2, 7])] {
+            for mask in [Mask::None, Mask::TopK { k: 3 }, Mask::BlockSkip { threshold: 0.3 }] {
+                let all: [(usize, &[usize]); 3] = match mask {
+                    Mask::BlockSkip { .. } => [(20, &[20, 20, 1, 20, 20]), (1, &[1; 70]), (7, &[7; 12])],
+                    _ => [(20, &[20, 1, 1, 19]), (1, &[1; 9]), (7, &[7, 2, 7])],
+                };
+                for (bucket, steps) in all {
                     let mut c = Case::new(bucket, 4096);
                     dense(&mut c, (heads, kv_heads, d), format, mask, true);
-                    let what = format!("dense {format:?} {heads}/{kv_heads} x {d}, up to {bucket} tokens");
+                    let what = format!("dense {format:?} {heads}/{kv_heads} x {d} {mask:?}, up to {bucket} tokens");
                     check(on, &what, &c, 0, steps, CLOSE);
                 }
             }
@@ -249,7 +260,7 @@ pub(super) fn window_and_compressed_rows(on: &On) {
     ];
     for (heads, d, rope, format) in shapes {
         for (rate, k) in [(4, Some(3)), (16, None), (2, Some(200))] {
-            for mask in [Mask::None, Mask::TopK { k: 6 }] {
+            for mask in [Mask::None, Mask::TopK { k: 6 }, Mask::BlockSkip { threshold: 0.1 }] {
                 let mut c = Case::new(40, 4096);
                 sparse(&mut c, (heads, d, rope), format, rate, k, mask);
                 let what = format!("{format:?} {heads} x {d}, rate {rate}, {k:?} {mask:?}");

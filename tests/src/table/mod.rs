@@ -10,8 +10,8 @@ use kernels::cpu::Cpu;
 use kernels::cpu::exec::CpuBackend;
 use kernels::ir::{
     Backend, BaseOp, Block, BufId, BufferDesc, CacheDesc, CacheFormat, CacheId, CacheRows, Component, Dim, ElemType,
-    ExecError, Format, Layout, Op, Phase, Plan, RopeId, RopeTable, SamplerParams, ScaleFormat, ScaleSpec, State,
-    StepOutput, StepParams, StepRequest, WeightDesc, WeightId, WeightSource, WeightView,
+    ExecError, Format, LayerStats, Layout, Op, Phase, Plan, RopeId, RopeTable, SamplerParams, ScaleFormat, ScaleSpec,
+    State, StepOutput, StepParams, StepRequest, WeightDesc, WeightId, WeightSource, WeightView,
 };
 
 /// A small deterministic generator (SplitMix64).
@@ -61,6 +61,8 @@ pub struct Ran {
     pub drawn: Vec<u32>,
     pub logprobs: Vec<f32>,
     pub rows: Vec<Vec<f32>>,
+    /// What the plan's one layer counted, step by step.
+    pub stats: Vec<LayerStats>,
 }
 
 impl Case {
@@ -298,6 +300,7 @@ impl Case {
                 .run(&plan, &self.weights, state, &request, &mut out)
                 .unwrap_or_else(|e| panic!("{}: {e}", backend.name()));
             ran.probes.append(&mut out.probes);
+            ran.stats.append(&mut out.layers);
             if let Some(s) = out.sampled {
                 ran.drawn.push(s.token);
                 ran.logprobs.push(s.logprob);

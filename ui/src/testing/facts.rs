@@ -2,8 +2,8 @@
 
 use protocol::{
     CardModel, ChoiceView, DeviceView, Edit, FactsView, KvBaselines, KvFit, LayerFactsView, LayerSlots, LoadedModel,
-    ModelSource, ModelState, ModelsView, OptionView, Preset, RecentModel, RecipeView, Refusal, Sampling, SlotView,
-    SourceKind, StateView, VariantView,
+    ModelSource, ModelState, ModelsView, OptionKind, OptionView, Preset, RecentModel, RecipeView, Refusal, Sampling,
+    SlotView, SourceKind, StateView, VariantView,
 };
 
 /// Kinds of the seven layers.
@@ -112,9 +112,7 @@ fn option(mut v: VariantView, name: &str, help: &str, min: u64, max: u64, defaul
     v.options.push(OptionView {
         name: name.into(),
         help: help.into(),
-        min,
-        max,
-        default,
+        kind: OptionKind::Whole { min, max, default },
     });
     v
 }

@@ -136,7 +136,7 @@ fn quote(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use protocol::{ChoiceView, OptionChoice, Sampling};
+    use protocol::{ChoiceView, OptionChoice, OptionValue, Sampling};
 
     use super::*;
 
@@ -190,7 +190,7 @@ mod tests {
                 variant: "top_k".into(),
                 options: vec![OptionChoice {
                     name: "k".into(),
-                    value: 8,
+                    value: OptionValue::Whole(8),
                 }],
             },
         };

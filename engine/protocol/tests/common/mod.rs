@@ -73,10 +73,18 @@ pub fn kv() -> KvBytes {
 pub fn choice() -> ChoiceView {
     ChoiceView {
         variant: "sliding_window".into(),
-        options: vec![OptionChoice {
+        options: [
+            OptionValue::Whole(64),
+            OptionValue::Decimal(Decimal(0.5)),
+            OptionValue::Heads(vec![0, 5]),
+            OptionValue::Text("score".into()),
+        ]
+        .into_iter()
+        .map(|value| OptionChoice {
             name: "window".into(),
-            value: 64,
-        }],
+            value,
+        })
+        .collect(),
     }
 }
 
@@ -168,13 +176,29 @@ pub fn slots() -> Vec<SlotView> {
         variants: vec![VariantView {
             name: "bf16".into(),
             help: "2 bytes".into(),
-            options: vec![OptionView {
+            options: [
+                OptionKind::Whole {
+                    min: 1,
+                    max: 9,
+                    default: 2,
+                },
+                OptionKind::Decimal {
+                    min: Decimal(0.0),
+                    max: Decimal(1.0),
+                    default: Decimal(0.25),
+                },
+                OptionKind::Heads,
+                OptionKind::Text {
+                    default: "score".into(),
+                },
+            ]
+            .into_iter()
+            .map(|kind| OptionView {
                 name: "k".into(),
                 help: "keys".into(),
-                min: 1,
-                max: 9,
-                default: 2,
-            }],
+                kind,
+            })
+            .collect(),
             refused: vec![Refusal {
                 layer: 2,
                 reason: "no".into(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::engine::Engine;
-use crate::recipe::{Choice, Recipe, RecipeError, Target, presets};
+use crate::recipe::{Choice, Recipe, RecipeError, Target, presets, split_list};
 
 /// A place and the choices tried there.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,10 +82,11 @@ impl Axis {
             return Err("found no `=`, accepted: SLOT=CHOICE,CHOICE,..., e.g. layers.*.kv_cache=bf16,fp8_b64".into());
         };
         let mut words: Vec<String> = Vec::new();
-        for part in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        // `sinks=4` and `5-7` belong to the choice before them.
+        let goes_on = |part: &str| part.contains('=') || part.starts_with(|c: char| c.is_ascii_digit());
+        for part in split_list(list) {
             match words.last_mut() {
-                // `sinks=4` belongs to the choice before it.
-                Some(last) if part.contains('=') && !part.contains(':') && last.contains(':') => {
+                Some(last) if goes_on(part) && !part.contains(':') && last.contains(':') => {
                     last.push(',');
                     last.push_str(part);
                 }

@@ -6,7 +6,7 @@ use kernels::ir::Activation;
 
 use super::refuse;
 use crate::recipe::facts::LayerFacts;
-use crate::recipe::registry::{FfnSpec, OptionSpec, Options, Reason, Registry, Slot, Variant, option};
+use crate::recipe::registry::{FfnSpec, OptionKind, OptionSpec, Options, Reason, Registry, Slot, Variant, option};
 
 pub(super) fn register(r: &mut Registry) {
     r.add(Arc::new(Experts));
@@ -26,11 +26,13 @@ pub(super) fn register(r: &mut Registry) {
 const EXPERTS: [OptionSpec; 1] = [OptionSpec {
     name: "k",
     help: "experts per token; weights are shared out anew among them, as the router does",
-    min: 1,
-    // What the routers of both backends take.
-    max: 1024,
-    // One expert fits every layer that has any.
-    default: 1,
+    kind: OptionKind::Whole {
+        min: 1,
+        // What the routers of both backends take.
+        max: 1024,
+        // One expert fits every layer that has any.
+        default: 1,
+    },
 }];
 
 /// Another number of experts per token.

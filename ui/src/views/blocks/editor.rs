@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use protocol::{ChoiceView, LayerFactsView, OptionChoice, OptionView, RecipeView, SlotView, VariantView};
+use protocol::{
+    ChoiceView, Decimal, LayerFactsView, OptionChoice, OptionKind, OptionValue, OptionView, RecipeView, SlotView,
+    VariantView,
+};
 
 use super::pick::{self, Pick, edits, layers_text};
 use crate::fmt;
@@ -15,7 +18,9 @@ use crate::views::Context;
 #[derive(Debug, Default)]
 pub(super) struct Editor {
     place: Option<Pick>,
-    values: BTreeMap<(String, String), u64>,
+    values: BTreeMap<(String, String), OptionValue>,
+    /// Texts that are being typed.
+    drafts: BTreeMap<(String, String), String>,
 }
 
 /// A variant as the chosen cells see it.
@@ -35,6 +40,7 @@ impl Editor {
         if self.place.as_ref() != Some(pick) {
             self.place = Some(pick.clone());
             self.values.clear();
+            self.drafts.clear();
         }
         let mut close = false;
         let facts = cx.store.facts().map_or(&[][..], |f| f.layers.as_slice());
@@ -112,6 +118,7 @@ impl Editor {
                     options: Vec::new(),
                 };
                 self.values.clear();
+                self.drafts.clear();
                 cx.edit_recipe(edits(slot, &pick.layers, &choice));
             }
             if able && (radio.hovered() || radio.has_focus()) && !(on && all) {
@@ -143,7 +150,9 @@ impl Editor {
             for option in &variant.options {
                 let in_force = value_in_force(variant, option, current);
                 let key = (variant.name.clone(), option.name.clone());
-                let mut value = self.values.get(&key).copied().or(in_force).unwrap_or(option.default);
+                let default = option.kind.default();
+                let shown = self.values.get(&key).cloned().or(in_force.clone());
+                let mut value = shown.unwrap_or_else(|| default.clone());
                 ui.add_space(theme::GRID);
                 ui.horizontal(|ui| {
                     ui.label(egui::RichText::new(&option.name).font(theme::mono()))
@@ -152,13 +161,15 @@ impl Editor {
                         ui.label(egui::RichText::new("mixed").font(theme::caption()).color(p.warn));
                     }
                     ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-                        let text = if value == option.default {
-                            "default".to_string()
-                        } else {
-                            format!("default {}", fmt::count(option.default))
+                        let text = match &default {
+                            d if *d == value => "default".to_string(),
+                            OptionValue::Whole(d) => format!("default {}", fmt::count(*d)),
+                            OptionValue::Heads(_) => "default none".to_string(),
+                            OptionValue::Text(d) => format!("default {d}"),
+                            d @ OptionValue::Decimal(_) => format!("default {d}"),
                         };
                         let back = ui.add_enabled(
-                            value != option.default,
+                            value != default,
                             egui::Button::new(egui::RichText::new(text).font(theme::caption()))
                                 .frame(false)
                                 .small(),
@@ -167,21 +178,19 @@ impl Editor {
                             .accessible_name(format!("{} to its default", option.name))
                             .clicked()
                         {
-                            value = option.default;
-                            self.values.insert(key.clone(), value);
+                            value = default.clone();
+                            self.values.insert(key.clone(), value.clone());
+                            self.drafts.remove(&key);
                             done = true;
                         }
                     });
                 });
-                let far = option.max.saturating_sub(option.min) > 256;
-                let slider = egui::Slider::new(&mut value, option.min..=option.max).logarithmic(far && option.min > 0);
-                ui.spacing_mut().slider_width = (ui.available_width() - 72.0).max(60.0);
-                let response = ui.add_enabled(cx.can_edit(), slider).accessible_name(&option.name);
-                if response.changed() {
-                    self.values.insert(key, value);
-                }
-                // Typing ends by leaving the field, dragging by letting go.
-                done |= response.drag_stopped() || (response.lost_focus() && !self.values.is_empty());
+                done |= match (&option.kind, &value) {
+                    (OptionKind::Whole { min, max, .. }, OptionValue::Whole(v)) => {
+                        self.slider(cx, ui, option, key, (*min, *max), *v)
+                    }
+                    _ => self.field(cx, ui, option, key, &value),
+                };
                 ui.add(
                     egui::Label::new(egui::RichText::new(&option.help).font(theme::caption()).color(p.faint)).wrap(),
                 );
@@ -193,9 +202,9 @@ impl Editor {
                 let value = self
                     .values
                     .get(&key)
-                    .copied()
+                    .cloned()
                     .or_else(|| value_in_force(variant, o, current))?;
-                (value != o.default).then(|| OptionChoice {
+                (value != o.kind.default()).then(|| OptionChoice {
                     name: o.name.clone(),
                     value,
                 })
@@ -209,6 +218,96 @@ impl Editor {
             }
             self.values.clear();
         }
+    }
+
+    /// A whole number. True when a change is complete.
+    fn slider(
+        &mut self,
+        cx: &Context<'_>,
+        ui: &mut egui::Ui,
+        option: &OptionView,
+        key: (String, String),
+        (min, max): (u64, u64),
+        mut value: u64,
+    ) -> bool {
+        let far = max.saturating_sub(min) > 256;
+        let slider = egui::Slider::new(&mut value, min..=max).logarithmic(far && min > 0);
+        ui.spacing_mut().slider_width = (ui.available_width() - 72.0).max(60.0);
+        let response = ui.add_enabled(cx.can_edit(), slider).accessible_name(&option.name);
+        if response.changed() {
+            self.values.insert(key, OptionValue::Whole(value));
+        }
+        // Typing ends by leaving the field, dragging by letting go.
+        response.drag_stopped() || (response.lost_focus() && !self.values.is_empty())
+    }
+
+    /// Everything that is typed: numbers with a fraction, lists of heads, text. True when a change is complete: the
+    /// field was left with something in it that is accepted.
+    fn field(
+        &mut self,
+        cx: &Context<'_>,
+        ui: &mut egui::Ui,
+        option: &OptionView,
+        key: (String, String),
+        value: &OptionValue,
+    ) -> bool {
+        let p = Palette::of(ui);
+        let plain = match value {
+            OptionValue::Text(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let mut text = self.drafts.get(&key).cloned().unwrap_or_else(|| plain.clone());
+        let hint = match &option.kind {
+            OptionKind::Heads => "none; for example 0,5-7",
+            _ => "",
+        };
+        let edit = egui::TextEdit::singleline(&mut text)
+            .font(theme::mono())
+            .hint_text(hint)
+            .desired_width(f32::INFINITY);
+        let response = ui.add_enabled(cx.can_edit(), edit).accessible_name(&option.name);
+        if response.changed() {
+            self.drafts.insert(key.clone(), text.clone());
+        }
+        let typed = typed(&option.kind, &text);
+        if let Err(accepted) = &typed {
+            let label = egui::RichText::new(format!("accepted: {accepted}"));
+            ui.add(egui::Label::new(label.font(theme::caption()).color(p.warn)).wrap());
+        }
+        match typed {
+            Ok(new) if response.lost_focus() => {
+                self.drafts.remove(&key);
+                let changed = new != *value;
+                if changed {
+                    self.values.insert(key, new);
+                }
+                changed
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What was typed, or what would be accepted.
+fn typed(kind: &OptionKind, text: &str) -> Result<OptionValue, String> {
+    let text = text.trim();
+    match kind {
+        OptionKind::Whole { min, max, .. } => text
+            .parse()
+            .ok()
+            .filter(|v| (min..=max).contains(&v))
+            .map(OptionValue::Whole)
+            .ok_or_else(|| format!("{min} to {max}")),
+        OptionKind::Decimal { min, max, .. } => text
+            .parse()
+            .ok()
+            .filter(|v| (min.0..=max.0).contains(v))
+            .map(|v| OptionValue::Decimal(Decimal(v)))
+            .ok_or_else(|| format!("{} to {}", min.0, max.0)),
+        OptionKind::Heads => OptionValue::heads(text)
+            .map(OptionValue::Heads)
+            .ok_or_else(|| "head numbers, for example 0,5-7".to_string()),
+        OptionKind::Text { .. } => Ok(OptionValue::Text(text.to_string())),
     }
 }
 
@@ -253,12 +352,10 @@ fn choices(recipe: &RecipeView, slot: &SlotView, pick: &Pick) -> Vec<ChoiceView>
 }
 
 /// The value all chosen cells with this variant share; `None` if they differ.
-fn value_in_force(variant: &VariantView, option: &OptionView, current: &[ChoiceView]) -> Option<u64> {
+fn value_in_force(variant: &VariantView, option: &OptionView, current: &[ChoiceView]) -> Option<OptionValue> {
     let value = |c: &ChoiceView| {
-        c.options
-            .iter()
-            .find(|o| o.name == option.name)
-            .map_or(option.default, |o| o.value)
+        let given = c.options.iter().find(|o| o.name == option.name);
+        given.map_or_else(|| option.kind.default(), |o| o.value.clone())
     };
     let mut values = current.iter().filter(|c| c.variant == variant.name).map(value);
     let first = values.next()?;

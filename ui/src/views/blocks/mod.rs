@@ -5,7 +5,7 @@ mod grid;
 pub mod pick;
 mod recipe_text;
 
-use protocol::{Edit, Preset, Request, SlotView};
+use protocol::{Edit, OptionValue, Preset, Request, SlotView};
 
 use super::{Action, Context, View, empty};
 use crate::commands::Command;
@@ -178,7 +178,7 @@ pub fn short_form(edits: &[Edit]) -> String {
             .choice
             .options
             .iter()
-            .map(|o| (o.name.clone(), o.value.into()))
+            .map(|o| (o.name.clone(), json_of(&o.value)))
             .collect();
         let choice = if options.is_empty() {
             serde_json::Value::from(edit.choice.variant.clone())
@@ -188,6 +188,15 @@ pub fn short_form(edits: &[Edit]) -> String {
         set.insert(edit.selector.clone(), choice);
     }
     serde_json::json!({ "schema": 1, "set": set }).to_string()
+}
+
+fn json_of(value: &OptionValue) -> serde_json::Value {
+    match value {
+        OptionValue::Whole(v) => (*v).into(),
+        OptionValue::Decimal(v) => v.0.into(),
+        OptionValue::Heads(v) => v.clone().into(),
+        OptionValue::Text(v) => v.clone().into(),
+    }
 }
 
 fn presets(cx: &mut Context<'_>, ui: &mut egui::Ui) {
@@ -286,7 +295,7 @@ mod tests {
             variant: "sliding_window".into(),
             options: vec![OptionChoice {
                 name: "w".into(),
-                value: 64,
+                value: OptionValue::Whole(64),
             }],
         };
         let edits = [

@@ -1,0 +1,37 @@
+//! Launches of `sparse.cu`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::args::{POINTWISE, launch, pointwise, unsupported};
+use crate::cuda::cx::LaunchCx;
+use crate::cuda::device::DevPtr;
+use crate::ir::{BufId, ExecError};
+
+/// Most heads a layer may have (`kMostHeads`).
+const MOST_HEADS: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ZeroHeadsArgs {
+    heads: [u64; MOST_HEADS / 64],
+    x: DevPtr,
+    step: DevPtr,
+    rows: u32,
+    width: u32,
+    head_dim: u32,
+    pad: u32,
+}
+
+pub(super) fn zero_heads(cx: &LaunchCx<'_>, x: BufId, head_dim: usize, heads: &[u32]) -> Result<(), ExecError> {
+    let x = cx.buf(x);
+    let mut args = ZeroHeadsArgs::zeroed();
+    for &h in heads {
+        let Some(word) = args.heads.get_mut(h as usize / 64) else {
+            return unsupported(format!("head {h} (0 to {})", MOST_HEADS - 1));
+        };
+        *word |= 1 << (h % 64);
+    }
+    (args.x, args.step, args.rows) = (x.ptr, cx.step, x.code);
+    (args.width, args.head_dim) = (x.width as u32, head_dim as u32);
+    launch(cx, "zero_heads", pointwise(x.width, x.rows), POINTWISE, 0, &args)
+}
