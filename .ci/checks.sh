@@ -27,6 +27,7 @@ allowed_for() {
     ui/native) echo 'protocol|host|ui|desktop' ;;
     src-tauri) echo 'protocol|host|desktop' ;;
     tests | tests/*) echo '.*' ;;
+    examples/*) echo 'engine' ;;
     *) echo 'unknown' ;;
   esac
 }

@@ -23,7 +23,8 @@ fn touched(op: &Op) -> (Vec<Place>, Vec<Place>) {
         | Op::Hadamard { x, .. }
         | Op::RoundTrip { x, .. }
         | Op::Activate { x, .. }
-        | Op::ZeroHeads { x, .. } => in_place(*x),
+        | Op::ZeroHeads { x, .. }
+        | Op::TopP { x, .. } => in_place(*x),
         Op::Norm { x, out, .. }
         | Op::MatMul { x, out, .. }
         | Op::GroupedMatMul { x, out, .. }

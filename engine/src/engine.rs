@@ -17,6 +17,7 @@ use crate::recipe::{ModelFacts, Recipe, Registry};
 use crate::restore::Made;
 use crate::session::{Session, SessionOptions};
 use crate::tokenizer;
+use crate::transplant::Donors;
 use crate::worker::{self, Worker};
 
 /// How to load a model.
@@ -70,6 +71,7 @@ pub struct Engine {
     prompt: Prompt,
     warnings: Vec<String>,
     pub(crate) variants: Mutex<Made>,
+    pub(crate) donors: Mutex<Donors>,
 }
 
 impl Engine {
@@ -134,6 +136,7 @@ impl Engine {
             prompt,
             warnings,
             variants: Mutex::default(),
+            donors: Mutex::default(),
         }))
     }
 

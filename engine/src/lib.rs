@@ -34,6 +34,7 @@ mod session;
 mod stats;
 mod timing;
 mod tokenizer;
+mod transplant;
 mod view;
 mod watch;
 pub mod worker;

@@ -302,6 +302,7 @@ pub const fn cache_code(format: CacheFormat) -> u32 {
         CacheFormat::Fp8Model1 => 2,
         CacheFormat::Fp8B64 => 3,
         CacheFormat::Fp4 => 4,
+        CacheFormat::Fp8V32 => 5,
     }
 }
 

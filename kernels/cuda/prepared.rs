@@ -60,6 +60,7 @@ impl Arena {
             let bytes = match &base.op {
                 Op::CacheWrite { src, .. } => bucket_rows(plan, *src) * size_of::<DevRowStats>(),
                 Op::Route { out_experts, .. } => plan.buffer_len(*out_experts) * 4,
+                Op::TopP { x, group, .. } => bucket_rows(plan, *x) * (plan.width(*x) / group) * 4,
                 Op::Attend {
                     heads,
                     mask: Mask::BlockSkip { .. },

@@ -25,7 +25,7 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
                 let desc = plan.cache(*cache);
                 let per_record = match desc.format {
                     CacheFormat::F32 | CacheFormat::Bf16 => continue,
-                    CacheFormat::Fp8Model1 | CacheFormat::Fp8B64 => desc.width - desc.rope,
+                    CacheFormat::Fp8Model1 | CacheFormat::Fp8B64 | CacheFormat::Fp8V32 => desc.width - desc.rope,
                     CacheFormat::Fp4 => desc.width,
                 };
                 let n = match rows {
@@ -50,6 +50,11 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
                     }
                 }
             }
+            (Op::TopP { x, group, .. }, Some(at)) => {
+                let n = rows(plan, *x, step);
+                stats.ffn_units += (n * plan.width(*x)) as u64;
+                stats.ffn_kept += counts(&block[*at..], n * (plan.width(*x) / group));
+            }
             (
                 Op::Attend {
                     sources, mask, heads, ..
@@ -58,9 +63,8 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
             ) => {
                 attention(plan, step, sources, *mask, stats);
                 if let Some(at) = at {
-                    let counts = block[*at..].chunks_exact(4).take(step.tokens as usize * heads);
-                    let kept = counts.map(|b| u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-                    stats.keys_kept += kept.sum::<u64>() / *heads as u64;
+                    let kept = counts(&block[*at..], step.tokens as usize * heads);
+                    stats.keys_kept += kept / *heads as u64;
                 }
             }
             (Op::IndexScore { rate, skip, .. }, _) => {
@@ -70,6 +74,13 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
             _ => {}
         }
     }
+}
+
+/// The sum of `n` counters.
+fn counts(block: &[u8], n: usize) -> u64 {
+    let each = block.chunks_exact(4).take(n);
+    each.map(|b| u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+        .sum()
 }
 
 /// Keys in context, scored and kept: they follow from the step.

@@ -161,6 +161,7 @@ pub(super) fn weights_of(op: &Op) -> Vec<WeightId> {
         | Op::Glu { .. }
         | Op::Activate { .. }
         | Op::ZeroHeads { .. }
+        | Op::TopP { .. }
         | Op::ExpertSum { .. }
         | Op::HcCollapse { .. }
         | Op::HcExpand { .. }

@@ -179,6 +179,10 @@ impl BaseOp {
                 c.flops = 6 * e.elems(*x);
                 c.activations = 2 * e.act(&[*x]);
             }
+            Op::TopP { x, .. } => {
+                c.flops = 12 * e.elems(*x);
+                c.activations = 2 * e.act(&[*x]);
+            }
             Op::ZeroHeads { x, head_dim, heads } => c.activations = 4 * e.rows(*x) * (heads.len() * head_dim) as u64,
             Op::TakeOutput { x: _, out } | Op::Slice { x: _, out, .. } => c.activations = 2 * e.act(&[*out]),
             Op::Probe { .. } => {}
@@ -259,11 +263,13 @@ impl BaseOp {
                 sources,
                 sinks,
                 mask,
+                score,
                 ..
             } => {
+                let program = score.as_ref().map_or(0, |s| s.ops().len());
                 for s in sources {
                     let (keys, rows) = e.keys(s.rows, *mask);
-                    c.flops += keys * (heads * 4 * head_dim) as u64;
+                    c.flops += keys * (heads * (4 * head_dim + program)) as u64;
                     c.cache += rows * e.row_bytes(s.keys);
                     if s.values != s.keys {
                         c.cache += rows * e.row_bytes(s.values);

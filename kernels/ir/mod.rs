@@ -8,6 +8,7 @@ mod fuse;
 mod op;
 mod plan;
 mod sampler;
+mod score;
 mod step;
 mod telemetry;
 
@@ -21,5 +22,6 @@ pub use op::{
 };
 pub use plan::{BufferDesc, CacheDesc, CacheFormat, CacheRows, Component, Dim, ElemType, Phase, Plan, WeightDesc};
 pub use sampler::*;
+pub use score::{SCORE_DEPTH, SCORE_OPS, ScoreOp, ScoreProgram};
 pub use step::StepParams;
 pub use telemetry::{KvBytes, LayerStats, OpTime};

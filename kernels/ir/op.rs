@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::plan::CacheFormat;
+use super::score::ScoreProgram;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -288,7 +289,7 @@ pub enum Op {
     },
     /// Attention of `heads` query heads of `head_dim` over the sources (one softmax), with `kv_heads` key heads
     /// (query head h uses key head h / (heads / kv_heads)). sinks: one f32 logit per head that only enlarges the
-    /// denominator.
+    /// denominator. score: what every score becomes before the mask chooses by it; the causal order stays on top.
     Attend {
         q: BufId,
         out: BufId,
@@ -299,6 +300,8 @@ pub enum Op {
         sources: Vec<KeySource>,
         sinks: Option<WeightId>,
         mask: Mask,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        score: Option<ScoreProgram>,
     },
     /// x[t] = 0 in place in the named heads of `head_dim` values each (numbers ascending, each once).
     ZeroHeads { x: BufId, head_dim: usize, heads: Vec<u32> },
@@ -318,6 +321,10 @@ pub enum Op {
     },
     /// x = act(x) in place.
     Activate { x: BufId, activation: Activation },
+    /// In each run of `group` values of every row of x, keeps the smallest set of the largest magnitudes whose sum is at
+    /// least `p` of the run's (ties to the lower index); the rest becomes 0. Magnitudes are counted in whole units of
+    /// 2^-30 of the run's largest, so that sums have no order. Runs without a finite largest magnitude above 0 stay.
+    TopP { x: BufId, group: usize, p: f32 },
     /// Chooses `k` experts from router logits `[tokens, experts]`: the k largest of score + bias (ties to the lower
     /// index), or the first k of the table's row for the token id. out_weights = score / sum of chosen scores (if normalise) * factor.
     Route {

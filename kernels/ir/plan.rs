@@ -90,6 +90,9 @@ pub enum CacheFormat {
     Fp8Model1,
     /// e4m3 with one ue8m0 per 64 values; a rope tail kept apart stays bf16.
     Fp8B64,
+    /// V3.2's rule: e4m3 with one f32 (a power of two) per 128 values; a rope tail kept apart stays bf16. 656 bytes for
+    /// V3.2's latents (512 + 64), 592 for MODEL1's (448 + 64), 132 for indexer rows of 128.
+    Fp8V32,
     /// e2m1 with one ue8m0 per 32 values; indexer rows after a Hadamard transform.
     Fp4,
 }
@@ -102,6 +105,7 @@ impl CacheFormat {
             CacheFormat::Bf16 => "bf16",
             CacheFormat::Fp8Model1 => "fp8_model1",
             CacheFormat::Fp8B64 => "fp8_b64",
+            CacheFormat::Fp8V32 => "fp8_v32",
             CacheFormat::Fp4 => "fp4",
         }
     }
@@ -113,6 +117,8 @@ impl CacheFormat {
             CacheFormat::Bf16 => (2 * width, 0),
             CacheFormat::Fp8Model1 => (576, 8),
             CacheFormat::Fp8B64 => ((width - rope) + 2 * rope, (width - rope).div_ceil(64)),
+            // One contiguous record: the scales stand between the codes and the rope part.
+            CacheFormat::Fp8V32 => ((width - rope) + 4 * (width - rope).div_ceil(128) + 2 * rope, 0),
             CacheFormat::Fp4 => (width.div_ceil(2), width.div_ceil(32)),
         }
     }

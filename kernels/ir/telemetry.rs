@@ -23,6 +23,10 @@ pub struct LayerStats {
     pub flushed: u64,
     /// Values behind the four figures above.
     pub stored_values: u64,
+    /// Hidden units of feed-forward blocks that were given the choice to stay (top-p), summed over the step's tokens.
+    pub ffn_units: u64,
+    /// Those of them that stayed.
+    pub ffn_kept: u64,
     /// Tokens sent to each expert (empty for layers without experts).
     pub expert_load: Vec<u32>,
 }

@@ -394,6 +394,24 @@ impl Run<'_> {
                     self.set_row(*out, i, &y);
                 }
             }
+            Op::TopP { x, group, p } => {
+                for t in 0..self.rows(*x) {
+                    let mut row = self.row(*x, t).to_vec();
+                    for run in row.chunks_mut(*group) {
+                        let total: f64 = run.iter().map(|v| v.abs()).sum();
+                        let mut order: Vec<usize> = (0..run.len()).collect();
+                        order.sort_by(|&a, &b| run[b].abs().total_cmp(&run[a].abs()).then(a.cmp(&b)));
+                        let mut sum = 0.0;
+                        for i in order {
+                            if sum >= f64::from(*p) * total {
+                                run[i] = 0.0;
+                            }
+                            sum += run[i].abs();
+                        }
+                    }
+                    self.set_row(*x, t, &row);
+                }
+            }
             Op::ZeroHeads { x, head_dim, heads } => {
                 for t in 0..self.rows(*x) {
                     let mut row = self.row(*x, t).to_vec();

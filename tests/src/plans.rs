@@ -1,7 +1,7 @@
 //! Plans that together hold every op there is, for holding one backend to another.
 
 /// Model, edits of its recipe, largest relative difference of a row.
-pub const PLANS: [(&str, &[&str], f64); 28] = [
+pub const PLANS: [(&str, &[&str], f64); 34] = [
     ("tiny-llama", &[], 2e-5),
     (
         "tiny-llama",
@@ -115,6 +115,49 @@ pub const PLANS: [(&str, &[&str], f64); 28] = [
         2e-5,
     ),
     (
+        "tiny-gpt2",
+        &[
+            "layers.*.attention=score:\"score - (q-k)*2^(-8*(head+1)/heads)\"",
+            "layers.1.attention=score:\"if(q-k<9 || k<2, score, -inf)\",zero=1",
+        ],
+        2e-5,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "layers.*.attention=score:\"score - 0.02*(q-k)*(layer+1)\"",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
+    (
+        "tiny-llama",
+        &[
+            "layers.0.ffn=top_p",
+            "layers.1.ffn=relu:top_p=0.5",
+            "layers.2.ffn=top_p:p=0.3",
+        ],
+        2e-5,
+    ),
+    (
+        "tiny-gpt2",
+        &["layers.0.ffn=silu:top_p=0.8", "layers.1-3.ffn=top_p:p=0.7"],
+        2e-5,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "layers.0.ffn=experts:k=1,top_p=0.6",
+            "layers.1.ffn=top_p:p=0.7",
+            "layers.3.ffn=relu:experts=5,top_p=0.4",
+            "layers.4.ffn=gelu:experts=3",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
+    (
         "tiny-v4",
         &[
             "layers.2-5.attention=block_skip:threshold=0.3",
@@ -166,6 +209,11 @@ pub const PLANS: [(&str, &[&str], f64); 28] = [
         "tiny-v4-fp8",
         &["layers.*.kv_cache=f32", "layers.1.index_cache=f32"],
         5e-5,
+    ),
+    (
+        "tiny-v4-fp8",
+        &["layers.*.kv_cache=fp8_v32", "layers.1.index_cache=fp8_v32"],
+        2e-2,
     ),
     ("tiny-v4-fp8", &[], 2e-2),
     (

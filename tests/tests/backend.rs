@@ -13,7 +13,7 @@ use model1_tests::oracle::Oracle;
 use model1_tests::plans::PLANS;
 
 /// Every kind of op, as the plan's JSON names it.
-const KINDS: [&str; 27] = [
+const KINDS: [&str; 28] = [
     "activate",
     "add",
     "attend",
@@ -40,6 +40,7 @@ const KINDS: [&str; 27] = [
     "select_top_k",
     "slice",
     "take_output",
+    "top_p",
     "zero_heads",
 ];
 

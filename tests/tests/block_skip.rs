@@ -146,6 +146,7 @@ fn check(
         sources: vec![source],
         sinks,
         mask: Mask::BlockSkip { threshold },
+        score: None,
     });
     c.probe(out, "out");
     let ran = c.run(&CpuBackend::with(Cpu::new(2)), 0, &STEPS, None);

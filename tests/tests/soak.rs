@@ -44,8 +44,14 @@ fn random_edit(engine: &Engine, dice: &mut Dice) -> String {
     let variant = &slot.variants[dice.roll(slot.variants.len())];
     let mut choice = variant.name.clone();
     for (i, o) in variant.options.iter().enumerate() {
-        let most = o.max.min(o.min + 40);
-        let value = o.min + dice.roll((most - o.min + 1) as usize) as u64;
+        let value = match &o.kind {
+            protocol::OptionKind::Whole { min, max, .. } => {
+                let most = max.min(&(min + 40));
+                protocol::OptionValue::Whole(min + dice.roll((most - min + 1) as usize) as u64)
+            }
+            protocol::OptionKind::Heads => protocol::OptionValue::Heads(vec![dice.roll(4) as u32]),
+            other => other.default(),
+        };
         choice += &format!("{}{}={value}", if i == 0 { ':' } else { ',' }, o.name);
     }
     if !slot.per_layer {

@@ -89,6 +89,8 @@ struct Total {
     scored: u64,
     kept: u64,
     indexed: u64,
+    units: u64,
+    units_kept: u64,
     error: Option<f64>,
     load: Vec<u64>,
 }
@@ -104,6 +106,8 @@ impl LayerTotals {
             t.context += l.keys_context;
             t.scored += l.keys_scored;
             t.kept += l.keys_kept;
+            t.units += l.ffn_units;
+            t.units_kept += l.ffn_kept;
             t.indexed += l.index_scored;
             t.error = l.round_trip_error.or(t.error);
             t.load.resize(l.expert_load.len().max(t.load.len()), 0);
@@ -163,6 +167,18 @@ impl LayerTotals {
             );
         }
         eprintln!("total  used {}, allocated {}", human(sum.0), human(sum.1));
+        for (i, t) in self.rows.iter().enumerate() {
+            let kept = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
+            if t.kept < t.scored {
+                eprintln!("layer {i}: {:.1} % of the scored keys kept", kept(t.kept, t.scored));
+            }
+            if t.units > 0 {
+                eprintln!(
+                    "layer {i}: {:.1} % of the hidden units kept",
+                    kept(t.units_kept, t.units)
+                );
+            }
+        }
     }
 }
 

@@ -28,7 +28,13 @@ fn random_edit(model: &LoadedModel, dice: &mut Dice) -> Edit {
     let variant = &slot.variants[dice.roll(slot.variants.len())];
     let options = variant.options.iter().map(|o| OptionChoice {
         name: o.name.clone(),
-        value: o.min + dice.roll((o.max.min(o.min + 40) - o.min + 1) as usize) as u64,
+        value: match &o.kind {
+            OptionKind::Whole { min, max, .. } => {
+                OptionValue::Whole(min + dice.roll((max.min(&(min + 40)) - min + 1) as usize) as u64)
+            }
+            OptionKind::Heads => OptionValue::Heads(vec![dice.roll(4) as u32]),
+            other => other.default(),
+        },
     });
     let choice = ChoiceView {
         variant: variant.name.clone(),

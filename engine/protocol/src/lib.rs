@@ -51,7 +51,7 @@ pub use plan::{BlockView, OpTimeView, OpView, PlanView, TensorView};
 pub use reading::Statistic;
 pub use recipe::{
     ChoiceView, Decimal, Edit, LayerSlots, OptionChoice, OptionKind, OptionValue, OptionView, Preset, RecipeView,
-    Refusal, SlotView, VariantView,
+    Refusal, SlotView, VariantView, split_list,
 };
 pub use settings::{FontFile, Settings, ThemeChoice};
 pub use sweep::{SweepCell, SweepGroup, SweepPick, SweepRefusal, SweepRow, SweepSpec, SweepState, SweepView};

@@ -51,8 +51,54 @@ impl OptionKind {
     }
 }
 
+/// How an option is written down: as before there were options beside whole numbers, so that files of that time are read.
+#[derive(Serialize, Deserialize)]
+struct OptionForm {
+    name: String,
+    help: String,
+    min: u64,
+    max: u64,
+    default: u64,
+    /// What it takes, if not a whole number.
+    #[serde(default)]
+    other: Option<OptionKind>,
+}
+
+impl From<OptionForm> for OptionView {
+    fn from(f: OptionForm) -> Self {
+        let whole = OptionKind::Whole {
+            min: f.min,
+            max: f.max,
+            default: f.default,
+        };
+        Self {
+            name: f.name,
+            help: f.help,
+            kind: f.other.unwrap_or(whole),
+        }
+    }
+}
+
+impl From<OptionView> for OptionForm {
+    fn from(o: OptionView) -> Self {
+        let (min, max, default, other) = match o.kind {
+            OptionKind::Whole { min, max, default } => (min, max, default, None),
+            other => (0, 0, 0, Some(other)),
+        };
+        Self {
+            name: o.name,
+            help: o.help,
+            min,
+            max,
+            default,
+            other,
+        }
+    }
+}
+
 /// An option of a variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "OptionForm", into = "OptionForm")]
 pub struct OptionView {
     /// Name.
     pub name: String,
@@ -157,8 +203,42 @@ pub struct SlotView {
     pub fixed: String,
 }
 
+/// How a given value is written down; see [`OptionForm`].
+#[derive(Serialize, Deserialize)]
+struct ChoiceForm {
+    name: String,
+    value: u64,
+    /// The value, if not a whole number.
+    #[serde(default)]
+    other: Option<OptionValue>,
+}
+
+impl From<ChoiceForm> for OptionChoice {
+    fn from(f: ChoiceForm) -> Self {
+        Self {
+            name: f.name,
+            value: f.other.unwrap_or(OptionValue::Whole(f.value)),
+        }
+    }
+}
+
+impl From<OptionChoice> for ChoiceForm {
+    fn from(c: OptionChoice) -> Self {
+        let (value, other) = match c.value {
+            OptionValue::Whole(value) => (value, None),
+            other => (0, Some(other)),
+        };
+        Self {
+            name: c.name,
+            value,
+            other,
+        }
+    }
+}
+
 /// A value given to an option.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ChoiceForm", into = "ChoiceForm")]
 pub struct OptionChoice {
     /// Option.
     pub name: String,
@@ -236,6 +316,26 @@ pub struct RecipeView {
     /// Positions at which a swap converted cache rows in the running text; such text is labelled "converted" and
     /// never enters a report.
     pub converted_at: Vec<u64>,
+}
+
+/// The parts of a list: commas within quotes or parentheses separate nothing.
+pub fn split_list(text: &str) -> Vec<&str> {
+    let (mut parts, mut start) = (Vec::new(), 0);
+    let (mut quoted, mut depth) = (false, 0usize);
+    for (i, c) in text.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => depth = depth.saturating_sub(1),
+            ',' if !quoted && depth == 0 => {
+                parts.push(&text[start..i]);
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[start..]);
+    parts.into_iter().map(str::trim).filter(|p| !p.is_empty()).collect()
 }
 
 #[cfg(test)]

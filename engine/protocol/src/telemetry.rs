@@ -85,6 +85,12 @@ pub struct LayerRecord {
     pub saturated: f64,
     /// Share of stored values flushed to zero.
     pub flushed: f64,
+    /// Hidden units of the feed-forward block that top-p chose among, summed over the step's tokens; 0 without it.
+    #[serde(default)]
+    pub ffn_units: u64,
+    /// Those of them that stayed.
+    #[serde(default)]
+    pub ffn_kept: u64,
     /// Tokens per expert (empty without experts).
     #[serde(default)]
     pub expert_load: Vec<u32>,

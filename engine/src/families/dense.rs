@@ -261,6 +261,7 @@ pub(super) fn lower_dense_attend(
         },
     );
     let spec = cx.attend_spec(f);
+    let zero = spec.zero;
     cx.zero_heads("q_mean", q, f.head_dim, &spec.mean);
     cx.push(
         "attend",
@@ -278,9 +279,10 @@ pub(super) fn lower_dense_attend(
             }],
             sinks: None,
             mask: spec.mask,
+            score: spec.score,
         },
     );
-    cx.zero_heads("out_zero", out, f.head_dim, &spec.zero);
+    cx.zero_heads("out_zero", out, f.head_dim, &zero);
     out
 }
 
@@ -367,15 +369,17 @@ impl Family for Dense {
         cx.push("ffn_norm", norm);
         let gate = cx.matmul("ffn.gate", x, w.gate, None);
         let up = cx.matmul("ffn.up", x, w.up, None);
+        let spec = cx.ffn_spec(f);
         let glu = Op::Glu {
             gate,
             up,
             out: gate,
-            activation: cx.ffn_spec(f).activation,
+            activation: spec.activation,
             limit: None,
             row_weights: None,
         };
         cx.push("ffn_glu", glu);
+        cx.top_p("ffn_top_p", gate, cx.rows(w.gate), spec.top_p);
         let down = cx.matmul("ffn.down", gate, w.down, None);
         cx.push(
             "ffn_add",

@@ -219,13 +219,15 @@ impl Family for Gpt2 {
         let x = cx.tokens("ffn.x", d);
         self.push_norm(cx, "ln_2", residual, &w.norm_2, x);
         let inner = cx.matmul("ffn.fc", x, w.fc, Some(w.fc_bias));
+        let spec = cx.ffn_spec(f);
         cx.push(
             "ffn_act",
             Op::Activate {
                 x: inner,
-                activation: cx.ffn_spec(f).activation,
+                activation: spec.activation,
             },
         );
+        cx.top_p("ffn_top_p", inner, cx.rows(w.fc), spec.top_p);
         let out = cx.matmul("ffn.out", inner, w.out, Some(w.out_bias));
         cx.push(
             "ffn_add",

@@ -297,6 +297,7 @@ impl DeepseekV4 {
             sources,
             sinks: Some(w.sinks),
             mask: spec.mask,
+            score: spec.score.clone(),
         };
         cx.push("attend", op);
         cx.zero_heads("out_zero", out, c.head_dim, &spec.zero);
@@ -511,11 +512,13 @@ impl Family for DeepseekV4 {
             row_weights,
         };
         cx.push("experts_glu", glu(gate, up, Some(weights)));
+        cx.top_p("experts_top_p", gate, c.expert_width, spec.top_p);
         let down = product(cx, "experts_w2", gate, &w.experts.w2, true, c.hidden);
         let shared = w.shared.map(|[w1, w3, w2]| {
             let gate = cx.matmul("ffn.shared_w1", x, w1, None);
             let up = cx.matmul("ffn.shared_w3", x, w3, None);
             cx.push("shared_glu", glu(gate, up, None));
+            cx.top_p("shared_top_p", gate, cx.rows(w1), spec.top_p);
             cx.matmul("ffn.shared_w2", gate, w2, None)
         });
         let out = cx.tokens("ffn.out", c.hidden);

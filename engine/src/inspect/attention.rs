@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use kernels::ir::{CacheId, KeyRows, Mask, Op, Plan, SKIP_BLOCK, StepParams, WeightSource};
+use kernels::cpu::exec::rescore;
+use kernels::ir::{CacheId, KeyRows, Mask, Op, Plan, SKIP_BLOCK, ScoreProgram, StepParams, WeightSource};
 use protocol::{AttentionMap, AttentionSpec, Segment};
 
 use super::walk::{Probe, Walk};
@@ -25,6 +26,7 @@ pub(super) struct Attend {
     scale: f32,
     sources: Vec<(CacheId, KeyRows)>,
     mask: Mask,
+    score: Option<ScoreProgram>,
     /// One logit per head.
     sinks: Option<Vec<f32>>,
 }
@@ -41,11 +43,20 @@ impl Attend {
                 sources,
                 sinks,
                 mask,
+                score,
                 ..
-            } if b.layer == Some(layer) => Some((*heads, *kv_heads, *head_dim, *scale, sources, *sinks, *mask)),
+            } if b.layer == Some(layer) => Some((
+                *heads,
+                *kv_heads,
+                *head_dim,
+                *scale,
+                sources,
+                *sinks,
+                (*mask, score.clone()),
+            )),
             _ => None,
         });
-        let Some((heads, kv_heads, head_dim, scale, sources, sinks, mask)) = found else {
+        let Some((heads, kv_heads, head_dim, scale, sources, sinks, (mask, score))) = found else {
             return Err(EngineError::Invalid(format!("layer {layer} has no attention")));
         };
         let sinks = match sinks {
@@ -59,6 +70,7 @@ impl Attend {
             scale,
             sources: sources.iter().map(|s| (s.keys, s.rows)).collect(),
             mask,
+            score,
             sinks,
         })
     }
@@ -185,7 +197,21 @@ impl<'a> Chunk<'a> {
             let at = (row - k.first) * k.width + kv * d;
             f64::from(dot(q, &k.values[at..at + d]) * a.scale)
         };
-        keys.iter().map(score).collect()
+        let plain = keys.iter().map(score);
+        let Some(program) = &a.score else {
+            return plain.collect();
+        };
+        let mut scores: Vec<f32> = plain.map(|s| s as f32).collect();
+        let position = |j: usize| {
+            let (s, row) = keys[j];
+            let rate = match a.sources[s].1 {
+                KeyRows::Compressed { rate, .. } => rate,
+                _ => 1,
+            };
+            (row * rate) as f32
+        };
+        rescore(program, &mut scores, ((self.position + i) as f32, h as f32), position);
+        scores.into_iter().map(f64::from).collect()
     }
 }
 

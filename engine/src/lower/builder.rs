@@ -28,6 +28,44 @@ impl Tables {
     }
 }
 
+/// Calls `f` with every weight an op reads.
+pub(super) fn weights_mut(op: &mut Op, f: &mut dyn FnMut(&mut WeightId)) {
+    match op {
+        Op::Embed { table, .. } | Op::EmbedPosition { table, .. } => f(table),
+        Op::Norm { weight, bias, .. } => weight.iter_mut().chain(bias).for_each(f),
+        Op::MatMul { weight, bias, .. } => {
+            f(weight);
+            bias.iter_mut().for_each(f);
+        }
+        Op::GroupedMatMul { weight, .. } => f(weight),
+        Op::Pool { ape, .. } => f(ape),
+        Op::Attend { sinks, .. } => sinks.iter_mut().for_each(f),
+        Op::Route { bias, table, .. } => bias.iter_mut().chain(table).for_each(f),
+        Op::ExpertMatMul { weights, .. } => weights.iter_mut().for_each(f),
+        Op::HcMix {
+            matrix, base, scale, ..
+        } => [matrix, base, scale].into_iter().for_each(f),
+        Op::Rope { .. }
+        | Op::CacheWrite { .. }
+        | Op::Hadamard { .. }
+        | Op::RoundTrip { .. }
+        | Op::IndexScore { .. }
+        | Op::SelectTopK { .. }
+        | Op::ZeroHeads { .. }
+        | Op::Slice { .. }
+        | Op::Add { .. }
+        | Op::Glu { .. }
+        | Op::Activate { .. }
+        | Op::TopP { .. }
+        | Op::ExpertSum { .. }
+        | Op::HcCollapse { .. }
+        | Op::HcExpand { .. }
+        | Op::TakeOutput { .. }
+        | Op::Probe { .. }
+        | Op::Sample { .. } => {}
+    }
+}
+
 /// Lowering context of one block.
 pub struct Lower<'a> {
     tables: &'a mut Tables,
@@ -168,6 +206,13 @@ impl<'a> Lower<'a> {
         out
     }
 
+    /// Appends the choice of the hidden units that stay, in runs of `group`; nothing if all do.
+    pub fn top_p(&mut self, name: &str, x: BufId, group: usize, p: f32) {
+        if p < 1.0 {
+            self.push(name, Op::TopP { x, group, p });
+        }
+    }
+
     /// Appends `x` = 0 in the named heads of `head_dim` values; nothing if there are none.
     pub fn zero_heads(&mut self, name: &str, x: BufId, head_dim: usize, heads: &[u32]) {
         if heads.is_empty() {
@@ -188,6 +233,7 @@ impl<'a> Lower<'a> {
             mask: kernels::ir::Mask::None,
             select: facts.index_topk > 0,
             index_topk: facts.index_topk,
+            score: None,
             zero: Vec::new(),
             mean: Vec::new(),
         };
@@ -206,9 +252,23 @@ impl<'a> Lower<'a> {
         self.registry.ffn_spec(facts, choice)
     }
 
+    /// The checkpoint this block's weights come from, if not from the loaded one.
+    fn donor(&self) -> Option<String> {
+        let layer = self.layer_recipe()?;
+        match self.block {
+            Block::Attention => self.registry.donor(Slot::Attention, &layer.attention),
+            Block::Ffn => self.registry.donor(Slot::Ffn, &layer.ffn),
+            Block::Embedding | Block::Head | Block::Sampler => None,
+        }
+    }
+
     /// An op with its matrices stored as the recipe asks. Matrices that no slot covers (routers, mHC) have no other
     /// form and stay.
     fn restored(&self, mut op: Op) -> Op {
+        if let Some(donor) = self.donor() {
+            weights_mut(&mut op, &mut |id| *id = self.weights.graft(&donor, *id).unwrap_or(*id));
+            return op;
+        }
         let slot = match self.block {
             Block::Embedding => Slot::Embedding,
             Block::Attention => Slot::AttentionWeights,

@@ -7,15 +7,17 @@ mod look;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use kernels::ir::{BaseOp, Block, CacheDesc, Op, Phase, Plan};
+use kernels::ir::{BaseOp, Block, CacheDesc, Op, Phase, Plan, WeightId};
 
 pub use builder::Lower;
 use builder::Tables;
 pub use look::{Layers, Look};
 
+use crate::engine::Engine;
 use crate::families::Family;
 use crate::model::WeightStore;
 use crate::recipe::{Recipe, Registry};
+use crate::view::op_weights;
 
 /// What a plan is specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -192,6 +194,25 @@ impl Lowering {
         self.blocks.insert((layer, block), (key, ops.clone()));
         ops
     }
+}
+
+/// The weights of a layer's block as the checkpoint has it, each once.
+pub(crate) fn block_weights(engine: &Engine, layer: usize, block: Block) -> Vec<WeightId> {
+    let recipe = engine.recipe();
+    let mut tables = Tables::new(engine.family.caches(&recipe, engine.registry()));
+    let at = Some(layer as u32);
+    let mut cx = Lower::new(&mut tables, &recipe, engine.registry(), engine.weights(), at, block);
+    match block {
+        Block::Ffn => engine.family.lower_ffn(&mut cx, layer),
+        _ => engine.family.lower_attention(&mut cx, layer),
+    }
+    let mut ids = Vec::new();
+    for base in cx.finish() {
+        ids.extend(op_weights(&base.op));
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 /// Everything of the recipe a block's ops depend on.

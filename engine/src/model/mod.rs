@@ -31,6 +31,7 @@ pub struct WeightStore {
     entries: Vec<Arc<Stored>>,
     variants: HashMap<(WeightId, WeightStorage), WeightId>,
     made_from: HashMap<WeightId, WeightId>,
+    grafts: HashMap<(String, WeightId), WeightId>,
 }
 
 impl WeightStore {
@@ -52,6 +53,11 @@ impl WeightStore {
     /// A weight's entry.
     pub fn entry(&self, id: WeightId) -> &Arc<Stored> {
         &self.entries[id.index()]
+    }
+
+    /// The weight of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Stored>> {
+        self.entries.iter().find(|e| e.desc.name == name)
     }
 
     /// All descriptions in order of ids.
@@ -76,6 +82,21 @@ impl WeightStore {
         } else {
             self.variants.get(&(own, storage)).copied()
         }
+    }
+
+    /// What stands for a weight in a block whose weights come from the checkpoint at `donor`, if it was placed.
+    pub fn graft(&self, donor: &str, own: WeightId) -> Option<WeightId> {
+        self.grafts.get(&(donor.to_string(), own)).copied()
+    }
+
+    /// Places another checkpoint's weight for blocks that have it from there.
+    pub fn add_graft(&mut self, donor: &str, own: WeightId, stored: Arc<Stored>) -> WeightId {
+        if let Some(id) = self.graft(donor, own) {
+            return id;
+        }
+        let id = self.add_shared(stored);
+        self.grafts.insert((donor.to_string(), own), id);
+        id
     }
 
     /// Registers a variant of a weight.

@@ -1,7 +1,7 @@
 //! A chosen variant with its options: `"dense"` or `{"sliding_window": {"window": 64}}` in JSON,
 //! `dense`, `sliding_window:window=64,sinks=4`, `heads:zero=0,5-7` or `score:"score - 0.1*(q-k)"` on the command line.
 
-use protocol::{Decimal, OptionValue};
+use protocol::{Decimal, OptionValue, split_list};
 use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -17,26 +17,6 @@ pub struct Choice {
     pub variant: String,
     /// Options given.
     pub options: Options,
-}
-
-/// The parts of a list: commas within quotes or parentheses separate nothing.
-pub fn split_list(text: &str) -> Vec<&str> {
-    let (mut parts, mut start) = (Vec::new(), 0);
-    let (mut quoted, mut depth) = (false, 0usize);
-    for (i, c) in text.char_indices() {
-        match c {
-            '"' => quoted = !quoted,
-            '(' if !quoted => depth += 1,
-            ')' if !quoted => depth = depth.saturating_sub(1),
-            ',' if !quoted && depth == 0 => {
-                parts.push(&text[start..i]);
-                start = i + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(&text[start..]);
-    parts.into_iter().map(str::trim).filter(|p| !p.is_empty()).collect()
 }
 
 /// A value as the command line writes it. What it must be is the variant's to say ([`Choice::canonical`]).

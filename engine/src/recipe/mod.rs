@@ -6,6 +6,7 @@ mod facts;
 mod presets;
 mod registry;
 mod schema;
+mod score;
 mod select;
 mod storage;
 #[cfg(test)]
@@ -18,16 +19,17 @@ use kernels::ir::{CacheFormat, SamplerParams};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use choice::{Choice, split_list};
+pub use choice::Choice;
 pub use diff::RecipeChange;
 pub use facts::{AttentionKind, FfnKind, LayerFacts, MatrixInputs, ModelFacts};
 pub use presets::presets;
-pub use protocol::{Decimal, OptionValue};
+pub use protocol::{Decimal, OptionValue, split_list};
 pub use registry::{
     AttendSpec, Cell, FfnSpec, OptionKind, OptionSpec, Options, Reason, Registry, Slot, Variant, decimal, heads,
     option, text, validity,
 };
 pub use schema::json_schema;
+pub use score::{Expr, Name, ScoreError, parse as parse_score};
 pub use select::Target;
 pub use storage::WeightStorage;
 pub use view::slot_views;

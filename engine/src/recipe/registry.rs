@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kernels::ir::{Activation, CacheFormat, Mask};
+use kernels::ir::{Activation, CacheFormat, Mask, ScoreProgram};
 use protocol::OptionValue;
 use serde::{Deserialize, Serialize};
 
@@ -132,17 +132,21 @@ pub struct AttendSpec {
     pub index_topk: usize,
     /// Query heads whose output becomes zeros, ascending.
     pub zero: Vec<u32>,
+    /// What every score becomes before the mask chooses by it.
+    pub score: Option<ScoreProgram>,
     /// Query heads that look at all visible keys alike (their query becomes zeros), ascending.
     pub mean: Vec<u32>,
 }
 
 /// What a feed-forward variant may change of the checkpoint's own block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FfnSpec {
     /// Activation.
     pub activation: Activation,
     /// Experts per token (0 = no experts).
     pub experts_per_token: usize,
+    /// Share of a block's (an expert's) activation mass whose largest hidden units stay; 1 = all of them.
+    pub top_p: f32,
 }
 
 /// Something that fits a slot. Composed of existing ops, it is one file and one registry line, also from outside.
@@ -163,6 +167,10 @@ pub trait Variant: Send + Sync {
     fn attention(&self, _facts: &LayerFacts, _options: &Options, _spec: &mut AttendSpec) {}
     /// For feed-forward variants: what changes.
     fn ffn(&self, _facts: &LayerFacts, _options: &Options, _spec: &mut FfnSpec) {}
+    /// For variants of blocks: the checkpoint whose weights the block has, a path; `None` = the loaded one's.
+    fn donor(&self, _options: &Options) -> Option<String> {
+        None
+    }
     /// For cache variants: the storage.
     fn cache_format(&self) -> Option<CacheFormat> {
         None
@@ -245,11 +253,17 @@ impl Registry {
         let mut spec = FfnSpec {
             activation: facts.activation,
             experts_per_token: facts.experts_per_token,
+            top_p: 1.0,
         };
         if let Some(v) = self.get(Slot::Ffn, &choice.variant) {
             v.ffn(facts, &choice.options, &mut spec);
         }
         spec
+    }
+
+    /// The checkpoint a block's weights come from, if not from the loaded one.
+    pub fn donor(&self, slot: Slot, choice: &Choice) -> Option<String> {
+        self.get(slot, &choice.variant)?.donor(&choice.options)
     }
 
     /// What a choice makes of the storage of a slot's weights.

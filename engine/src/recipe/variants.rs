@@ -2,7 +2,9 @@
 
 mod ffn;
 mod heads;
+mod score;
 mod skip;
+mod transplant;
 mod weights;
 
 use std::sync::Arc;
@@ -21,13 +23,17 @@ pub(super) fn register(r: &mut Registry) {
     r.add(Arc::new(skip::BlockSkip));
     r.add(Arc::new(IndexTopK));
     r.add(Arc::new(heads::Heads));
+    r.add(Arc::new(score::Score));
+    r.add(Arc::new(transplant::Transplant { slot: Slot::Attention }));
     r.add(Arc::new(Own { slot: Slot::Ffn }));
     ffn::register(r);
+    r.add(Arc::new(transplant::Transplant { slot: Slot::Ffn }));
     for format in [
         CacheFormat::F32,
         CacheFormat::Bf16,
         CacheFormat::Fp8Model1,
         CacheFormat::Fp8B64,
+        CacheFormat::Fp8V32,
         CacheFormat::Fp4,
     ] {
         r.add(Arc::new(KvStorage { format }));
@@ -37,6 +43,7 @@ pub(super) fn register(r: &mut Registry) {
         CacheFormat::Bf16,
         CacheFormat::Fp8Model1,
         CacheFormat::Fp8B64,
+        CacheFormat::Fp8V32,
         CacheFormat::Fp4,
     ];
     for format in index {
@@ -268,6 +275,9 @@ impl Variant for KvStorage {
             CacheFormat::Bf16 => "2 bytes per value",
             CacheFormat::Fp8Model1 => "the 584-byte record of MODEL1's 512-wide latents",
             CacheFormat::Fp8B64 => "e4m3 with one power-of-two scale per 64 values",
+            CacheFormat::Fp8V32 => {
+                "V3.2's rule for latents with their rope part apart: e4m3 with one f32 scale per 128 values, rope bf16"
+            }
             CacheFormat::Fp4 => "e2m1 with one power-of-two scale per 32 values, rope values among them",
         }
     }
@@ -277,6 +287,13 @@ impl Variant for KvStorage {
                 "the 584-byte record holds one 512-wide latent (448 + 64 rope) per row; this layer's rows are {} x {} \
                  with {} rope values apart. Use fp8_b64",
                 f.kv_heads, f.head_dim, f.rope_tail
+            ));
+        }
+        if self.format == CacheFormat::Fp8V32 && !(f.rope_tail > 0 && f.kv_heads == 1) {
+            return refuse(format!(
+                "V3.2's record holds one latent per row with its rotated part apart (512 + 64 values in 656 bytes there, \
+                 448 + 64 in 592 in MODEL1); this layer's rows are {} x {} with nothing apart. Use fp8_b64",
+                f.kv_heads, f.head_dim
             ));
         }
         Ok(())
@@ -304,6 +321,7 @@ impl Variant for IndexStorage {
             CacheFormat::Bf16 => "2 bytes per value",
             CacheFormat::Fp8Model1 => "the 584-byte record of MODEL1's 512-wide latents",
             CacheFormat::Fp8B64 => "e4m3 with one power-of-two scale per 64 values",
+            CacheFormat::Fp8V32 => "e4m3 with one f32 scale per 128 values: the 132-byte row of V3.2's indexer",
             CacheFormat::Fp4 => "e2m1 with one power-of-two scale per 32 values after a Hadamard transform (official)",
         }
     }

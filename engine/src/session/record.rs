@@ -41,6 +41,8 @@ impl Session {
                 round_trip_error: (s.round_trip_ref > 0.0).then(|| (s.round_trip_err / s.round_trip_ref).sqrt()),
                 saturated: s.saturated as f64 / s.stored_values.max(1) as f64,
                 flushed: s.flushed as f64 / s.stored_values.max(1) as f64,
+                ffn_units: s.ffn_units,
+                ffn_kept: s.ffn_kept,
                 expert_load: s.expert_load.clone(),
             });
         StepRecord {

@@ -96,7 +96,7 @@ impl Session {
         for (r, stored) in wanted.iter().zip(stored) {
             self.weights.add_variant(r.own, r.storage, stored);
         }
-        Ok(())
+        self.engine.place_donated(&self.recipe, &mut self.weights)
     }
 }
 

@@ -5,12 +5,13 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::run::Ctx;
+use super::score::rescore;
 use super::skip::{attend_skip, drop_blocks};
 use super::store::{CpuState, Store};
 use super::workspace::Shared;
 use crate::cpu::Cpu;
 use crate::cpu::attn_dot::{axpy_rows, dot_rows, exp_softmax, scale_f32};
-use crate::ir::{CacheFormat, ExecError, KeyRows, LayerStats, Mask, Op, StepParams};
+use crate::ir::{CacheFormat, ExecError, KeyRows, LayerStats, Mask, Op, ScoreProgram, StepParams};
 
 /// Keys per block of decoded rows.
 const BLOCK: usize = 64;
@@ -24,6 +25,7 @@ pub(super) struct Job<'a> {
     pub head_dim: usize,
     pub scale: f32,
     pub mask: Mask,
+    pub score: Option<&'a ScoreProgram>,
     pub sinks: Option<&'a [f32]>,
     pub step: StepParams,
     pub sources: Vec<Source<'a>>,
@@ -49,6 +51,7 @@ pub(super) struct Scratch {
     factors: Vec<f32>,
     weights: Vec<f32>,
     rows: Vec<u32>,
+    positions: Vec<f32>,
 }
 
 /// Runs an attend op.
@@ -63,10 +66,17 @@ pub(super) fn run(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut Laye
         sources,
         sinks,
         mask,
+        score,
     } = op
     else {
         return Ok(());
     };
+    if matches!(mask, Mask::BlockSkip { .. }) && score.is_some() {
+        return Err(ExecError::Unsupported {
+            backend: "cpu",
+            what: "skipped blocks with a score expression: nothing bounds what it makes of a score".into(),
+        });
+    }
     let sinks = ctx.optional(*sinks)?;
     if let (Mask::BlockSkip { .. }, [s]) = (mask, &sources[..])
         && s.rows == KeyRows::Causal
@@ -92,6 +102,7 @@ pub(super) fn run(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut Laye
         head_dim: *head_dim,
         scale: *scale,
         mask: *mask,
+        score: score.as_ref(),
         sinks: sinks.as_deref(),
         step: ctx.step,
         sources: list,
@@ -163,6 +174,24 @@ impl Source<'_> {
                 None => out.extend(0..job.step.rows_visible(rate, i) as u32),
                 Some((rows, k)) => out.extend(rows[i * k..(i + 1) * k].iter().filter(|&&r| r >= 0).map(|&r| r as u32)),
             },
+        }
+    }
+}
+
+/// Positions of the keys of token `i`, in the order of [`gather`]: of compressed rows, that of their block's first token.
+fn positions(job: &Job<'_>, i: usize, out: &mut Vec<f32>) {
+    out.clear();
+    let t = job.step.position as usize + i;
+    let mut rows = Vec::new();
+    for source in &job.sources {
+        match source.rows {
+            KeyRows::Causal => out.extend((0..=t).map(|r| r as f32)),
+            KeyRows::Window { window } => out.extend(((t + 1).saturating_sub(window)..=t).map(|r| r as f32)),
+            KeyRows::Compressed { rate, .. } => {
+                rows.clear();
+                source.list(job, i, &mut rows);
+                out.extend(rows.iter().map(|r| (*r as usize * rate) as f32));
+            }
         }
     }
 }
@@ -246,6 +275,11 @@ fn dense_task(
             let query = &q[(first + i) * width + h * d..][..d];
             let row = &mut s.scores[lane * keys..(lane + 1) * keys];
             dot_rows(cpu.isa, query, block.values, block.stride, job.scale, &mut row[a..b]);
+            if let Some(program) = job.score {
+                rescore(program, &mut row[a..b], ((position + i) as f32, h as f32), |j| {
+                    (a + j) as f32
+                });
+            }
         }
     }
     s.factors.clear();
@@ -326,6 +360,9 @@ fn attend_rows(cpu: &Cpu, job: &Job<'_>, q: &[f32], out: &mut [f32]) -> u64 {
             SCRATCH.with_borrow_mut(|s| {
                 let mut latents = std::mem::take(&mut s.block);
                 let n = gather(job, i, &mut latents, s, None);
+                if job.score.is_some() {
+                    positions(job, i, &mut s.positions);
+                }
                 for h in 0..job.heads {
                     let stay = row_head(cpu, job, q, &shared, (i, h), &latents, n, s);
                     kept.fetch_add(stay, Ordering::Relaxed);
@@ -340,7 +377,12 @@ fn attend_rows(cpu: &Cpu, job: &Job<'_>, q: &[f32], out: &mut [f32]) -> u64 {
     let mut s = Scratch::default();
     let n = gather(job, 0, &mut latents, &mut s, Some(cpu));
     cpu.pool.run(job.heads, &|h| {
-        let stay = SCRATCH.with_borrow_mut(|s| row_head(cpu, job, q, &shared, (0, h), &latents, n, s));
+        let stay = SCRATCH.with_borrow_mut(|s| {
+            if job.score.is_some() {
+                positions(job, 0, &mut s.positions);
+            }
+            row_head(cpu, job, q, &shared, (0, h), &latents, n, s)
+        });
         kept.fetch_add(stay, Ordering::Relaxed);
     });
     kept.into_inner()
@@ -393,6 +435,10 @@ fn row_head(
     s.scores.resize(n.max(s.scores.len()), 0.0);
     let scores = &mut s.scores[..n];
     dot_rows(cpu.isa, query, latents, d, job.scale, scores);
+    if let Some(program) = job.score {
+        let (t, at) = (job.step.position as usize + i, &s.positions);
+        rescore(program, scores, (t as f32, h as f32), |j| at[j]);
+    }
     if let Mask::TopK { k } = job.mask {
         keep_top_k(scores, k, &mut s.order);
     }

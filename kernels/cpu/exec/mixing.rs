@@ -15,6 +15,10 @@ pub(super) fn run(ctx: &Ctx<'_>, op: &Op, state: &mut CpuState, stats: &mut Laye
             sparse::zero_heads(ctx, state, *x, *head_dim, heads);
             Ok(())
         }
+        Op::TopP { x, group, p } => {
+            sparse::top_p(ctx, state, (*x, *group), *p, stats);
+            Ok(())
+        }
         Op::Pool { .. } => pool(ctx, op, state),
         Op::IndexScore { .. } => {
             index_score(ctx, op, state, stats);

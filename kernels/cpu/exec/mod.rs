@@ -3,6 +3,7 @@
 mod attend;
 mod mixing;
 mod run;
+mod score;
 mod select;
 mod skip;
 mod sparse;
@@ -15,6 +16,7 @@ use super::{Cpu, measure};
 use crate::ir::{
     Backend, CacheDesc, ExecError, ExecStep, Op, Plan, State, StepOutput, StepRequest, WeightSource, fuse,
 };
+pub use score::rescore;
 pub use store::{CpuState, row_format};
 pub use workspace::Shared;
 

@@ -35,6 +35,7 @@ pub fn row_format(format: CacheFormat) -> RowFormat {
         CacheFormat::Bf16 => RowFormat::Bf16,
         CacheFormat::Fp8Model1 => RowFormat::Fp8Model1,
         CacheFormat::Fp8B64 => RowFormat::Fp8B64,
+        CacheFormat::Fp8V32 => RowFormat::Fp8V32,
         CacheFormat::Fp4 => RowFormat::IndexFp4,
     }
 }

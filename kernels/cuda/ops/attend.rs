@@ -12,7 +12,7 @@ const SOURCES: usize = 2;
 /// Keys per tile (`kKeys`).
 const KEYS: usize = 32;
 /// Threads of a block.
-const THREADS: usize = 256;
+pub(super) const THREADS: usize = 256;
 /// Largest head dimension: two columns per thread.
 const MAX_DIM: usize = 2 * THREADS;
 /// Blocks that keep a large device busy (several per multiprocessor, so that one computes while another loads); the split
@@ -36,7 +36,7 @@ struct SourceArg {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct AttendArgs {
+pub(super) struct AttendArgs {
     sources: [SourceArg; SOURCES],
     sinks: WeightArg,
     q: DevPtr,
@@ -173,12 +173,13 @@ impl RowShape {
             head_dim,
             sources,
             mask,
+            score,
             ..
         } = op
         else {
             return None;
         };
-        if matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
+        if score.is_some() || matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
             return None;
         }
         let group = heads / kv_heads;
@@ -232,14 +233,18 @@ impl RowShape {
 /// Working memory of an attention, bytes.
 pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     let Op::Attend {
-        heads, head_dim, mask, ..
+        heads,
+        head_dim,
+        mask,
+        score,
+        ..
     } = op
     else {
         return 0;
     };
     let row = RowShape::of(plan, op).map(|s| s.splits);
     let splits = row.or(Shape::of(plan, op).map(|s| s.splits)).unwrap_or(1);
-    if splits == 1 || matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
+    if splits == 1 || score.is_some() || matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
         return 0;
     }
     4 * plan.token_bucket * heads * splits * (head_dim + 4)
@@ -298,6 +303,7 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr
             sources,
             sinks,
             mask,
+            score,
         },
         Some(shape),
     ) = (op, Shape::of(cx.plan, op))
@@ -327,6 +333,9 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr
         Mask::SlidingWindow { window, sinks } => {
             (args.mask, args.window, args.first) = (1, clamp(*window), clamp(*sinks));
         }
+        Mask::TopK { .. } | Mask::BlockSkip { .. } if score.is_some() => {
+            return unsupported("a score expression with a mask that chooses by scores");
+        }
         Mask::TopK { k } => {
             (args.mask, args.k) = (2, clamp(*k));
             return launch(cx, "attend_top_k", [*heads, q.rows, 1], THREADS, 4 * head_dim, &args);
@@ -340,6 +349,9 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr
             };
             return launch(cx, "attend_skip", [*heads, q.rows, 1], THREADS, 4 * head_dim, &args);
         }
+    }
+    if let Some(program) = score {
+        return super::score::attend(cx, program, &args, [*heads, q.rows, 1], 4 * head_dim);
     }
     if let Some(row) = RowShape::of(cx.plan, op) {
         return attend_row(cx, op, &row, turn, args);

@@ -19,6 +19,7 @@ pub(in crate::cuda) fn reads(op: &Op) -> Vec<BufId> {
         | Op::Slice { x, .. }
         | Op::Activate { x, .. }
         | Op::ZeroHeads { x, .. }
+        | Op::TopP { x, .. }
         | Op::HcMix { x, .. }
         | Op::TakeOutput { x, .. }
         | Op::Probe { x, .. } => vec![*x],
@@ -77,6 +78,7 @@ pub(in crate::cuda) fn writes(op: &Op) -> Vec<BufId> {
         | Op::RoundTrip { .. }
         | Op::Activate { .. }
         | Op::ZeroHeads { .. }
+        | Op::TopP { .. }
         | Op::HcExpand { .. }
         | Op::Probe { .. }
         | Op::Sample { .. } => Vec::new(),

@@ -65,7 +65,9 @@ pub(super) fn runs_args(
     format: Option<CacheFormat>,
 ) -> Result<RunsArgs, ExecError> {
     match format {
-        Some(CacheFormat::Fp8Model1) => return unsupported("rounding to fp8_model1 without a cache"),
+        Some(f @ (CacheFormat::Fp8Model1 | CacheFormat::Fp8V32)) => {
+            return unsupported(format!("rounding to {} without a cache", f.name()));
+        }
         None if !width.is_power_of_two() => return unsupported(format!("a Hadamard transform of {width} values")),
         _ => {}
     }

@@ -10,6 +10,7 @@ mod hc;
 mod matmul;
 mod mixing;
 mod pointwise;
+mod score;
 mod sparse;
 
 use super::cx::LaunchCx;
@@ -120,6 +121,7 @@ fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
         Op::Slice { x, offset, out } => pointwise::rows(cx, "slice", *x, None, *out, *offset),
         Op::Add { x, y, out } => pointwise::rows(cx, "add", *x, Some(*y), *out, 0),
         Op::Glu { .. } | Op::Activate { .. } => pointwise::glu(cx, op),
+        Op::TopP { x, group, p } => sparse::top_p(cx, *x, *group, *p, stats),
         Op::ZeroHeads { x, head_dim, heads } => sparse::zero_heads(cx, *x, *head_dim, heads),
         Op::Route { .. } => mixing::route(cx, op, stats),
         Op::ExpertSum { x, k, shared, out } => pointwise::expert_sum(cx, *x, *k, *shared, *out),

@@ -35,3 +35,29 @@ pub(super) fn zero_heads(cx: &LaunchCx<'_>, x: BufId, head_dim: usize, heads: &[
     (args.width, args.head_dim) = (x.width as u32, head_dim as u32);
     launch(cx, "zero_heads", pointwise(x.width, x.rows), POINTWISE, 0, &args)
 }
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TopPArgs {
+    x: DevPtr,
+    kept: DevPtr,
+    step: DevPtr,
+    rows: u32,
+    width: u32,
+    group: u32,
+    p: f32,
+}
+
+pub(super) fn top_p(cx: &LaunchCx<'_>, x: BufId, group: usize, p: f32, kept: DevPtr) -> Result<(), ExecError> {
+    let x = cx.buf(x);
+    let args = TopPArgs {
+        x: x.ptr,
+        kept,
+        step: cx.step,
+        rows: x.code,
+        width: x.width as u32,
+        group: group as u32,
+        p,
+    };
+    launch(cx, "top_p", [x.width / group, x.rows, 1], 256, 0, &args)
+}

@@ -10,35 +10,6 @@ struct SkipArgs {
     uint32_t pad;
 };
 
-// The softmax of the keys that stay, kept online: a largest score, what the rest adds up to, and two columns per thread.
-struct Kept {
-    float best, sum, acc[2];
-};
-
-// Takes a tile's keys along.
-__device__ __forceinline__ void take(const AttendArgs& a, const KeyTile& tile, float* p, uint32_t kv, Kept& k) {
-    const uint32_t lane = threadIdx.x & 31;
-    const bool there = tile.rows[lane] >= 0;
-    const float score = there ? tile.z[lane] : -INFINITY;
-    const float reach = fmaxf(k.best, warp_max(score));
-    const float e = there && reach != -INFINITY ? exp2f((score - reach) * kLog2e) : 0.0f;
-    const float keep = k.best == -INFINITY ? 0.0f : exp2f((k.best - reach) * kLog2e);
-    k.sum = k.sum * keep + warp_sum(e);
-    k.best = reach;
-    if (threadIdx.x < kTile) p[lane] = e;
-    __syncthreads();
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-        const uint32_t c = threadIdx.x + i * 256;
-        k.acc[i] *= keep;
-        for (uint32_t r = 0; r < kTile && c < a.head_dim; r++) {
-            if (p[r] != 0.0f) {
-                k.acc[i] += p[r] * record_value(a.sources[tile.from[r]].values, tile.rows[r], kv, c);
-            }
-        }
-    }
-}
-
 // grid (heads, tokens), 256 threads, shared 4 * head_dim
 KERNEL(attend_skip, SkipArgs, 256) {
     DYNAMIC_SHARED(memory);

@@ -11,6 +11,7 @@ struct KeyTile {
     float z[kTile];
     int32_t rows[kTile];  // slots, -1 = none
     uint32_t from[kTile];  // sources
+    float at[kTile];       // positions (of a compressed row: of its block's first token)
 };
 
 // Keys of a query, source by source.
@@ -46,6 +47,8 @@ __device__ __forceinline__ void score_tile(const AttendArgs& a, const DevStep& s
         }
         tile.rows[threadIdx.x] = row < 0 ? -1 : (int32_t)cache_slot(a.sources[source].keys, (uint64_t)row);
         tile.from[threadIdx.x] = source;
+        const Source& s = a.sources[source];
+        tile.at[threadIdx.x] = (float)(s.kind == kCompressed ? row * (int64_t)s.rate : row);
     }
     __syncthreads();
     for (uint32_t r = warp; r < kTile; r += blockDim.x / 32) {
@@ -58,4 +61,34 @@ __device__ __forceinline__ void score_tile(const AttendArgs& a, const DevStep& s
         if (lane == 0) tile.z[r] = dot * a.scale;
     }
     __syncthreads();
+}
+
+// The softmax of the keys taken along so far, kept online: a largest score, what the rest adds up to, and two columns per
+// thread.
+struct Kept {
+    float best, sum, acc[2];
+};
+
+// Takes a tile's keys along. All threads of the block; `p` is shared memory for 32 values.
+__device__ __forceinline__ void take(const AttendArgs& a, const KeyTile& tile, float* p, uint32_t kv, Kept& k) {
+    const uint32_t lane = threadIdx.x & 31;
+    const bool there = tile.rows[lane] >= 0;
+    const float score = there ? tile.z[lane] : -INFINITY;
+    const float reach = fmaxf(k.best, warp_max(score));
+    const float e = there && reach != -INFINITY ? exp2f((score - reach) * kLog2e) : 0.0f;
+    const float keep = k.best == -INFINITY ? 0.0f : exp2f((k.best - reach) * kLog2e);
+    k.sum = k.sum * keep + warp_sum(e);
+    k.best = reach;
+    if (threadIdx.x < kTile) p[lane] = e;
+    __syncthreads();
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t c = threadIdx.x + i * 256;
+        k.acc[i] *= keep;
+        for (uint32_t r = 0; r < kTile && c < a.head_dim; r++) {
+            if (p[r] != 0.0f) {
+                k.acc[i] += p[r] * record_value(a.sources[tile.from[r]].values, tile.rows[r], kv, c);
+            }
+        }
+    }
 }

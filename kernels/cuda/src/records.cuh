@@ -22,6 +22,17 @@ __device__ __forceinline__ size_t cache_slot(const CacheRef& c, uint64_t index) 
     return c.ring == 0 ? index : (uint32_t)index % c.ring;
 }
 
+// Bytes of scales between the codes and the rope part of a record: V3.2's alone has them there.
+__device__ __forceinline__ uint32_t v32_scale_bytes(const CacheRef& c) {
+    return c.format == kCacheFp8V32 ? (c.width - c.rope + 127) / 128 * 4 : 0;
+}
+
+// Scale of value `i` of V3.2's record: an f32, which may lie anywhere.
+__device__ __forceinline__ float v32_scale(const uint8_t* scales, uint32_t i) {
+    const uint8_t* p = scales + i / 128 * 4;
+    return __uint_as_float(p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24);
+}
+
 // Value `i` of a record.
 __device__ inline float record_value(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
     const size_t at = slot * c.records + record;
@@ -32,12 +43,13 @@ __device__ inline float record_value(const CacheRef& c, size_t slot, uint32_t re
         case kCacheBf16: return bf16_to_f32(((const uint16_t*)data)[i]);
         case kCacheFp4: return __fmul_rn(e2m1_to_f32(data[i / 2] >> 4 * (i & 1u)), ue8m0_to_f32(scales[i / 32]));
         default: {
-            const uint32_t nope = c.width - c.rope;
+            const uint32_t nope = c.width - c.rope, between = v32_scale_bytes(c);
             if (i >= nope) {
-                const uint8_t* p = data + nope + 2 * (i - nope);
+                const uint8_t* p = data + nope + between + 2 * (i - nope);
                 return bf16_to_f32(p[0] | (uint32_t)p[1] << 8);
             }
-            return __fmul_rn(e4m3_to_f32(data[i]), ue8m0_to_f32(scales[i / 64]));
+            const float s = between > 0 ? v32_scale(data + nope, i) : ue8m0_to_f32(scales[i / 64]);
+            return __fmul_rn(e4m3_to_f32(data[i]), s);
         }
     }
 }
@@ -80,8 +92,9 @@ struct RecordFp4 {
     }
 };
 
-// Four e4m3 values with their scale, or four bf16 ones of the part kept for rotation.
-struct RecordFp8 {
+// Four e4m3 values with their scale, or four bf16 ones of the part kept for rotation. V32: an f32 scale per 128 values.
+template <bool V32>
+struct RecordE4m3 {
     static constexpr uint32_t AHEAD = 3;
     uint32_t low, high, scale;
     bool plain;
@@ -89,21 +102,28 @@ struct RecordFp8 {
         const size_t at = slot * c.records + record;
         const uint32_t nope = c.width - c.rope;
         plain = i >= nope;
-        const uint8_t* p = c.data + at * c.data_bytes + (plain ? nope + 2 * (i - nope) : i);
+        const uint8_t* record_at = c.data + at * c.data_bytes;
+        const uint8_t* p = record_at + (plain ? nope + (V32 ? v32_scale_bytes(c) : 0u) + 2 * (i - nope) : i);
         low = *(const uint32_t*)p;
         high = plain ? *(const uint32_t*)(p + 4) : 0;
-        scale = c.scales[at * c.scale_bytes + (plain ? 0 : i / 64)];
+        if (V32) {
+            scale = *(const uint32_t*)(record_at + nope + (plain ? 0 : i / 128 * 4));
+        } else {
+            scale = c.scales[at * c.scale_bytes + (plain ? 0 : i / 64)];
+        }
     }
     __device__ __forceinline__ float4 value() const {
         if (plain) {
             return make_float4(__uint_as_float(low << 16), __uint_as_float(low & 0xffff0000u),
                                __uint_as_float(high << 16), __uint_as_float(high & 0xffff0000u));
         }
-        const float s = ue8m0_to_f32(scale);
+        const float s = V32 ? __uint_as_float(scale) : ue8m0_to_f32(scale);
         return make_float4(__fmul_rn(e4m3_to_f32(low & 255u), s), __fmul_rn(e4m3_to_f32(low >> 8 & 255u), s),
                            __fmul_rn(e4m3_to_f32(low >> 16 & 255u), s), __fmul_rn(e4m3_to_f32(low >> 24), s));
     }
 };
+
+using RecordFp8 = RecordE4m3<false>;
 
 template <class R>
 __device__ __forceinline__ float4 record_four_of(const CacheRef& c, size_t slot, uint32_t record, uint32_t i) {
@@ -118,6 +138,7 @@ __device__ inline float4 record_four(const CacheRef& c, size_t slot, uint32_t re
         case kCacheF32: return record_four_of<RecordF32>(c, slot, record, i);
         case kCacheBf16: return record_four_of<RecordBf16>(c, slot, record, i);
         case kCacheFp4: return record_four_of<RecordFp4>(c, slot, record, i);
+        case kCacheFp8V32: return record_four_of<RecordE4m3<true>>(c, slot, record, i);
         default: return record_four_of<RecordFp8>(c, slot, record, i);
     }
 }

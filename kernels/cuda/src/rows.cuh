@@ -144,7 +144,9 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     const bool hidden = c.ring != 0 && row + c.ring < rows;
     const size_t slot = cache_slot(c, index);
     RoundTrip trip;
-    const uint32_t nope = c.format == kCacheFp8Model1 || c.format == kCacheFp8B64 ? c.width - c.rope : c.width;
+    const bool v32 = c.format == kCacheFp8V32;
+    const uint32_t nope =
+        c.format == kCacheFp8Model1 || c.format == kCacheFp8B64 || v32 ? c.width - c.rope : c.width;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, warps = blockDim.x / 32;
     if (c.format <= kCacheBf16 && !hidden) {
         // Records of a row lie side by side.
@@ -164,18 +166,25 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     }
     // Warps take blocks of all records.
     const bool four = c.format == kCacheFp4;
-    const uint32_t block = four ? 32 : 64, blocks = (nope + block - 1) / block;
+    const uint32_t block = four ? 32 : v32 ? 128 : 64, blocks = (nope + block - 1) / block;
     for (uint32_t n = warp; n < c.records * blocks && !hidden; n += warps) {
         const uint32_t r = n / blocks, b = n % blocks, from = b * block;
         const float* v = a.src + ((size_t)row * c.records + r) * c.width;
         const size_t at = slot * c.records + r;
         uint8_t *data = c.data + at * c.data_bytes, *scales = c.scales + at * c.scale_bytes;
-        encode_block(v + from, min(block, nope - from), four, data + (four ? from / 2 : from), scales + b, trip);
+        uint8_t* scale = v32 ? data + nope + 4 * b : scales + b;
+        encode_block(v + from, min(block, nope - from), four, data + (four ? from / 2 : from), scale, trip);
+        if (v32 && lane == 0) {
+            // V3.2's scales are floats between the codes and the rope part.
+            const uint32_t bits = __float_as_uint(ue8m0_to_f32(*scale));
+            for (uint32_t i = 0; i < 4; i++) scale[i] = (uint8_t)(bits >> 8 * i);
+        }
         if (b != 0) continue;
         for (uint32_t i = nope + lane; i < c.width; i += 32) {
             const uint32_t bits = f32_to_bf16(v[i]);
-            data[nope + 2 * (i - nope)] = (uint8_t)bits;
-            data[nope + 2 * (i - nope) + 1] = (uint8_t)(bits >> 8);
+            uint8_t* to = data + nope + v32_scale_bytes(c) + 2 * (i - nope);
+            to[0] = (uint8_t)bits;
+            to[1] = (uint8_t)(bits >> 8);
         }
         // MODEL1's record has one unused scale byte.
         for (uint32_t i = blocks + lane; i < c.scale_bytes; i += 32) scales[i] = 0;

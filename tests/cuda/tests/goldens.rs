@@ -155,7 +155,7 @@ fn records() {
 /// run it, integer products included, so the bounds are not those of `model1_tests::plans`, which hold to exact arithmetic.
 #[test]
 fn other_recipes() {
-    let cases: [(&str, &[&str], f64); 19] = [
+    let cases: [(&str, &[&str], f64); 25] = [
         (
             "tiny-llama",
             &[
@@ -217,6 +217,44 @@ fn other_recipes() {
             5e-5,
         ),
         ("tiny-gpt2", &["layers.0.ffn=silu", "layers.1-3.ffn=relu2"], 5e-5),
+        (
+            "tiny-gpt2",
+            &[
+                "layers.*.attention=score:\"score - (q-k)*2^(-8*(head+1)/heads)\"",
+                "layers.1.attention=score:\"if(q-k<9 || k<2, score, -inf)\",zero=1",
+            ],
+            5e-5,
+        ),
+        (
+            "tiny-v4",
+            &[
+                "layers.*.attention=score:\"score - 0.02*(q-k)*(layer+1)\"",
+                "layers.*.kv_cache=f32",
+                "layers.2,4.index_cache=f32",
+            ],
+            5e-5,
+        ),
+        (
+            "tiny-llama",
+            &["layers.0.ffn=top_p", "layers.1.ffn=relu:top_p=0.5"],
+            5e-5,
+        ),
+        (
+            "tiny-gpt2",
+            &["layers.0.ffn=silu:top_p=0.8", "layers.1-3.ffn=top_p:p=0.7"],
+            5e-5,
+        ),
+        (
+            "tiny-v4",
+            &[
+                "layers.0.ffn=experts:k=1,top_p=0.6",
+                "layers.3.ffn=relu:experts=5,top_p=0.4",
+                "layers.4.ffn=top_p",
+                "layers.*.kv_cache=f32",
+                "layers.2,4.index_cache=f32",
+            ],
+            5e-5,
+        ),
         (
             "tiny-llama",
             &[
@@ -288,6 +326,11 @@ fn other_recipes() {
             &["layers.*.kv_cache=fp8_b64", "layers.1.index_cache=fp8_b64"],
             2e-2,
         ),
+        (
+            "tiny-v4-fp8",
+            &["layers.*.kv_cache=fp8_v32", "layers.1.index_cache=fp8_v32"],
+            2e-2,
+        ),
     ];
     for (name, edits, limit) in cases {
         let edits: Vec<String> = edits.iter().map(|e| (*e).into()).collect();
@@ -317,7 +360,11 @@ fn other_recipes() {
         // What is counted is counted alike.
         for (a, b) in ours.records.iter().zip(&want.records) {
             for (a, b) in a.layers.iter().zip(&b.layers) {
-                assert_eq!(a.keys_kept, b.keys_kept, "{name} {edits:?}");
+                assert_eq!(
+                    (a.keys_kept, a.ffn_units, a.ffn_kept),
+                    (b.keys_kept, b.ffn_units, b.ffn_kept),
+                    "{name} {edits:?}"
+                );
                 // The CPU leaves out keys whose blocks it can bound; here every key is scored.
                 let skips = edits.iter().any(|e| e.contains("block_skip"));
                 assert!(

@@ -56,6 +56,7 @@ groups! {
     norms = "norms";
     rotations = "rotations";
     gates_and_sums = "gates and sums";
+    heads_and_units_left_out = "heads and units left out";
     cache_rows_have_the_cpus_bytes = "cache rows have the cpus bytes";
     rounding_and_hadamard = "rounding and hadamard";
     pooling = "pooling";
@@ -64,6 +65,7 @@ groups! {
     dense_attention = "dense attention";
     dense_attention_over_stored_rows = "dense attention over stored rows";
     window_and_compressed_rows = "window and compressed rows";
+    score_expressions = "score expressions";
     routers_and_experts = "routers and experts";
     draws = "draws";
 }

@@ -164,9 +164,16 @@ fn compare_rows(ours: &Rows, want: &Rows, limit: f64) -> String {
     for (a, b) in ours.records.iter().zip(&want.records) {
         for (i, (x, y)) in a.layers.iter().zip(&b.layers).enumerate() {
             assert_eq!(
-                (x.keys_context, x.keys_scored, x.keys_kept, x.index_scored),
-                (y.keys_context, y.keys_scored, y.keys_kept, y.index_scored),
+                (x.keys_context, x.keys_kept, x.index_scored, x.ffn_units, x.ffn_kept),
+                (y.keys_context, y.keys_kept, y.index_scored, y.ffn_units, y.ffn_kept),
                 "counters of layer {i}"
+            );
+            // Where blocks are skipped, the CPU does not score those it can bound; the GPU scores all.
+            assert!(
+                x.keys_scored == y.keys_scored || x.keys_kept < x.keys_scored && x.keys_scored > y.keys_scored,
+                "keys scored in layer {i}: {} and {}",
+                x.keys_scored,
+                y.keys_scored
             );
         }
     }

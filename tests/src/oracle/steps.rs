@@ -1,9 +1,59 @@
 //! The ops that take more than a few lines: pooling, attention, routing, mixing of streams.
 
 use kernels::cpu::integer;
-use kernels::ir::{CacheId, ExecError, KeyRows, Mask, Op, SKIP_BLOCK, Scoring};
+use kernels::ir::{CacheId, ExecError, KeyRows, Mask, Op, SKIP_BLOCK, ScoreOp, ScoreProgram, Scoring};
 
 use super::{OracleState, Run};
+
+/// One score through a program.
+fn rescored(program: &ScoreProgram, score: f64, q: f64, k: f64, head: f64) -> f64 {
+    let truth = |t: bool| f64::from(u8::from(t));
+    let mut stack: Vec<f64> = Vec::new();
+    for op in program.ops() {
+        let args = stack.split_off(stack.len() - op.takes());
+        let (a, b) = (
+            args.first().copied().unwrap_or_default(),
+            args.get(1).copied().unwrap_or_default(),
+        );
+        stack.push(match op {
+            ScoreOp::Const(v) => f64::from(*v),
+            ScoreOp::Infinity => f64::INFINITY,
+            ScoreOp::Query => q,
+            ScoreOp::Key => k,
+            ScoreOp::Head => head,
+            ScoreOp::Score => score,
+            ScoreOp::Neg => -a,
+            ScoreOp::Not => truth(a == 0.0),
+            ScoreOp::Abs => a.abs(),
+            ScoreOp::Exp => a.exp(),
+            ScoreOp::Log => a.ln(),
+            ScoreOp::Sqrt => a.sqrt(),
+            ScoreOp::Floor => a.floor(),
+            ScoreOp::Tanh => a.tanh(),
+            ScoreOp::Add => a + b,
+            ScoreOp::Sub => a - b,
+            ScoreOp::Mul => a * b,
+            ScoreOp::Div => a / b,
+            ScoreOp::Mod => a % b,
+            ScoreOp::Pow => a.powf(b),
+            ScoreOp::Min => a.min(b),
+            ScoreOp::Max => a.max(b),
+            ScoreOp::Less => truth(a < b),
+            ScoreOp::LessEqual => truth(a <= b),
+            ScoreOp::Equal => truth(a == b),
+            ScoreOp::And => truth(a != 0.0 && b != 0.0),
+            ScoreOp::Or => truth(a != 0.0 || b != 0.0),
+            ScoreOp::If => {
+                if a != 0.0 {
+                    b
+                } else {
+                    args[2]
+                }
+            }
+        });
+    }
+    stack[0]
+}
 
 impl Run<'_> {
     pub(super) fn pool(&mut self, op: &Op, state: &mut OracleState) -> Result<(), ExecError> {
@@ -65,6 +115,7 @@ impl Run<'_> {
             sources,
             sinks,
             mask,
+            score,
         } = op
         else {
             return Ok(());
@@ -74,7 +125,12 @@ impl Run<'_> {
         for i in 0..self.rows(*q) {
             let t = self.step.position as usize + i;
             let mut keys: Vec<(CacheId, CacheId, usize)> = Vec::new();
+            let mut at: Vec<usize> = Vec::new();
             for s in sources {
+                let rate = match s.rows {
+                    KeyRows::Compressed { rate, .. } => rate,
+                    _ => 1,
+                };
                 let rows: Vec<usize> = match s.rows {
                     KeyRows::Causal => (0..=t)
                         .filter(|&j| match mask {
@@ -90,6 +146,7 @@ impl Run<'_> {
                         row.iter().filter(|&&j| j >= 0).map(|&j| j as usize).collect()
                     }
                 };
+                at.extend(rows.iter().map(|r| r * rate));
                 keys.extend(rows.into_iter().map(|r| (s.keys, s.values, r)));
             }
             let mut y = vec![0.0; heads * d];
@@ -102,6 +159,12 @@ impl Run<'_> {
                     .iter()
                     .map(|&(k, _, r)| dot(part(state.row(k, r))) * f64::from(*scale))
                     .collect();
+                if let Some(program) = score {
+                    for (z, k) in z.iter_mut().zip(&at) {
+                        let v = rescored(program, *z, t as f64, *k as f64, h as f64);
+                        *z = if v.is_finite() { v } else { f64::NEG_INFINITY };
+                    }
+                }
                 if let Mask::TopK { k } = mask {
                     let mut order: Vec<usize> = (0..z.len()).collect();
                     order.sort_by(|&a, &b| z[b].total_cmp(&z[a]).then(a.cmp(&b)));

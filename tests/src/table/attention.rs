@@ -1,6 +1,8 @@
 //! Attention over every kind of source, and the indexer.
 
-use kernels::ir::{CacheFormat, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions};
+use kernels::ir::{
+    CacheFormat, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions, ScoreOp, ScoreProgram,
+};
 
 use super::{CLOSE, Case, On, check};
 
@@ -57,6 +59,7 @@ pub(super) fn the_indexer_selects_what_the_cpu_selects(on: &On) {
         CacheFormat::F32,
         CacheFormat::Bf16,
         CacheFormat::Fp8B64,
+        CacheFormat::Fp8V32,
         CacheFormat::Fp4,
     ] {
         for (heads, dim, rate, k) in [(16, 16, 4, 3), (3, 128, 2, 16), (64, 64, 4, 20), (1, 4, 1, 1)] {
@@ -79,7 +82,18 @@ pub(super) fn the_indexer_selects_what_the_cpu_selects(on: &On) {
 }
 
 /// Queries over a growing cache of keys and one of values.
-fn dense(c: &mut Case, (heads, kv_heads, d): (usize, usize, usize), format: CacheFormat, mask: Mask, sinks: bool) {
+fn dense(c: &mut Case, shape: (usize, usize, usize), format: CacheFormat, mask: Mask, sinks: bool) {
+    scored(c, shape, format, (mask, None), sinks);
+}
+
+/// The same with a score expression.
+fn scored(
+    c: &mut Case,
+    (heads, kv_heads, d): (usize, usize, usize),
+    format: CacheFormat,
+    (mask, score): (Mask, Option<ScoreProgram>),
+    sinks: bool,
+) {
     let growing = CacheRows::Growing { rate: 1 };
     let (k, v, q) = (
         c.input(kv_heads * d, 1.0),
@@ -111,6 +125,7 @@ fn dense(c: &mut Case, (heads, kv_heads, d): (usize, usize, usize), format: Cach
         }],
         sinks,
         mask,
+        score,
     });
     c.probe(out, "attention");
 }
@@ -174,7 +189,7 @@ fn sparse(
     format: CacheFormat,
     rate: usize,
     k: Option<usize>,
-    mask: Mask,
+    (mask, score): (Mask, Option<ScoreProgram>),
 ) {
     let (x, q) = (c.input(d, 1.0), c.input(heads * d, 1.0));
     let ring = CacheRows::Ring {
@@ -247,6 +262,7 @@ fn sparse(
         ],
         sinks,
         mask,
+        score,
     });
     c.probe(out, "attention");
 }
@@ -257,12 +273,13 @@ pub(super) fn window_and_compressed_rows(on: &On) {
         (4, 512, 64, CacheFormat::Fp8Model1),
         (20, 64, 0, CacheFormat::Bf16),
         (3, 32, 8, CacheFormat::Fp8B64),
+        (4, 320, 64, CacheFormat::Fp8V32),
     ];
     for (heads, d, rope, format) in shapes {
         for (rate, k) in [(4, Some(3)), (16, None), (2, Some(200))] {
             for mask in [Mask::None, Mask::TopK { k: 6 }, Mask::BlockSkip { threshold: 0.1 }] {
                 let mut c = Case::new(40, 4096);
-                sparse(&mut c, (heads, d, rope), format, rate, k, mask);
+                sparse(&mut c, (heads, d, rope), format, rate, k, (mask, None));
                 let what = format!("{format:?} {heads} x {d}, rate {rate}, {k:?} {mask:?}");
                 // Rows pooled here differ in the last bit from the CPU's: stored in 8 bits, that can be a whole step.
                 let limit = if format == CacheFormat::F32 { CLOSE } else { 2e-2 };
@@ -280,7 +297,7 @@ pub(super) fn window_and_compressed_rows(on: &On) {
         for k in [Some(3), None] {
             for (bucket, steps) in [(1, &[1; 14][..]), (5, &[5, 3, 5, 1])] {
                 let mut c = Case::new(bucket, 4096);
-                sparse(&mut c, (heads, d, rope), format, 4, k, Mask::None);
+                sparse(&mut c, (heads, d, rope), format, 4, k, (Mask::None, None));
                 let limit = if format == CacheFormat::F32 { CLOSE } else { 2e-2 };
                 let what = format!("{format:?} {heads} x {d}, {k:?}, up to {bucket} tokens");
                 check(on, &what, &c, 0, steps, limit);
@@ -289,6 +306,97 @@ pub(super) fn window_and_compressed_rows(on: &On) {
     }
     // The first token of all sees nothing compressed.
     let mut c = Case::new(1, 4096);
-    sparse(&mut c, (4, 32, 8), CacheFormat::F32, 4, Some(3), Mask::None);
+    sparse(&mut c, (4, 32, 8), CacheFormat::F32, 4, Some(3), (Mask::None, None));
     check(on, "first token", &c, 0, &[1], CLOSE);
+}
+
+/// Programs that use every instruction.
+fn programs() -> Vec<ScoreProgram> {
+    use ScoreOp::*;
+    let distance = [Query, Key, Sub];
+    let all = [
+        // score - 0.1 * (q - k) * head
+        [&[Score][..], &distance, &[Const(0.1), Mul, Head, Mul, Sub]].concat(),
+        // if(q - k < 5, score, -inf)
+        [&distance[..], &[Const(5.0), Less, Score, Infinity, Neg, If]].concat(),
+        // nothing is seen
+        vec![Infinity, Neg],
+        // if((k % 3 <= 1 && !(head == 1)) || score == 0, 2 * tanh(score / 2), min(max(score, -0.5), 0.5))
+        vec![
+            Key,
+            Const(3.0),
+            Mod,
+            Const(1.0),
+            LessEqual,
+            Head,
+            Const(1.0),
+            Equal,
+            Not,
+            And,
+            Score,
+            Const(0.0),
+            Equal,
+            Or,
+            Const(2.0),
+            Score,
+            Const(2.0),
+            Div,
+            Tanh,
+            Mul,
+            Score,
+            Const(-0.5),
+            Max,
+            Const(0.5),
+            Min,
+            If,
+        ],
+        // log(exp(score)) + sqrt(abs(score)) - floor(k / 2) ^ 0.5 / 10
+        vec![
+            Score,
+            Exp,
+            Log,
+            Score,
+            Abs,
+            Sqrt,
+            Add,
+            Key,
+            Const(2.0),
+            Div,
+            Floor,
+            Const(0.5),
+            Pow,
+            Const(10.0),
+            Div,
+            Sub,
+        ],
+    ];
+    all.map(|ops| ScoreProgram::try_from(ops).unwrap()).to_vec()
+}
+
+pub(super) fn score_expressions(on: &On) {
+    for (i, program) in programs().into_iter().enumerate() {
+        for mask in [Mask::None, Mask::SlidingWindow { window: 9, sinks: 2 }] {
+            let mut c = Case::new(20, 4096);
+            scored(
+                &mut c,
+                (4, 2, 20),
+                CacheFormat::Bf16,
+                (mask, Some(program.clone())),
+                i % 2 == 0,
+            );
+            check(on, &format!("program {i} {mask:?}"), &c, 0, &[20, 1, 17, 20, 3], CLOSE);
+        }
+        for k in [None, Some(3)] {
+            let mut c = Case::new(20, 4096);
+            sparse(
+                &mut c,
+                (4, 32, 8),
+                CacheFormat::F32,
+                4,
+                k,
+                (Mask::None, Some(program.clone())),
+            );
+            check(on, &format!("program {i}, rows {k:?}"), &c, 0, &[20, 1, 17], CLOSE);
+        }
+    }
 }

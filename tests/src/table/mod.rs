@@ -278,27 +278,13 @@ impl Case {
         steps: &[usize],
         sampler: Option<&SamplerParams>,
     ) -> Ran {
-        let mut plan = self.plan.clone();
-        // Any number that differs from case to case.
-        plan.hash = self.random.0;
         let mut ran = Ran::default();
         let mut history: Vec<u32> = Vec::new();
         for &n in steps {
             let first = history.len() as u32 % 7;
             let ids: Vec<u32> = (0..n as u32).map(|i| first + i).collect();
             history.extend(&ids);
-            let request = StepRequest {
-                step: StepParams::new(position, n),
-                ids: &ids,
-                history: &history,
-                sampler,
-                trace: false,
-                cancel: None,
-            };
-            let mut out = StepOutput::default();
-            backend
-                .run(&plan, &self.weights, state, &request, &mut out)
-                .unwrap_or_else(|e| panic!("{}: {e}", backend.name()));
+            let mut out = self.step(backend, state, position, (&ids, &history), sampler);
             ran.probes.append(&mut out.probes);
             ran.stats.append(&mut out.layers);
             if let Some(s) = out.sampled {
@@ -307,6 +293,7 @@ impl Case {
             }
             position += n as u64;
         }
+        let plan = &self.plan;
         for (i, c) in plan.caches.iter().enumerate() {
             let rows = match c.rows {
                 CacheRows::Growing { rate } => position as usize / rate,
@@ -315,6 +302,33 @@ impl Case {
             ran.rows.push(state.read_rows(CacheId(i as u32), 0, rows).unwrap());
         }
         ran
+    }
+
+    /// One step of these tokens.
+    pub fn step(
+        &self,
+        backend: &dyn Backend,
+        state: &mut dyn State,
+        position: u64,
+        (ids, history): (&[u32], &[u32]),
+        sampler: Option<&SamplerParams>,
+    ) -> StepOutput {
+        let mut plan = self.plan.clone();
+        // Any number that differs from case to case.
+        plan.hash = self.random.0;
+        let request = StepRequest {
+            step: StepParams::new(position, ids.len()),
+            ids,
+            history,
+            sampler,
+            trace: false,
+            cancel: None,
+        };
+        let mut out = StepOutput::default();
+        backend
+            .run(&plan, &self.weights, state, &request, &mut out)
+            .unwrap_or_else(|e| panic!("{}: {e}", backend.name()));
+        out
     }
 }
 
@@ -403,7 +417,7 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 18] = [
+pub const GROUPS: [Group; 20] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
@@ -415,6 +429,7 @@ pub const GROUPS: [Group; 18] = [
     ("norms", rows::norms),
     ("rotations", rows::rotations),
     ("gates and sums", rows::gates_and_sums),
+    ("heads and units left out", rows::heads_and_units_left_out),
     ("cache rows have the cpus bytes", rows::cache_rows_have_the_cpus_bytes),
     ("rounding and hadamard", rows::rounding_and_hadamard),
     ("pooling", rows::pooling),
@@ -429,6 +444,7 @@ pub const GROUPS: [Group; 18] = [
         attention::dense_attention_over_stored_rows,
     ),
     ("window and compressed rows", attention::window_and_compressed_rows),
+    ("score expressions", attention::score_expressions),
     ("routers and experts", choices::routers_and_experts),
     ("draws", choices::draws),
 ];

@@ -113,6 +113,40 @@ pub(super) fn gates_and_sums(on: &On) {
     check(on, "add, slice, output, last row", &c, 0, &[9, 1], 0.0);
 }
 
+pub(super) fn heads_and_units_left_out(on: &On) {
+    for (group, runs) in [(1, 3), (40, 2), (256, 1), (1500, 2)] {
+        for p in [1e-6, 0.3, 0.9, 0.999] {
+            let mut c = Case::new(5, 4096);
+            let x = c.input(group * runs, 3.0);
+            c.op(Op::TopP { x, group, p });
+            c.probe(x, "kept");
+            // Ties: three sizes only, and zeros.
+            let steps: Vec<f32> = (0..70 * group).map(|i| [1.0, -2.0, 0.0, 2.0, 0.5][i * 7 % 5]).collect();
+            let y = c.given(group, &steps);
+            c.op(Op::TopP { x: y, group, p });
+            c.probe(y, "kept of equals");
+            let z = c.given(group, &hard_values(group.max(2), 70)[..70 * group]);
+            c.op(Op::TopP { x: z, group, p });
+            c.op(Op::ZeroHeads {
+                x: z,
+                head_dim: 1,
+                heads: vec![0],
+            });
+            c.probe(z, "kept of hard ones");
+            check(on, &format!("top {p} of {runs} x {group}"), &c, 0, &[5, 1], 0.0);
+        }
+    }
+    let mut c = Case::new(7, 4096);
+    let x = c.input(200 * 3, 1.0);
+    c.op(Op::ZeroHeads {
+        x,
+        head_dim: 3,
+        heads: vec![0, 63, 64, 130, 199],
+    });
+    c.probe(x, "heads");
+    check(on, "heads switched off", &c, 0, &[7, 1], 0.0);
+}
+
 /// Values that try the encoders: zeros, exact powers, tiny, huge, infinite, not a number.
 fn hard_values(width: usize, rows: usize) -> Vec<f32> {
     let mut r = Random(7);
@@ -144,6 +178,9 @@ pub(super) fn cache_rows_have_the_cpus_bytes(on: &On) {
         (CacheFormat::Bf16, 7, 0),
         (CacheFormat::Fp8Model1, 512, 64),
         (CacheFormat::Fp8B64, 32, 8),
+        (CacheFormat::Fp8V32, 576, 64),
+        (CacheFormat::Fp8V32, 512, 64),
+        (CacheFormat::Fp8V32, 128, 0),
         (CacheFormat::Fp8B64, 130, 2),
         (CacheFormat::Fp8B64, 128, 0),
         (CacheFormat::Fp4, 128, 0),

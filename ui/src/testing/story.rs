@@ -214,6 +214,8 @@ fn layer(i: usize, kind: &str, position: u64, tokens: u64) -> LayerRecord {
         keys_context: context,
         keys_scored: keys,
         keys_kept: keys,
+        ffn_units: 0,
+        ffn_kept: 0,
         index_scored: if kind == "csa" {
             (position..n).map(|p| p / 4).sum()
         } else {

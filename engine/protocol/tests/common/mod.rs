@@ -158,6 +158,8 @@ pub fn step() -> StepRecord {
                 keys_context: 130,
                 keys_scored: 64,
                 keys_kept: 32,
+                ffn_units: 48,
+                ffn_kept: 12,
                 index_scored: 16,
                 round_trip_error: Some(0.01),
                 saturated: 0.5,

@@ -1,4 +1,6 @@
-//! Variants of the feed-forward block: another activation, or another number of experts per token. Weights stay.
+//! Variants of the feed-forward block: another activation, another number of experts per token, fewer hidden units, and
+//! all of these together. Weights stay. A combination has one name: that of the activation if it changes, else that of the
+//! experts.
 
 use std::sync::Arc;
 
@@ -6,10 +8,13 @@ use kernels::ir::Activation;
 
 use super::refuse;
 use crate::recipe::facts::LayerFacts;
-use crate::recipe::registry::{FfnSpec, OptionKind, OptionSpec, Options, Reason, Registry, Slot, Variant, option};
+use crate::recipe::registry::{
+    FfnSpec, OptionKind, OptionSpec, Options, Reason, Registry, Slot, Variant, decimal, option,
+};
 
 pub(super) fn register(r: &mut Registry) {
     r.add(Arc::new(Experts));
+    r.add(Arc::new(TopP));
     let all = [
         Activation::Silu,
         Activation::Gelu,
@@ -23,17 +28,68 @@ pub(super) fn register(r: &mut Registry) {
     }
 }
 
-const EXPERTS: [OptionSpec; 1] = [OptionSpec {
-    name: "k",
-    help: "experts per token; weights are shared out anew among them, as the router does",
-    kind: OptionKind::Whole {
-        min: 1,
-        // What the routers of both backends take.
-        max: 1024,
-        // One expert fits every layer that has any.
-        default: 1,
+/// Hidden units that stay, as an option of the other variants.
+const TOP_P: OptionSpec = OptionSpec {
+    name: "top_p",
+    help: "share of the activation mass whose largest hidden units stay (per expert); the rest is 0; 1 keeps all",
+    kind: OptionKind::Decimal {
+        min: 0.01,
+        max: 1.0,
+        default: 1.0,
     },
-}];
+};
+
+/// Experts per token, as an option of the activations.
+const OTHER_EXPERTS: OptionSpec = OptionSpec {
+    name: "experts",
+    help: "experts per token; 0 = the checkpoint's number",
+    kind: OptionKind::Whole {
+        min: 0,
+        max: 1024,
+        default: 0,
+    },
+};
+
+const ACTIVATED: [OptionSpec; 2] = [OTHER_EXPERTS, TOP_P];
+
+const EXPERTS: [OptionSpec; 2] = [
+    OptionSpec {
+        name: "k",
+        help: "experts per token; weights are shared out anew among them, as the router does",
+        kind: OptionKind::Whole {
+            min: 1,
+            // What the routers of both backends take.
+            max: 1024,
+            // One expert fits every layer that has any.
+            default: 1,
+        },
+    },
+    TOP_P,
+];
+
+/// Whether a layer can send a token to `k` experts; `name` is the option that says so.
+fn check_experts(f: &LayerFacts, name: &str, k: usize) -> Result<(), Reason> {
+    if f.experts == 0 {
+        return refuse(format!(
+            "a {} block has no experts: every token goes through all of it",
+            f.ffn.name()
+        ));
+    }
+    if f.hash_routed && k > f.experts_per_token {
+        return refuse(format!(
+            "option `{name}`: found {k}, but a table names {} experts for every token id in this layer (hash routing) \
+             and there is no score to choose more by; accepted: 1 to {0}",
+            f.experts_per_token
+        ));
+    }
+    if k > f.experts {
+        return refuse(format!(
+            "option `{name}`: found {k}, the layer has {} experts; accepted: 1 to {0}",
+            f.experts
+        ));
+    }
+    Ok(())
+}
 
 /// Another number of experts per token.
 struct Experts;
@@ -52,30 +108,45 @@ impl Variant for Experts {
         &EXPERTS
     }
     fn accepts(&self, f: &LayerFacts, o: &Options) -> Result<(), Reason> {
-        let k = option(self, o, "k") as usize;
-        if f.experts == 0 {
-            return refuse(format!(
-                "a {} block has no experts: every token goes through all of it",
-                f.ffn.name()
-            ));
-        }
-        if f.hash_routed && k > f.experts_per_token {
-            return refuse(format!(
-                "option `k`: found {k}, but a table names {} experts for every token id in this layer (hash routing) and \
-                 there is no score to choose more by; accepted: 1 to {0}",
-                f.experts_per_token
-            ));
-        }
-        if k > f.experts {
-            return refuse(format!(
-                "option `k`: found {k}, the layer has {} experts; accepted: 1 to {0}",
-                f.experts
-            ));
-        }
-        Ok(())
+        check_experts(f, "k", option(self, o, "k") as usize)
     }
     fn ffn(&self, _: &LayerFacts, o: &Options, spec: &mut FfnSpec) {
         spec.experts_per_token = option(self, o, "k") as usize;
+        spec.top_p = decimal(self, o, TOP_P.name) as f32;
+    }
+}
+
+const UNITS: [OptionSpec; 1] = [OptionSpec {
+    name: "p",
+    help: "share of the activation mass whose largest hidden units stay (per expert); the rest is 0",
+    kind: OptionKind::Decimal {
+        min: 0.01,
+        max: 1.0,
+        default: 0.9,
+    },
+}];
+
+/// Only the hidden units that say most.
+struct TopP;
+
+impl Variant for TopP {
+    fn slot(&self) -> Slot {
+        Slot::Ffn
+    }
+    fn name(&self) -> &'static str {
+        "top_p"
+    }
+    fn help(&self) -> &'static str {
+        "keeps the fewest hidden units whose magnitudes reach `p` of the block's (of each expert's); the rest is 0"
+    }
+    fn options(&self) -> &[OptionSpec] {
+        &UNITS
+    }
+    fn accepts(&self, _: &LayerFacts, _: &Options) -> Result<(), Reason> {
+        Ok(())
+    }
+    fn ffn(&self, _: &LayerFacts, o: &Options, spec: &mut FfnSpec) {
+        spec.top_p = decimal(self, o, "p") as f32;
     }
 }
 
@@ -114,7 +185,14 @@ impl Variant for Activated {
             }
         }
     }
-    fn accepts(&self, f: &LayerFacts, _: &Options) -> Result<(), Reason> {
+    fn options(&self) -> &[OptionSpec] {
+        &ACTIVATED
+    }
+    fn accepts(&self, f: &LayerFacts, o: &Options) -> Result<(), Reason> {
+        let k = option(self, o, OTHER_EXPERTS.name) as usize;
+        if k > 0 {
+            check_experts(f, OTHER_EXPERTS.name, k)?;
+        }
         if f.activation == self.activation {
             return refuse(format!(
                 "{} is what this layer was trained with: choose own",
@@ -123,7 +201,12 @@ impl Variant for Activated {
         }
         Ok(())
     }
-    fn ffn(&self, _: &LayerFacts, _: &Options, spec: &mut FfnSpec) {
+    fn ffn(&self, _: &LayerFacts, o: &Options, spec: &mut FfnSpec) {
         spec.activation = self.activation;
+        spec.top_p = decimal(self, o, TOP_P.name) as f32;
+        let k = option(self, o, OTHER_EXPERTS.name) as usize;
+        if k > 0 {
+            spec.experts_per_token = k;
+        }
     }
 }

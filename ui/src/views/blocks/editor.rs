@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::{
-    ChoiceView, Decimal, LayerFactsView, OptionChoice, OptionKind, OptionValue, OptionView, RecipeView, SlotView,
-    VariantView,
+    ChoiceView, LayerFactsView, OptionChoice, OptionKind, OptionValue, OptionView, RecipeView, SlotView, VariantView,
 };
 
-use super::pick::{self, Pick, edits, layers_text};
+use super::pick::{self, Pick, edits, layers_text, typed};
 use crate::fmt;
 use crate::icons;
 use crate::store::Query;
@@ -285,29 +284,6 @@ impl Editor {
             }
             _ => false,
         }
-    }
-}
-
-/// What was typed, or what would be accepted.
-fn typed(kind: &OptionKind, text: &str) -> Result<OptionValue, String> {
-    let text = text.trim();
-    match kind {
-        OptionKind::Whole { min, max, .. } => text
-            .parse()
-            .ok()
-            .filter(|v| (min..=max).contains(&v))
-            .map(OptionValue::Whole)
-            .ok_or_else(|| format!("{min} to {max}")),
-        OptionKind::Decimal { min, max, .. } => text
-            .parse()
-            .ok()
-            .filter(|v| (min.0..=max.0).contains(v))
-            .map(|v| OptionValue::Decimal(Decimal(v)))
-            .ok_or_else(|| format!("{} to {}", min.0, max.0)),
-        OptionKind::Heads => OptionValue::heads(text)
-            .map(OptionValue::Heads)
-            .ok_or_else(|| "head numbers, for example 0,5-7".to_string()),
-        OptionKind::Text { .. } => Ok(OptionValue::Text(text.to_string())),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use protocol::{ChoiceView, Edit, RecipeView, SlotView};
+use protocol::{ChoiceView, Decimal, Edit, OptionKind, OptionValue, RecipeView, SlotView};
 
 /// The chosen cells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,6 +104,29 @@ pub fn runs(layers: impl IntoIterator<Item = u32>) -> Vec<(u32, u32)> {
         }
     }
     out
+}
+
+/// What was typed, or what would be accepted.
+pub fn typed(kind: &OptionKind, text: &str) -> Result<OptionValue, String> {
+    let text = text.trim();
+    match kind {
+        OptionKind::Whole { min, max, .. } => text
+            .parse()
+            .ok()
+            .filter(|v| (min..=max).contains(&v))
+            .map(OptionValue::Whole)
+            .ok_or_else(|| format!("{min} to {max}")),
+        OptionKind::Decimal { min, max, .. } => text
+            .parse()
+            .ok()
+            .filter(|v| (min.0..=max.0).contains(v))
+            .map(|v| OptionValue::Decimal(Decimal(v)))
+            .ok_or_else(|| format!("{} to {}", min.0, max.0)),
+        OptionKind::Heads => OptionValue::heads(text)
+            .map(OptionValue::Heads)
+            .ok_or_else(|| "head numbers, for example 0,5-7".to_string()),
+        OptionKind::Text { .. } => Ok(OptionValue::Text(text.to_string())),
+    }
 }
 
 /// Layers in words: `3–6, 9`.

@@ -1,9 +1,9 @@
 //! One axis as it is typed: `layers.*.kv_cache=bf16,fp8_b64`, the grammar of `model1 sweep --sweep`. What is wrong is
 //! said while it is typed, and what could follow is offered.
 
-use protocol::{SlotView, VariantView};
+use protocol::{OptionKind, OptionView, SlotView, VariantView, split_list};
 
-use crate::views::blocks::pick::{layers_text, parse_selector};
+use crate::views::blocks::pick::{layers_text, parse_selector, typed};
 
 /// What an axis makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,12 +86,14 @@ fn slot_of<'a>(selector: &str, slots: &'a [SlotView], layers: u32) -> Result<(&'
     Ok((slot, Vec::new()))
 }
 
-/// Choices at commas; `sinks=4` in `sliding_window:window=64,sinks=4` belongs to the choice before it.
+/// Choices at commas; `sinks=4` in `sliding_window:window=64,sinks=4` and `5-7` in `heads:zero=0,5-7` belong to the choice
+/// before them.
 fn split(list: &str) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
-    for part in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+    let goes_on = |part: &str| part.contains('=') || part.starts_with(|c: char| c.is_ascii_digit());
+    for part in split_list(list) {
         match out.last_mut() {
-            Some(last) if part.contains('=') && !part.contains(':') && last.contains(':') => {
+            Some(last) if goes_on(part) && !part.contains(':') && last.contains(':') => {
                 last.push(',');
                 last.push_str(part);
             }
@@ -101,10 +103,30 @@ fn split(list: &str) -> Vec<String> {
     out
 }
 
+/// The options as they are given, name and value; a quoted text without a name is the first that takes text.
+fn given(variant: &VariantView, options: &str) -> Vec<(String, String)> {
+    let mut out: Vec<(String, String)> = Vec::new();
+    for part in split_list(options) {
+        let quoted = part.starts_with('"');
+        match (part.split_once('=').filter(|_| !quoted), out.last_mut()) {
+            (Some((name, value)), _) => out.push((name.trim().into(), value.trim().into())),
+            (None, Some((_, last))) if !quoted => {
+                last.push(',');
+                last.push_str(part);
+            }
+            _ => {
+                let text = |o: &&OptionView| quoted && matches!(o.kind, OptionKind::Text { .. });
+                let name = variant.options.iter().find(text).map_or(part, |o| o.name.as_str());
+                out.push((name.into(), if quoted { part.into() } else { String::new() }));
+            }
+        }
+    }
+    out
+}
+
 fn check_options(variant: &VariantView, options: &str) -> Result<(), String> {
-    for option in options.split(',').filter(|o| !o.is_empty()) {
-        let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        let known = variant.options.iter().find(|o| o.name == name.trim());
+    for (name, value) in given(variant, options) {
+        let known = variant.options.iter().find(|o| o.name == name);
         let Some(known) = known else {
             let all: Vec<&str> = variant.options.iter().map(|o| o.name.as_str()).collect();
             let has = if all.is_empty() {
@@ -114,13 +136,7 @@ fn check_options(variant: &VariantView, options: &str) -> Result<(), String> {
             };
             return Err(format!("{} has no option {name}; it has {has}", variant.name));
         };
-        let fits = value
-            .trim()
-            .parse::<u64>()
-            .is_ok_and(|v| (known.min..=known.max).contains(&v));
-        if !fits {
-            return Err(format!("{name}: {} to {} is accepted", known.min, known.max));
-        }
+        typed(&known.kind, value.trim_matches('"')).map_err(|accepted| format!("{name}: {accepted} is accepted"))?;
     }
     Ok(())
 }
