@@ -46,7 +46,7 @@ fn random_edit(engine: &Engine, dice: &mut Dice) -> String {
     for (i, o) in variant.options.iter().enumerate() {
         let value = match &o.kind {
             protocol::OptionKind::Whole { min, max, .. } => {
-                let most = max.min(&(min + 40));
+                let most = (*max).min(min + 40);
                 protocol::OptionValue::Whole(min + dice.roll((most - min + 1) as usize) as u64)
             }
             protocol::OptionKind::Heads => protocol::OptionValue::Heads(vec![dice.roll(4) as u32]),
