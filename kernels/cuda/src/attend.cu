@@ -214,17 +214,17 @@ __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
 }
 
 // grid (token tiles, key heads * parts, splits), 256 threads; shared: see `shared_bytes` in ../ops/attend.rs
-#define ATTEND(name, lanes, columns)             \
-    EARLY_KERNEL(name, AttendArgs, 256, 2) {     \
-        await_predecessor();                     \
-        attend_tile<lanes, columns>(a);          \
+#define ATTEND(name, lanes, columns, blocks)      \
+    EARLY_KERNEL(name, AttendArgs, 256, blocks) { \
+        await_predecessor();                      \
+        attend_tile<lanes, columns>(a);           \
     }
 
-ATTEND(attend_4, 4, 1)
-ATTEND(attend_4_wide, 4, 2)
-ATTEND(attend_8, 8, 1)
-ATTEND(attend_8_wide, 8, 2)
-ATTEND(attend_16, 16, 1)
+ATTEND(attend_4, 4, 1, 2)
+ATTEND(attend_4_wide, 4, 2, 2)
+ATTEND(attend_8, 8, 1, 2)
+ATTEND(attend_8_wide, 8, 2, 1)
+ATTEND(attend_16, 16, 1, 1)
 
 constexpr uint32_t kMostSplits = 128;
 

@@ -249,10 +249,17 @@ __device__ __forceinline__ void attend_row_any(const AttendArgs& a) {
 #define ATTEND_ROW(name, lanes, columns, team, blocks) \
     EARLY_KERNEL(name, AttendArgs, 256, blocks) { attend_row_any<lanes, columns, team>(a); }
 
+// Blocks per multiprocessor; before Hopper the compiler needs a few registers more than two leave it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define PER_UNIT 1
+#else
+#define PER_UNIT 2
+#endif
+
 ATTEND_ROW(attend_row_32x4, 4, 4, 8, 2)
 ATTEND_ROW(attend_row_64x1, 1, 8, 8, 2)
 ATTEND_ROW(attend_row_64x4, 4, 8, 8, 2)
 ATTEND_ROW(attend_row_128x1, 1, 8, 16, 2)
-ATTEND_ROW(attend_row_128x4, 4, 8, 16, 2)
-ATTEND_ROW(attend_row_256x4, 4, 8, 32, 2)
+ATTEND_ROW(attend_row_128x4, 4, 8, 16, PER_UNIT)
+ATTEND_ROW(attend_row_256x4, 4, 8, 32, PER_UNIT)
 ATTEND_ROW(attend_row_512x4, 4, 16, 32, 1)
