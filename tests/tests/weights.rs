@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::{Cancel, Engine, Recipe, SessionOptions};
 use kernels::cpu::Cpu;
@@ -280,8 +281,8 @@ fn a_slot_has_all_matrices_of_its_blocks() {
     }
 }
 
-/// A CPU whose memory is said to be a device's own, and nearly full.
-struct Small(CpuBackend, u64);
+/// A CPU whose memory is said to be a device's own, with so much of it free.
+struct Small(CpuBackend, Arc<AtomicU64>);
 
 impl Backend for Small {
     fn name(&self) -> &'static str {
@@ -304,17 +305,20 @@ impl Backend for Small {
         self.0.run(plan, weights, state, request, out)
     }
     fn device_memory(&self) -> Result<Option<(u64, u64)>, ExecError> {
-        Ok(Some((self.1, 1 << 30)))
+        Ok(Some((self.1.load(Ordering::Relaxed), 1 << 30)))
     }
 }
 
 /// What does not fit is refused before it is made, with what it would take; the text goes on as it was.
 #[test]
 fn storages_that_do_not_fit_are_refused_before_they_are_made() {
-    let e = engine_with(&folder("tiny-llama"), Arc::new(Small(CpuBackend::new(1), 40_000))).unwrap();
+    let free = Arc::new(AtomicU64::new(1 << 20));
+    let e = engine_with(&folder("tiny-llama"), Arc::new(Small(CpuBackend::new(1), free.clone()))).unwrap();
     let mut s = e.session(e.recipe(), SessionOptions::default()).unwrap();
     let ids = ids(&e, 12);
     s.feed(&ids, None, &Cancel::default(), &mut ()).unwrap();
+    // The cache is there; little is left.
+    free.store(40_000, Ordering::Relaxed);
     let edits = recipe(&e, &["weights.ffn=bf16", "weights.attention=fp8"]);
     let needed = e.restored_bytes(&edits);
     assert!(needed > 40_000);

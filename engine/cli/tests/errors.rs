@@ -32,10 +32,10 @@ fn slots_and_variants() {
         "--set layers.1-7.kv_cache=bf16: `layers.1-7.kv_cache`: layer 7 is out of range, the model has layers 0 to 2";
     assert_eq!(set("layers.1-7.kv_cache=bf16"), range);
     let unknown = "--set layers.0.kv_cache=bf61: layers.0.kv_cache: no variant `bf61`; accepted: f32, bf16, fp8_model1, \
-                   fp8_b64, fp4";
+                   fp8_b64, fp8_v32, fp4";
     assert_eq!(set("layers.0.kv_cache=bf61"), unknown);
     let option = "--set layers.0.attention=sliding_window:windows=4: layers.0.attention: `sliding_window` has no option \
-                  `windows`; accepted: window, sinks";
+                  `windows`; accepted: window, sinks, zero, mean";
     assert_eq!(set("layers.0.attention=sliding_window:windows=4"), option);
     let zero = set("layers.0.attention=sliding_window:window=0");
     assert!(zero.contains("option `window`: found 0, accepted: 1 to "), "{zero}");
