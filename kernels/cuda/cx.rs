@@ -4,6 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::device::{Arg, DevPtr, Device, Launch};
+use super::schedule::FEW;
 use crate::ir::{
     BufId, CacheDesc, CacheFormat, CacheId, CacheRows, Dim, ElemType, ExecError, Format, Plan, Positions, RopeId,
     ScaleFormat, WeightDesc, WeightId,
@@ -153,9 +154,6 @@ pub struct DevRope {
     pub pairs: usize,
 }
 
-/// Most tokens of steps whose launches may begin early.
-const EARLY: usize = 8;
-
 /// Counters a plan has for its kernels.
 pub const ARRIVALS: usize = 1024;
 
@@ -236,7 +234,7 @@ impl<'a> LaunchCx<'a> {
             grid: grid.map(|n| n as u32),
             block: [block as u32, 1, 1],
             shared,
-            early: self.plan.token_bucket <= EARLY,
+            early: self.plan.token_bucket <= FEW,
             args,
         })
     }

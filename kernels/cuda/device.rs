@@ -114,7 +114,8 @@ pub trait Device: Send + Sync {
     /// Waits for all work enqueued so far; reports what went wrong in it.
     fn synchronise(&self) -> Result<(), ExecError>;
 
-    /// From here on `launch`, `copy`, `fill`, `mark`, `signal` and `wait` are recorded instead of run. Returns false where there are no graphs.
+    /// From here on `launch`, `copy`, `fill`, `mark`, `signal` and `wait` are recorded instead of run. Returns false where
+    /// there are no graphs.
     fn begin_capture(&self) -> Result<bool, ExecError>;
 
     /// Ends recording.

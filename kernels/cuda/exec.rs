@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cx::{DevSampled, DevSampler, DevStep};
-use super::device::Device;
+use super::device::{Device, Graph};
 use super::measure::read_bandwidth;
 use super::memory::Mem;
 use super::prepared::{Arena, IDS, Prepared, SAMPLER, key};
@@ -127,17 +127,26 @@ impl Cuda {
             return device.launch_graph(graph.as_ref());
         }
         let caches = state.places();
-        let run = || p.launch(device, plan, &caches, None);
+        state.prepared[index].graph = self.run_or_record(p, &|| p.launch(device, plan, &caches, None))?;
+        Ok(())
+    }
+
+    /// Runs what `enqueue` enqueues for a plan: as it is the first time, recorded as a graph, which comes back, later.
+    fn run_or_record(
+        &self,
+        p: &Prepared,
+        enqueue: &dyn Fn() -> Result<(), ExecError>,
+    ) -> Result<Option<Box<dyn Graph>>, ExecError> {
+        let device = self.device.as_ref();
         if p.runs == 0 || !self.options.graphs || self.options.guarded || !device.begin_capture()? {
-            return run();
+            return enqueue().map(|()| None);
         }
-        let recorded = run();
+        let recorded = enqueue();
         let graph = device.end_capture();
         recorded?;
         let graph = graph?;
         device.launch_graph(graph.as_ref())?;
-        state.prepared[index].graph = Some(graph);
-        Ok(())
+        Ok(Some(graph))
     }
 
     /// Runs with time stamps between the groups: in a graph of its own where there are graphs, so that launches cost what
@@ -157,20 +166,10 @@ impl Cuda {
             device.launch_graph(graph.as_ref())?;
         } else {
             let caches = state.places();
-            let run = || {
+            state.prepared[index].traced = self.run_or_record(p, &|| {
                 p.launch(device, plan, &caches, Some(&mut |i| device.mark(i)))?;
                 (groups..groups + 3).try_for_each(|i| device.mark(i))
-            };
-            if p.runs == 0 || !self.options.graphs || self.options.guarded || !device.begin_capture()? {
-                run()?;
-            } else {
-                let recorded = run();
-                let graph = device.end_capture();
-                recorded?;
-                let graph = graph?;
-                device.launch_graph(graph.as_ref())?;
-                state.prepared[index].traced = Some(graph);
-            }
+            })?;
         }
         let stamp = device.between(groups + 1, groups + 2)?;
         for (i, g) in state.prepared[index].groups.iter().enumerate() {

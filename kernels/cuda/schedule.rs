@@ -10,8 +10,8 @@ use crate::ir::{Op, Plan};
 
 /// Streams a plan is spread over.
 pub const STREAMS: usize = 4;
-/// Most tokens of plans that are spread: more of them fill the device by themselves.
-const TOKENS: usize = 8;
+/// Most tokens of steps that do not fill the device by themselves: their groups are spread, their launches begin early.
+pub const FEW: usize = 8;
 
 /// Where and after what a group runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,11 +104,7 @@ pub fn dependencies(plan: &Plan, groups: &[Group]) -> Vec<Vec<usize>> {
 /// Streams that a plan's groups can be on.
 pub fn streams(plan: &Plan) -> usize {
     let probes = plan.ops.iter().any(|o| matches!(o.op, Op::Probe { .. }));
-    if plan.token_bucket > TOKENS || probes {
-        1
-    } else {
-        STREAMS
-    }
+    if plan.token_bucket > FEW || probes { 1 } else { STREAMS }
 }
 
 /// Spreads a plan's groups over streams; all on the first where that is not worth it or probes want values in between.

@@ -401,8 +401,8 @@ fn story(engine: &Engine) -> Vec<u32> {
         .unwrap()
 }
 
-/// Equal up to the first near tie: a margin below [`MARGIN`] on either side (a last bit that moves a stored code moves the
-/// other side's margin, too).
+/// Equal up to the first near tie, a margin below [`MARGIN`] on the CPU. With caches as released a last bit can move a stored
+/// code, and with it the margin: there the GPU's counts, too.
 fn text_as_cpu(b: &Bench, edits: &[&str]) -> String {
     let n = if b.quick { 64 } else { 300 };
     let run = |backend: Arc<dyn Backend>| {
@@ -415,7 +415,9 @@ fn text_as_cpu(b: &Bench, edits: &[&str]) -> String {
         (engine.tokenizer().unwrap().decode(&ids, true), ran)
     };
     let ((text, ours), (_, want)) = (run(b.cuda()), run(exact()));
-    let tie = (0..n).find(|&i| want[i].1.min(ours[i].1) < MARGIN).unwrap_or(n);
+    let tie = (0..n)
+        .find(|&i| want[i].1 < MARGIN || (edits.is_empty() && ours[i].1 < MARGIN))
+        .unwrap_or(n);
     let differs = (0..n).find(|&i| ours[i].0 != want[i].0);
     if let Some(i) = differs.filter(|&i| i < tie) {
         panic!(

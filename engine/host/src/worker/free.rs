@@ -1,37 +1,21 @@
 //! Letting two recipes write, each in a session of its own.
 
 use engine::compare::{Current, FreeJob, Written, free_empty, free_run};
-use engine::{Cancel, EngineError, Watch};
-use protocol::{CompareText, ErrorInfo, FreeSpec, JobId, JobState};
+use engine::{Cancel, Watch};
+use protocol::{ErrorInfo, FreeSpec, JobId, JobState};
 
-use super::Worker;
-use crate::errors::{cancelled, of_engine};
-
-fn said<T>(result: Result<T, EngineError>) -> Result<T, ErrorInfo> {
-    result.map_err(|e| of_engine(&e))
-}
+use super::{Worker, said};
 
 impl Worker {
     /// Lets both sides write; what they have written stays when it is stopped.
     pub(super) fn free(&mut self, job: JobId, cancel: &Cancel, spec: &FreeSpec) {
-        if cancel.is_cancelled() {
-            self.end_job(job, Err(cancelled()));
-            return;
-        }
-        self.busy = "A free run";
-        let result = self.free_now(job, cancel, spec);
-        self.busy = "";
-        self.end_job(job, result);
-        self.between();
+        self.long_job(job, cancel, "A free run", |worker| worker.free_now(job, cancel, spec));
     }
 
     fn free_now(&mut self, job: JobId, cancel: &Cancel, spec: &FreeSpec) -> Result<(), ErrorInfo> {
         let loaded = self.loaded()?;
         let engine = loaded.engine.clone();
-        let ids = match spec.prompt {
-            CompareText::Current => self.shown(loaded)?.0,
-            CompareText::Given(_) | CompareText::Builtin => Vec::new(),
-        };
+        let ids = self.compared(loaded, &spec.prompt)?;
         let current = Current {
             recipe: loaded.session.recipe(),
             ids: &ids,

@@ -2,15 +2,11 @@
 
 use engine::compare::{CompareJob, Current, compare};
 use engine::inspect::Replay;
-use engine::{Cancel, EngineError, OpTimer, Watch};
+use engine::{Cancel, OpTimer, Watch};
 use protocol::{CompareSpec, CompareText, ErrorInfo, JobId, JobState, Reply};
 
-use super::{Loaded, Look, Worker};
-use crate::errors::{cancelled, input, of_engine};
-
-fn said<T>(result: Result<T, EngineError>) -> Result<T, ErrorInfo> {
-    result.map_err(|e| of_engine(&e))
-}
+use super::{Loaded, Look, Worker, said};
+use crate::errors::{cancelled, input};
 
 impl Worker {
     /// Answers a look. Replays stop when the client that asked is gone, or when stopping is asked for.
@@ -86,24 +82,15 @@ impl Worker {
 
     /// Compares recipes; both sides have sessions of their own.
     pub(super) fn compare(&mut self, job: JobId, cancel: &Cancel, spec: &CompareSpec) {
-        if cancel.is_cancelled() {
-            self.end_job(job, Err(cancelled()));
-            return;
-        }
-        self.busy = "A comparison";
-        let result = self.compare_now(job, cancel, spec);
-        self.busy = "";
-        self.end_job(job, result);
-        self.between();
+        self.long_job(job, cancel, "A comparison", |worker| {
+            worker.compare_now(job, cancel, spec)
+        });
     }
 
     fn compare_now(&mut self, job: JobId, cancel: &Cancel, spec: &CompareSpec) -> Result<(), ErrorInfo> {
         let loaded = self.loaded()?;
         let engine = loaded.engine.clone();
-        let ids = match spec.text {
-            CompareText::Current => self.shown(loaded)?.0,
-            CompareText::Given(_) | CompareText::Builtin => Vec::new(),
-        };
+        let ids = self.compared(loaded, &spec.text)?;
         let current = Current {
             recipe: loaded.session.recipe(),
             ids: &ids,

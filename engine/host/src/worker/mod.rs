@@ -16,14 +16,19 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use engine::{Cancel, Engine, OpTimer, Session};
+use engine::{Cancel, Engine, EngineError, OpTimer, Session};
 use protocol::{
-    AttentionSpec, CompareSpec, Edit, ErrorInfo, FreeSpec, GenerateSpec, JobId, JobState, LoadedModel, ModelSource,
-    Reply, SweepSpec,
+    AttentionSpec, CompareSpec, CompareText, Edit, ErrorInfo, FreeSpec, GenerateSpec, JobId, JobState, LoadedModel,
+    ModelSource, Reply, SweepSpec,
 };
 
-use crate::errors::{internal, no_model, refused};
+use crate::errors::{cancelled, internal, no_model, of_engine, refused};
 use crate::hub::{Hub, Model, Responder};
+
+/// What the engine said, in the protocol's words.
+fn said<T>(result: Result<T, EngineError>) -> Result<T, ErrorInfo> {
+    result.map_err(|e| of_engine(&e))
+}
 
 /// What the engine's thread is asked to do.
 pub(crate) enum Command {
@@ -305,6 +310,33 @@ impl Worker {
             inner.device.free_bytes = engine::memory::available().unwrap_or(0);
             inner.changed();
         });
+    }
+
+    /// Runs a job with sessions of its own, which the texts wait for; `busy` says what is going on.
+    fn long_job(
+        &mut self,
+        job: JobId,
+        cancel: &Cancel,
+        busy: &'static str,
+        work: impl FnOnce(&mut Self) -> Result<(), ErrorInfo>,
+    ) {
+        if cancel.is_cancelled() {
+            self.end_job(job, Err(cancelled()));
+            return;
+        }
+        self.busy = busy;
+        let result = work(self);
+        self.busy = "";
+        self.end_job(job, result);
+        self.between();
+    }
+
+    /// The tokens such a job reads, where its text is the one on screen; it makes others itself.
+    fn compared(&self, loaded: &Loaded, text: &CompareText) -> Result<Vec<u32>, ErrorInfo> {
+        match text {
+            CompareText::Current => Ok(self.shown(loaded)?.0),
+            CompareText::Given(_) | CompareText::Builtin => Ok(Vec::new()),
+        }
     }
 
     /// Ends a job.

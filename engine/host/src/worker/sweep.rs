@@ -1,38 +1,22 @@
 //! Measuring many recipes, each in sessions of its own.
 
+use engine::Watch;
 use engine::compare::Current;
 use engine::compare::sweep::{Event, SweepJob};
-use engine::{EngineError, Watch};
-use protocol::{CompareText, ErrorInfo, JobId, JobState, SweepSpec};
+use protocol::{ErrorInfo, JobId, JobState, SweepSpec};
 
-use super::Worker;
-use crate::errors::{cancelled, of_engine};
-
-fn said<T>(result: Result<T, EngineError>) -> Result<T, ErrorInfo> {
-    result.map_err(|e| of_engine(&e))
-}
+use super::{Worker, said};
 
 impl Worker {
     /// Runs a sweep; what it has measured stays when it is stopped.
     pub(super) fn sweep(&mut self, job: JobId, cancel: &engine::Cancel, spec: &SweepSpec) {
-        if cancel.is_cancelled() {
-            self.end_job(job, Err(cancelled()));
-            return;
-        }
-        self.busy = "A sweep";
-        let result = self.sweep_now(job, cancel, spec);
-        self.busy = "";
-        self.end_job(job, result);
-        self.between();
+        self.long_job(job, cancel, "A sweep", |worker| worker.sweep_now(job, cancel, spec));
     }
 
     fn sweep_now(&mut self, job: JobId, cancel: &engine::Cancel, spec: &SweepSpec) -> Result<(), ErrorInfo> {
         let loaded = self.loaded()?;
         let engine = loaded.engine.clone();
-        let ids = match spec.text {
-            CompareText::Current => self.shown(loaded)?.0,
-            CompareText::Given(_) | CompareText::Builtin => Vec::new(),
-        };
+        let ids = self.compared(loaded, &spec.text)?;
         let current = Current {
             recipe: loaded.session.recipe(),
             ids: &ids,
