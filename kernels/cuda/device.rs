@@ -62,6 +62,8 @@ pub struct DeviceInfo {
     pub l2: u64,
     /// Most shared memory a block can ask for, bytes.
     pub shared_per_block: usize,
+    /// The kernels for Hopper's tensor cores (`gemm_wg.cu`, machine code of sm_90a) are there.
+    pub wgmma: bool,
     /// Driver version, e.g. 13000.
     pub driver: u32,
 }

@@ -122,6 +122,7 @@ impl Driver {
             memory: memory as u64,
             l2: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as u64,
             shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+            wgmma: false,
             driver: version,
         };
         // SAFETY: the device handle is valid; the context is released in `drop`.
@@ -172,6 +173,8 @@ impl Driver {
                 _ => ExecError::Device(format!("CUDA: loading the kernels of `{name}`: {}", words(e))),
             })?);
         }
+        // Its source has no kernels for other targets than sm_90a.
+        self.info.wgmma = self.function("gemm_wg_256").is_ok();
         // SAFETY: page-locked memory, freed in `drop`.
         let staging = unsafe { result::malloc_host(STAGING, 0) }.map_err(failed("page-locked memory"))?;
         *lock(&self.staging) = staging;

@@ -20,6 +20,8 @@ const BLOCKS: usize = 264;
 /// Most shares of the inputs.
 const SPLITS: usize = 8;
 
+/// Most slots of a product with experts (`expert_tiles` has them in shared memory).
+const SLOTS: usize = 16384;
 /// Parts a number is split into at most.
 const PARTS: usize = 3;
 
@@ -74,12 +76,19 @@ struct ExpertTilesArgs {
     k: u32,
     experts: u32,
     n_tiles: u32,
+    run: u32,
+    pad: u32,
 }
 
 /// Whether a plan chooses (experts, rows, codes) by what its products give: there every bit of f32 is kept, as on the CPU.
 fn chooses(plan: &Plan) -> bool {
     let chooses = |op: &Op| matches!(op, Op::Route { .. } | Op::SelectTopK { .. } | Op::RoundTrip { .. });
     plan.ops.iter().any(|o| chooses(&o.op))
+}
+
+/// Parts of the activations beside weights that are bf16 numbers.
+pub(super) fn parts(plan: &Plan) -> usize {
+    if chooses(plan) { 3 } else { 2 }
 }
 
 /// A kernel: its names for many and for few tokens, and the parts (of x, of the weights) it takes.
@@ -143,9 +152,22 @@ fn splits(tokens: usize, d: &WeightDesc) -> usize {
         .clamp(1, SPLITS)
 }
 
-/// Tiles of a product with experts.
-fn tiles(slots: usize, experts: usize) -> usize {
-    slots / TILE + experts.min(slots)
+/// Where slots sorted by expert are: room for so many tiles, then their order from this byte on; bytes of both.
+#[derive(Clone, Copy)]
+pub(super) struct Sorted {
+    pub tiles: usize,
+    pub order: u64,
+    bytes: usize,
+}
+
+/// Slots of a product with experts, in tiles of up to `run`.
+pub(super) fn sorted(slots: usize, experts: usize, run: usize) -> Sorted {
+    let tiles = slots / run + experts.min(slots);
+    Sorted {
+        tiles,
+        order: 16 * tiles as u64,
+        bytes: 16 * tiles + 4 * slots,
+    }
 }
 
 /// Whether the kernels here take a product.
@@ -153,13 +175,13 @@ pub(super) fn takes(plan: &Plan, op: &Op) -> bool {
     match op {
         Op::MatMul { .. } => true,
         Op::GroupedMatMul { weight, groups, .. } => (plan.weight(*weight).rows / groups).is_multiple_of(TILE),
-        Op::ExpertMatMul { k, weights, .. } => plan.token_bucket * k <= 4096 && weights.len() <= 1024,
+        Op::ExpertMatMul { k, weights, .. } => plan.token_bucket * k <= SLOTS && weights.len() <= 1024,
         _ => false,
     }
 }
 
 /// Runs of inputs in a row of x, and their pitch in `parts`.
-fn runs(op: &Op, d: &WeightDesc) -> (usize, usize) {
+pub(super) fn runs(op: &Op, d: &WeightDesc) -> (usize, usize) {
     let runs = match op {
         Op::GroupedMatMul { groups, .. } => *groups,
         Op::ExpertMatMul { k, per_slot: true, .. } => *k,
@@ -169,7 +191,7 @@ fn runs(op: &Op, d: &WeightDesc) -> (usize, usize) {
 }
 
 /// Bytes of x in parts.
-fn parts_bytes(op: &Op, d: &WeightDesc, bucket: usize) -> usize {
+pub(super) fn parts_bytes(op: &Op, d: &WeightDesc, bucket: usize) -> usize {
     let (runs, pitch) = runs(op, d);
     (2 * PARTS * bucket * runs * pitch).next_multiple_of(ALIGN)
 }
@@ -190,7 +212,7 @@ pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
             let parts = weights
                 .first()
                 .map_or(0, |w| parts_bytes(op, plan.weight(*w), plan.token_bucket));
-            parts + 16 * tiles(slots, weights.len()) + 4 * slots
+            parts + sorted(slots, weights.len(), TILE).bytes
         }
         _ => 0,
     }
@@ -227,49 +249,77 @@ pub(super) fn alike(plan: &Plan, first: usize) -> usize {
     run.count()
 }
 
-fn rows(plan: &Plan, b: BufId) -> usize {
+pub(super) fn rows(plan: &Plan, b: BufId) -> usize {
     plan.buffer_len(b) / plan.width(b).max(1)
 }
 
-/// A product whose arguments are those of the plain kernel; `op` says which kind. `prepared` = the product before it had the
-/// same input (and experts), whose parts are still there.
-pub(super) fn gemm(
+/// What products of one input share: x in parts at the beginning of the scratch memory and, behind them (the address comes
+/// back), slots sorted by expert in tiles of up to `run`.
+pub(super) fn prepare(
     cx: &LaunchCx<'_>,
     op: &Op,
     a: &MatMulArgs,
     d: &WeightDesc,
-    prepared: bool,
-) -> Result<(), ExecError> {
-    let bucket = match op {
-        Op::MatMul { x, .. } | Op::GroupedMatMul { x, .. } | Op::ExpertMatMul { x, .. } => cx.buf(*x).rows,
-        _ => cx.plan.token_bucket,
-    };
-    let kernel = Kernel::of(cx.plan, d);
+    run: usize,
+) -> Result<DevPtr, ExecError> {
+    let bucket = bucket(cx, op);
     let (runs, pitch) = runs(op, d);
-    let rest = cx.scratch + parts_bytes(op, d, bucket) as u64;
-    if !prepared {
-        let split = SplitArgs {
-            x: a.x,
-            parts: cx.scratch,
+    let split = SplitArgs {
+        x: a.x,
+        parts: cx.scratch,
+        step: a.step,
+        tokens: a.tokens,
+        x_stride: a.x_stride,
+        runs: runs as u32,
+        cols: d.cols as u32,
+        pitch: pitch as u32,
+        bucket: bucket as u32,
+        n_parts: PARTS as u32,
+        pad: 0,
+    };
+    let grid = [pitch.div_ceil(512), bucket * runs, 1];
+    launch(cx, "gemm_split", grid, 256, 0, &split)?;
+    if let Op::ExpertMatMul { k, weights, .. } = op {
+        let slots = bucket * k;
+        let sorted = sorted(slots, weights.len(), run);
+        let tiles = behind(cx, op, d);
+        let sort = ExpertTilesArgs {
+            chosen: a.chosen,
+            tiles,
+            order: tiles + sorted.order,
             step: a.step,
             tokens: a.tokens,
-            x_stride: a.x_stride,
-            runs: runs as u32,
-            cols: d.cols as u32,
-            pitch: pitch as u32,
-            bucket: bucket as u32,
-            n_parts: PARTS as u32,
+            k: a.k,
+            experts: weights.len() as u32,
+            n_tiles: sorted.tiles as u32,
+            run: run as u32,
             pad: 0,
         };
-        launch(
-            cx,
-            "gemm_split",
-            [pitch.div_ceil(512), bucket * runs, 1],
-            256,
-            0,
-            &split,
-        )?;
+        let shared = 4 * (slots + 2 * weights.len());
+        launch(cx, "expert_tiles", [1, 1, 1], 1024, shared, &sort)?;
     }
+    Ok(behind(cx, op, d))
+}
+
+/// Rows of a product's input in the plan's bucket.
+fn bucket(cx: &LaunchCx<'_>, op: &Op) -> usize {
+    match op {
+        Op::MatMul { x, .. } | Op::GroupedMatMul { x, .. } | Op::ExpertMatMul { x, .. } => cx.buf(*x).rows,
+        _ => cx.plan.token_bucket,
+    }
+}
+
+/// The scratch memory behind x in parts.
+fn behind(cx: &LaunchCx<'_>, op: &Op, d: &WeightDesc) -> DevPtr {
+    cx.scratch + parts_bytes(op, d, bucket(cx, op)) as u64
+}
+
+/// A product whose arguments are those of the plain kernel, after [`prepare`] with tiles of [`TILE`]; `op` says which kind.
+pub(super) fn gemm(cx: &LaunchCx<'_>, op: &Op, a: &MatMulArgs, d: &WeightDesc) -> Result<(), ExecError> {
+    let bucket = bucket(cx, op);
+    let kernel = Kernel::of(cx.plan, d);
+    let (runs, pitch) = runs(op, d);
+    let rest = behind(cx, op, d);
     let mut args = GemmArgs::zeroed();
     (args.w, args.bias, args.parts, args.out, args.step) = (a.w, a.bias, cx.scratch, a.out, a.step);
     (args.tokens, args.runs, args.pitch, args.out_stride) = (a.tokens, runs as u32, pitch as u32, a.out_stride);
@@ -277,26 +327,10 @@ pub(super) fn gemm(
     (args.partial, args.splits, args.bucket) = (rest, 1, bucket as u32);
     let columns = d.rows.div_ceil(TILE);
     if let Op::ExpertMatMul { k, weights, .. } = op {
-        let slots = bucket * k;
-        let n_tiles = tiles(slots, weights.len());
-        (args.experts, args.tiles) = (a.experts, rest);
-        args.order = rest + 16 * n_tiles as u64;
-        let sort = ExpertTilesArgs {
-            chosen: a.chosen,
-            tiles: args.tiles,
-            order: args.order,
-            step: a.step,
-            tokens: a.tokens,
-            k: a.k,
-            experts: weights.len() as u32,
-            n_tiles: n_tiles as u32,
-        };
-        let shared = 4 * (slots + 2 * weights.len());
-        if !prepared {
-            launch(cx, "expert_tiles", [1, 1, 1], 1024, shared, &sort)?;
-        }
+        let sorted = sorted(bucket * k, weights.len(), TILE);
+        (args.experts, args.tiles, args.order) = (a.experts, rest, rest + sorted.order);
         let shared = kernel.shared_bytes(TILE);
-        return launch(cx, kernel.names[1], [columns, n_tiles, 1], 128, shared, &args);
+        return launch(cx, kernel.names[1], [columns, sorted.tiles, 1], 128, shared, &args);
     }
     let splits = splits(bucket, d);
     args.splits = splits as u32;

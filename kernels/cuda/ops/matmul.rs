@@ -3,11 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch, unsupported};
-use super::gemm;
 use super::gemv::{self, Experts, Product, Project};
+use super::{gemm, gemm_wg};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
-use crate::ir::{ExecError, Layout, Op, Plan};
+use crate::ir::{BufId, ExecError, Layout, Op, OpId, Plan, WeightDesc, WeightId};
 
 /// Tokens one warp of the kernels for few tokens takes.
 const TOKENS: usize = 8;
@@ -30,23 +30,27 @@ pub(super) struct MatMulArgs {
     pub per_slot: u32,
 }
 
-/// `MatMul`, `GroupedMatMul` and `ExpertMatMul`; `table` is the op's table of experts, `prepared` as in [`gemm::gemm`].
-pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr, prepared: bool) -> Result<(), ExecError> {
-    let (x, out, w) = match op {
-        Op::MatMul { x, weight, out, .. } | Op::GroupedMatMul { x, weight, out, .. } => (*x, *out, *weight),
+/// Input, output and (first) matrix of a product.
+fn places(op: &Op) -> Result<(BufId, BufId, WeightId), ExecError> {
+    match op {
+        Op::MatMul { x, weight, out, .. } | Op::GroupedMatMul { x, weight, out, .. } => Ok((*x, *out, *weight)),
         Op::ExpertMatMul { x, weights, out, .. } => match weights.first() {
-            Some(w) => (*x, *out, *w),
-            None => return unsupported("a layer of no experts"),
+            Some(w) => Ok((*x, *out, *w)),
+            None => unsupported("a layer of no experts"),
         },
-        _ => return unsupported("this op as a product"),
-    };
+        _ => unsupported("this op as a product"),
+    }
+}
+
+/// Arguments of `MatMul`, `GroupedMatMul` and `ExpertMatMul`, and their matrix; `table` is the op's table of experts.
+fn arguments<'a>(cx: &LaunchCx<'a>, op: &Op, table: DevPtr) -> Result<(MatMulArgs, &'a WeightDesc), ExecError> {
+    let (x, out, w) = places(op)?;
     let (x, out, weight) = (cx.buf(x), cx.buf(out), cx.weight(w));
     let mut args = MatMulArgs::zeroed();
     args.w = WeightArg::of(&weight);
     (args.x, args.out, args.step) = (x.ptr, out.ptr, cx.step);
     (args.tokens, args.x_stride, args.out_stride) = (x.code, x.width as u32, out.width as u32);
     args.k = 1;
-    let mut slots = None;
     match op {
         Op::MatMul { bias, .. } => args.bias = WeightArg::optional(cx, *bias),
         Op::GroupedMatMul { groups, .. } => args.group_rows = (weight.desc.rows / groups) as u32,
@@ -58,7 +62,7 @@ pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr, prepared: bool) 
             ..
         } => {
             let first = &cx.plan.weights[w.index()];
-            let alike = |id: &crate::ir::WeightId| {
+            let alike = |id: &WeightId| {
                 let d = &cx.plan.weights[id.index()];
                 d.format == first.format && d.rows == first.rows && d.cols == first.cols && d.scales == first.scales
             };
@@ -70,14 +74,44 @@ pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr, prepared: bool) 
             }
             (args.experts, args.chosen) = (table, cx.buf(*experts).ptr);
             (args.k, args.per_slot) = (*k as u32, u32::from(*per_slot));
-            slots = Some(x.rows * k);
         }
         _ => {}
     }
-    let d = weight.desc;
+    Ok((args, weight.desc))
+}
+
+/// Products of one input for many tokens (of `gemm::alike`, or one that `gemm` takes): the input is prepared once.
+pub(super) fn products(cx: &LaunchCx<'_>, group: &[OpId]) -> Result<(), ExecError> {
+    let op = |id: &OpId| &cx.plan.ops[id.index()].op;
+    let all = group
+        .iter()
+        .map(|id| arguments(cx, op(id), cx.experts[id.index()]))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (Some(first), Some((a, d))) = (group.first(), all.first()) else {
+        return Ok(());
+    };
+    let wide = if cx.device.info().wgmma {
+        gemm_wg::taken(cx.plan, group)
+    } else {
+        Vec::new()
+    };
+    let run = if wide.is_empty() { gemm::TILE } else { gemm_wg::TOKENS };
+    let rest = gemm::prepare(cx, op(first), a, d, run)?;
+    let (mine, others): (Vec<_>, Vec<_>) = group.iter().zip(all).partition(|(id, _)| wide.contains(id));
+    let mine: Vec<gemm_wg::Part<'_>> = mine.into_iter().map(|(_, part)| part).collect();
+    gemm_wg::gemm_wg(cx, op(first), &mine, rest)?;
+    others.iter().try_for_each(|(id, (a, d))| gemm::gemm(cx, op(id), a, d))
+}
+
+/// `MatMul`, `GroupedMatMul` and `ExpertMatMul`.
+pub(super) fn matmul(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
+    let (op, table) = (&cx.plan.ops[id.index()].op, cx.experts[id.index()]);
+    let (x, _, w) = places(op)?;
+    let x = cx.buf(x);
     if x.rows > gemv::TOKENS && gemm::takes(cx.plan, op) {
-        return gemm::gemm(cx, op, &args, d, prepared);
+        return products(cx, &[id]);
     }
+    let (args, d) = arguments(cx, op, table)?;
     if x.rows <= gemv::TOKENS && x.width.is_multiple_of(4) && gemv::takes(d) {
         let bias = match op {
             Op::MatMul { bias, .. } => *bias,
@@ -123,7 +157,11 @@ pub(super) fn matmul(cx: &LaunchCx<'_>, op: &Op, table: DevPtr, prepared: bool) 
         let grid = [d.rows.div_ceil(32), x.rows.div_ceil(TOKENS), 1];
         return launch(cx, "matmul_in_out", grid, 256, 0, &args);
     }
-    let grid = [d.rows.div_ceil(8), slots.unwrap_or(x.rows.div_ceil(TOKENS)), 1];
+    let slots = match op {
+        Op::ExpertMatMul { k, .. } => x.rows * k,
+        _ => x.rows.div_ceil(TOKENS),
+    };
+    let grid = [d.rows.div_ceil(8), slots, 1];
     launch(cx, "matmul_any", grid, 256, 0, &args)
 }
 
@@ -134,4 +172,9 @@ pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     } else {
         0
     }
+}
+
+/// Working memory of products that are launched together, bytes.
+pub(super) fn group_scratch_bytes(plan: &Plan, group: &[OpId]) -> usize {
+    gemm_wg::scratch_bytes(plan, group)
 }

@@ -5,6 +5,7 @@ mod attend;
 mod chain;
 mod fuse;
 mod gemm;
+mod gemm_wg;
 mod gemv;
 mod hc;
 mod matmul;
@@ -60,17 +61,16 @@ pub fn scratch_bytes(plan: &Plan) -> usize {
         Op::HcMix { .. } => hc::scratch_bytes(plan, op),
         _ => 0,
     };
-    plan.ops.iter().map(|o| of(&o.op)).max().unwrap_or(0)
+    let ops = plan.ops.iter().map(|o| of(&o.op)).max().unwrap_or(0);
+    let together = |g: &Group| matmul::group_scratch_bytes(plan, &g.origin);
+    ops.max(groups(plan).iter().map(together).max().unwrap_or(0))
 }
 
 /// Enqueues what a group does. Probes are the executor's.
 pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
     match group.kind {
         GroupKind::Single => group.origin.iter().try_for_each(|id| single(cx, *id)),
-        GroupKind::Products => group.origin.iter().enumerate().try_for_each(|(i, id)| {
-            let op = &cx.plan.ops[id.index()].op;
-            matmul::matmul(cx, op, cx.experts[id.index()], i > 0)
-        }),
+        GroupKind::Products => matmul::products(cx, &group.origin),
         GroupKind::Chain => chain::chain(cx, &group.origin),
         GroupKind::Site => hc::site(cx, &group.origin),
         GroupKind::Attend => {
@@ -101,15 +101,13 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
 }
 
 fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
-    let (experts, stats) = (cx.experts[id.index()], cx.stats[id.index()]);
+    let stats = cx.stats[id.index()];
     let op = &cx.plan.ops[id.index()].op;
     match op {
         Op::Embed { table, out, copies } => pointwise::embed(cx, *table, *out, *copies),
         Op::EmbedPosition { table, x } => pointwise::embed_position(cx, *table, *x),
         Op::Norm { .. } => pointwise::norm(cx, op),
-        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::ExpertMatMul { .. } => {
-            matmul::matmul(cx, op, experts, false)
-        }
+        Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::ExpertMatMul { .. } => matmul::matmul(cx, id),
         Op::Rope { .. } => pointwise::rope(cx, op),
         Op::CacheWrite { src, cache, rows } => mixing::cache_write(cx, *src, *cache, *rows, stats),
         Op::Pool { .. } => mixing::pool(cx, op),

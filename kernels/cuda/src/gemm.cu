@@ -49,34 +49,49 @@ struct ExpertTilesArgs {
     uint32_t k;
     uint32_t experts;       // at most 1024
     uint32_t n_tiles;
+    uint32_t run;           // slots of a tile at most
+    uint32_t pad;
 };
 
-// Groups slots by expert, in order of slots. One block of 1024 threads; shared 4 * (slots + 2 * experts).
+// Groups slots by expert, in order of slots; a warp has every 32nd expert. One block of 1024 threads; shared
+// 4 * (slots + 2 * experts).
 KERNEL(expert_tiles, ExpertTilesArgs, 1024) {
     DYNAMIC_SHARED(memory);
     __shared__ uint32_t scan[33];
-    const uint32_t slots = step_rows(*a.step, a.tokens) * a.k;
+    const uint32_t slots = step_rows(*a.step, a.tokens) * a.k, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     uint32_t* starts = (uint32_t*)memory;  // [experts]
     uint32_t* counts = starts + a.experts;  // [experts]
     int32_t* picks = (int32_t*)(counts + a.experts);
     for (uint32_t i = threadIdx.x; i < slots; i += blockDim.x) picks[i] = a.chosen[i];
     for (uint32_t i = threadIdx.x; i < a.n_tiles; i += blockDim.x) a.tiles[i].count = 0;
     __syncthreads();
-    uint32_t mine = 0, total;
-    for (uint32_t i = 0; threadIdx.x < a.experts && i < slots; i++) mine += picks[i] == (int32_t)threadIdx.x;
+    for (uint32_t e = warp; e < a.experts; e += 32) {
+        uint32_t count = 0;
+        for (uint32_t first = 0; first < slots; first += 32) {
+            count += __popc(__ballot_sync(kAll, first + lane < slots && picks[first + lane] == (int32_t)e));
+        }
+        if (lane == 0) counts[e] = count;
+    }
+    __syncthreads();
+    const uint32_t mine = threadIdx.x < a.experts ? counts[threadIdx.x] : 0;
+    uint32_t total;
     const uint32_t begin = block_scan(mine, scan, &total);
     __syncthreads();
-    const uint32_t tile = block_scan((mine + 63) / 64, scan, &total);
+    const uint32_t tile = block_scan((mine + a.run - 1) / a.run, scan, &total);
     if (threadIdx.x < a.experts) {
         starts[threadIdx.x] = begin;
-        for (uint32_t i = 0; i * 64 < mine; i++) {
-            a.tiles[tile + i] = {threadIdx.x, begin + i * 64, min(64u, mine - i * 64), 0};
+        for (uint32_t i = 0; i * a.run < mine; i++) {
+            a.tiles[tile + i] = {threadIdx.x, begin + i * a.run, min(a.run, mine - i * a.run), 0};
         }
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < slots; i += blockDim.x) {
-        uint32_t rank = 0;
-        for (uint32_t j = 0; j < i; j++) rank += picks[j] == picks[i];
-        a.order[starts[picks[i]] + rank] = i;
+    for (uint32_t e = warp; e < a.experts; e += 32) {
+        uint32_t at = starts[e];
+        for (uint32_t first = 0; first < slots; first += 32) {
+            const bool here = first + lane < slots && picks[first + lane] == (int32_t)e;
+            const uint32_t all = __ballot_sync(kAll, here);
+            if (here) a.order[at + __popc(all & ((1u << lane) - 1))] = first + lane;
+            at += __popc(all);
+        }
     }
 }

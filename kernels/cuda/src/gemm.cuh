@@ -10,7 +10,7 @@
 #include "chunks.cuh"
 #include "mma.cuh"
 
-// A run of up to 64 (token, slot) pairs of one expert; `expert_tiles` makes them.
+// A run of (token, slot) pairs of one expert, as many as a block of products takes; `expert_tiles` makes them.
 struct ExpertTile {
     uint32_t expert, begin, count, pad;
 };

@@ -110,12 +110,19 @@ impl Emulator {
                 memory: 1 << 33,
                 l2: 1 << 20,
                 shared_per_block: 227 << 10,
+                wgmma: true,
                 driver: 13000,
             },
             order,
             graphs,
             inner: Mutex::default(),
         }
+    }
+
+    /// The same without the kernels for Hopper's tensor cores: products take the way of all other devices.
+    pub fn without_wgmma(mut self) -> Self {
+        self.info.wgmma = false;
+        self
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

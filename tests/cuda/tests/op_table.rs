@@ -8,14 +8,17 @@ use kernels::ir::Backend;
 use model1_tests::table::{GROUPS, Make, On};
 use model1_tests_cuda::{Emulator, Order};
 
-fn on() -> On {
+/// Both orders of warps, with or without the kernels for Hopper's tensor cores.
+fn on(wgmma: bool) -> On {
     let make = |order: Order| -> Make {
         Box::new(move || {
+            let device = Emulator::new(order, false);
+            let device = if wgmma { device } else { device.without_wgmma() };
             let options = CudaOptions {
                 graphs: false,
                 guarded: true,
             };
-            let cuda = Cuda::on(Arc::new(Emulator::new(order, false)), options);
+            let cuda = Cuda::on(Arc::new(device), options);
             Box::new(cuda) as Box<dyn Backend>
         })
     };
@@ -27,7 +30,19 @@ fn group(name: &str) {
         .iter()
         .find(|g| g.0 == name)
         .unwrap_or_else(|| panic!("no group {name}"));
-    run(&on());
+    run(&on(true));
+}
+
+/// What Hopper's kernels take elsewhere.
+#[test]
+fn other_devices_have_all_products() {
+    for name in ["products of many tokens", "experts of many tokens"] {
+        let (_, run) = GROUPS
+            .iter()
+            .find(|g| g.0 == name)
+            .unwrap_or_else(|| panic!("no group {name}"));
+        run(&on(false));
+    }
 }
 
 macro_rules! groups {
@@ -53,6 +68,8 @@ groups! {
     products_with_scales_of_every_kind = "products with scales of every kind";
     products_stored_the_other_way = "products stored the other way";
     grouped_products = "grouped products";
+    products_of_many_tokens = "products of many tokens";
+    experts_of_many_tokens = "experts of many tokens";
     norms = "norms";
     rotations = "rotations";
     gates_and_sums = "gates and sums";

@@ -100,6 +100,60 @@ pub(super) fn routers_and_experts(on: &On) {
     }
 }
 
+/// More slots of an expert than a block of products takes; two matrices of one input.
+pub(super) fn experts_of_many_tokens(on: &On) {
+    let (experts, k, tokens, cols, rows) = (3, 2, 200, 72, 64);
+    let mut c = Case::new(tokens, 4096);
+    let logits = c.input(experts, 2.0);
+    let chosen = c.buffer(Dim::Tokens, Dim::Const(k), ElemType::I32);
+    let weights = c.floats(k);
+    c.op(Op::Route {
+        logits,
+        bias: None,
+        table: None,
+        scoring: Scoring::Sigmoid,
+        k,
+        normalise: true,
+        factor: 1.0,
+        out_experts: chosen,
+        out_weights: weights,
+    });
+    let x = c.input(cols, 1.0);
+    let mut products = Vec::new();
+    for _ in 0..2 {
+        let weights = (0..experts)
+            .map(|_| c.weight(rows, cols, Format::Bf16, Layout::OutIn))
+            .collect();
+        let out = c.floats(k * rows);
+        c.op(Op::ExpertMatMul {
+            x,
+            experts: chosen,
+            k,
+            weights,
+            per_slot: false,
+            out,
+        });
+        products.push(out);
+    }
+    let down = (0..experts)
+        .map(|_| c.weight(136, rows, Format::Bf16, Layout::OutIn))
+        .collect();
+    let out = c.floats(k * 136);
+    c.op(Op::ExpertMatMul {
+        x: products[0],
+        experts: chosen,
+        k,
+        weights: down,
+        per_slot: true,
+        out,
+    });
+    products.push(out);
+    for b in products {
+        c.probe(b, "product");
+    }
+    check(on, "experts of many tokens", &c, 0, &[tokens, 1, 90], 2e-5);
+}
+
 pub(super) fn draws(on: &On) {
     let p = SamplerParams::default();
     let settings = [

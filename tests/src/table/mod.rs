@@ -417,7 +417,7 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 20] = [
+pub const GROUPS: [Group; 22] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
@@ -426,6 +426,8 @@ pub const GROUPS: [Group; 20] = [
     ),
     ("products stored the other way", products::products_stored_the_other_way),
     ("grouped products", products::grouped_products),
+    ("products of many tokens", products::products_of_many_tokens),
+    ("experts of many tokens", choices::experts_of_many_tokens),
     ("norms", rows::norms),
     ("rotations", rows::rotations),
     ("gates and sums", rows::gates_and_sums),

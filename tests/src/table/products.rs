@@ -1,6 +1,6 @@
 //! Embeddings and matrix products in every stored format.
 
-use kernels::ir::{Format, Layout, Op, ScaleFormat};
+use kernels::ir::{Dim, ElemType, Format, Layout, Op, ScaleFormat, Scoring};
 
 use super::{Case, On, check};
 
@@ -139,4 +139,62 @@ pub(super) fn grouped_products(on: &On) {
             );
         }
     }
+}
+
+/// (outputs of each matrix, inputs, tokens of the plan)
+const WIDE: [(&[usize], usize, usize); 4] = [
+    // Edges in every direction; one of the matrices is too small for the kernels of many outputs.
+    (&[136, 72, 20], 200, 133),
+    // Inputs shared out, with a bias.
+    (&[264], 1040, 70),
+    (&[520, 64], 72, 65),
+    // More outputs than one round of blocks has.
+    (&[64], 64, 128),
+];
+
+/// Products of many tokens, several matrices of one input at a time; with and without a choice by what comes out.
+pub(super) fn products_of_many_tokens(on: &On) {
+    for (rows, cols, tokens) in WIDE {
+        for chooses in [false, true] {
+            let mut c = Case::new(tokens, 4096);
+            let x = c.input(cols, 1.0);
+            let mut outs = Vec::new();
+            for &n in rows {
+                let weight = c.weight(n, cols, Format::Bf16, Layout::OutIn);
+                let bias = (n % 16 == 8).then(|| c.normal(1, n, 1.0));
+                let out = c.floats(n);
+                c.op(Op::MatMul { x, weight, bias, out });
+                outs.push(out);
+            }
+            if chooses {
+                let x = c.input(8, 1.0);
+                let out = c.buffer(Dim::Tokens, Dim::Const(2), ElemType::I32);
+                let weights = c.floats(2);
+                c.op(Op::Route {
+                    logits: x,
+                    bias: None,
+                    table: None,
+                    scoring: Scoring::Softmax,
+                    k: 2,
+                    normalise: true,
+                    factor: 1.0,
+                    out_experts: out,
+                    out_weights: weights,
+                });
+            }
+            for out in outs {
+                c.probe(out, "product");
+            }
+            let name = format!("bf16 {rows:?} x {cols}, {tokens} tokens, chooses {chooses}");
+            check(on, &name, &c, 0, &[tokens, 1, 37], 2e-5);
+        }
+    }
+    let (groups, n, k) = (2, 256, 72);
+    let mut c = Case::new(80, 4096);
+    let x = c.input(groups * k, 1.0);
+    let weight = c.weight(groups * n, k, Format::Bf16, Layout::OutIn);
+    let out = c.floats(groups * n);
+    c.op(Op::GroupedMatMul { x, weight, groups, out });
+    c.probe(out, "grouped");
+    check(on, "grouped bf16 of many tokens", &c, 0, &[80, 3], 2e-5);
 }
