@@ -7,7 +7,8 @@
 #   .ci/cuda.sh --archs  print the targets of this machine's GPUs, as MODEL1_CUDA_ARCHS takes them (nothing without a GPU)
 #   .ci/cuda.sh --have   only say by its exit status whether there is a compiler, and MODEL1_CUDA is not off
 #   .ci/cuda.sh --fetch  fetch in any case
-#   .ci/cuda.sh --check  compile every kernel for sm_90a and sm_80; fail on spills, local memory and warnings
+#   .ci/cuda.sh --check  compile every kernel for sm_90a and sm_80; fail on spills, local memory, warnings, and where kernels
+#                        made for Hopper's tensor cores (*_wg.cu) do without them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=.ci/setup.sh
@@ -82,13 +83,19 @@ archs() {
   (IFS=,; printf '%s\n' "${list[*]}")
 }
 
+# How many HGMMA instructions (wgmma) machine code has: 16 bytes each, the opcode in the lowest 12 bits. Data may look like one.
+count_hgmma() { # CUBIN
+  od -An -v -tx1 -w16 "$1" | grep -c '^ f0 .9' || true
+}
+
 # One source for one target; says what is wrong, or nothing. What passed once is not compiled again.
 check_one() { # NVCC SOURCE ARCH HEADERS
-  local nvcc="$1" source="$2" arch="$3" stamp said spilled
+  local nvcc="$1" source="$2" arch="$3" stamp said spilled cubin
   stamp="$CACHE_DIR/cuda-checked/$({ printf '%s\n' "$arch" "$4" && cat "$source" .ci/cuda.sh; } | sha256sum | cut -d ' ' -f 1)"
   [[ -s "$stamp" ]] && return 0
+  cubin="$stamp.cubin"
   if ! said="$("$nvcc" -std=c++17 -O3 -Xptxas -O3,-v -Werror all-warnings \
-    "-gencode=arch=compute_$arch,code=sm_$arch" --cubin -o /dev/null "$source" 2>&1)"; then
+    "-gencode=arch=compute_$arch,code=sm_$arch" --cubin -o "$cubin" "$source" 2>&1)"; then
     say "$source does not compile for sm_$arch:" "$said"
     return 1
   fi
@@ -101,6 +108,23 @@ check_one() { # NVCC SOURCE ARCH HEADERS
     say "$source, sm_$arch: kernels that use local memory:" "$spilled"
     return 1
   fi
+  if grep -q 'wgmma.mma_async instructions are serialized' <<<"$said"; then
+    say "$source, sm_$arch: products that wait for each other:" "$(grep 'serialized' <<<"$said")"
+    return 1
+  fi
+  if [[ "$source" == *_wg.cu ]]; then
+    # These have kernels for sm_90a alone.
+    if [[ "$arch" != 90a ]]; then
+      rm -f "$cubin"
+      echo 0 >"$stamp"
+      return 0
+    fi
+    if (($(count_hgmma "$cubin") < 8)); then
+      say "$source, sm_$arch: no HGMMA instructions: its products do not use Hopper's tensor cores"
+      return 1
+    fi
+  fi
+  rm -f "$cubin"
   grep -c 'Compiling entry function' <<<"$said" >"$stamp" || { say "$source has no kernel"; rm -f "$stamp"; return 1; }
 }
 
@@ -126,7 +150,7 @@ check() {
     wait -n || bad=1
     running=$((running - 1))
   done
-  ((bad == 0)) && say "every kernel compiles for sm_90a and sm_80: no spills, no local memory"
+  ((bad == 0)) && say "every kernel compiles for sm_90a and sm_80: no spills, no local memory, tensor cores where meant"
   return "$bad"
 }
 

@@ -76,13 +76,13 @@ impl Engine {
     /// from record sizes.
     pub fn kv_baselines(&self, recipe: &Recipe) -> KvBaselines {
         let layers = self.facts().layers.len() as f64;
-        let ours = fit(&self.family.caches(recipe, &self.registry));
+        let ours = fit(&self.family.caches(recipe, &self.registry, self.chunk()));
         let mut plain = recipe.clone();
         for l in &mut plain.layers {
             l.kv_cache = Choice::plain(CacheFormat::Bf16.name());
             l.index_cache = l.index_cache.is_some().then(|| Choice::plain(CacheFormat::Bf16.name()));
         }
-        let bf16 = fit(&self.family.caches(&plain, &self.registry));
+        let bf16 = fit(&self.family.caches(&plain, &self.registry, self.chunk()));
         let mut fits = vec![
             in_force(ours),
             against(ours, "bf16 records", "the same layers with every row in bf16", bf16),
@@ -97,7 +97,7 @@ impl Engine {
 
     /// The cache of the recipe in force, then of another one. Estimated from record sizes.
     pub fn kv_preview(&self, now: &Recipe, then: &Recipe) -> KvBaselines {
-        let line = |recipe: &Recipe| fit(&self.family.caches(recipe, &self.registry));
+        let line = |recipe: &Recipe| fit(&self.family.caches(recipe, &self.registry, self.chunk()));
         let ours = line(now);
         let other = against(ours, "with the change", "the recipe as it would be", line(then));
         KvBaselines {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use checkpoint::{Checkpoint, Progress};
-use kernels::ir::{Backend, Format, SamplerParams};
+use kernels::ir::{Backend, CacheDesc, Format, SamplerParams};
 use text::{Prompt, Tokenizer};
 
 use crate::device;
@@ -67,6 +67,7 @@ pub struct Engine {
     pub(crate) registry: Registry,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) worker: Option<Worker>,
+    chunk: usize,
     tokenizer: Result<Arc<Tokenizer>, String>,
     prompt: Prompt,
     warnings: Vec<String>,
@@ -126,6 +127,7 @@ impl Engine {
         let prompt = tokenizer::prompt(&checkpoint, loaded.family.facts().family, &mut warnings);
         warnings.extend(memory::warning(loaded.weights.descs().iter().map(|d| d.bytes()).sum()));
         Ok(Arc::new(Self {
+            chunk: families::chunk_of(backend.chunk(), &loaded.weights.descs()),
             checkpoint,
             family: loaded.family,
             weights: loaded.weights,
@@ -158,6 +160,16 @@ impl Engine {
     /// The backend.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
+    }
+
+    /// Most tokens in a step ([`families::chunk_of`]).
+    pub fn chunk(&self) -> usize {
+        self.chunk
+    }
+
+    /// Cache components of a session under a recipe.
+    pub(crate) fn caches(&self, recipe: &Recipe) -> Vec<CacheDesc> {
+        self.family.caches(recipe, &self.registry, self.chunk())
     }
 
     /// The process the backend runs in, if that is not this one.

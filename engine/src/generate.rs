@@ -11,7 +11,6 @@ use protocol::{RunSummary, StepRecord};
 use text::{Detokenizer, StopStrings};
 
 use crate::error::EngineError;
-use crate::families::CHUNK;
 use crate::session::{Cancel, Session};
 
 /// What to generate.
@@ -198,10 +197,11 @@ impl Generation {
         let budget = session.budget(ids.len() as u64, &options)?;
         let start = Instant::now();
         let mut queue: VecDeque<Vec<u32>> = session.rewind(keep as u64)?.into();
+        let chunk = session.chunk_len();
         let mut rest = &ids[keep..];
         while !rest.is_empty() {
             let at = ids.len() - rest.len();
-            let (now, later) = rest.split_at(rest.len().min(CHUNK - at % CHUNK));
+            let (now, later) = rest.split_at(rest.len().min(chunk - at % chunk));
             queue.push_back(now.to_vec());
             rest = later;
         }
@@ -232,7 +232,7 @@ impl Generation {
         })
     }
 
-    /// Processes the next chunk of the prompt, at most [`CHUNK`] tokens. After the last one, or when stopped, nothing
+    /// Processes the next chunk of the prompt, at most [`Session::chunk_len`] tokens. After the last one, or when stopped, nothing
     /// is done and the counts are those of the end.
     ///
     /// # Errors

@@ -61,7 +61,8 @@ pub(crate) struct Needs {
 impl Needs {
     /// What a model needs under a recipe.
     pub fn of(loaded: &Loaded, registry: &Registry, recipe: &Recipe, context: u64) -> Self {
-        let caches = loaded.family.caches(recipe, registry);
+        let chunk = families::chunk_of(kernels::cuda::CHUNK, &loaded.weights.descs());
+        let caches = loaded.family.caches(recipe, registry, chunk);
         let restored = wanted(loaded.family.as_ref(), &loaded.weights, recipe, registry);
         let own: u64 = loaded.weights.descs().iter().map(WeightDesc::bytes).sum();
         let mut gone: Vec<u32> = restored.iter().map(|r| r.own.0).collect();
@@ -81,7 +82,7 @@ impl Needs {
         Self {
             weights,
             kv: kv_bytes(&caches, context.next_power_of_two().max(LEAST)).total(),
-            workspace: workspace(families::CHUNK).max(workspace(1)),
+            workspace: workspace(chunk).max(workspace(1)),
             context,
         }
     }

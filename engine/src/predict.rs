@@ -79,7 +79,7 @@ pub fn predict(path: &Path, context: Option<u64>, recipe: Option<&str>) -> Resul
         Some(json) => Recipe::parse(json, "recipe", facts, &registry)?,
         None => Recipe::own(facts, &registry),
     };
-    let caches = loaded.family.caches(&recipe, &registry);
+    let caches = loaded.family.caches(&recipe, &registry, families::CHUNK);
     plan.kv = kv_bytes(&caches, plan.context);
     plan.weights += restored_bytes(loaded.family.as_ref(), &loaded.weights, &recipe, &registry);
     let bucket = Bucket::for_step(families::CHUNK, plan.context, false, false);

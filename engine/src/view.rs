@@ -99,8 +99,8 @@ pub fn plan_view(plan: &Plan, tokens: u64, context: u64) -> PlanView {
 impl Session {
     /// The plan with its costs.
     pub fn plan_view(&mut self, tokens: usize, context: u64) -> Result<PlanView, EngineError> {
-        if tokens == 0 || tokens > crate::families::CHUNK {
-            let most = crate::families::CHUNK;
+        let most = self.engine.chunk();
+        if tokens == 0 || tokens > most {
             return Err(EngineError::Invalid(format!(
                 "--tokens: found {tokens}, accepted: 1 to {most}"
             )));

@@ -174,7 +174,7 @@ impl Driver {
             })?);
         }
         // Its source has no kernels for other targets than sm_90a.
-        self.info.wgmma = self.function("gemm_wg_256").is_ok();
+        self.info.wgmma = self.function("gemm_wg").is_ok();
         // SAFETY: page-locked memory, freed in `drop`.
         let staging = unsafe { result::malloc_host(STAGING, 0) }.map_err(failed("page-locked memory"))?;
         *lock(&self.staging) = staging;

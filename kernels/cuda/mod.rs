@@ -17,7 +17,7 @@ pub mod schedule;
 pub mod state;
 pub mod weights;
 
-pub use exec::{Cuda, CudaOptions};
+pub use exec::{CHUNK, Cuda, CudaOptions};
 
 use std::sync::Arc;
 

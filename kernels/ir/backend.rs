@@ -245,6 +245,11 @@ pub trait Backend: Send + Sync {
         out: &mut StepOutput,
     ) -> Result<(), ExecError>;
 
+    /// Tokens of a step it is asked to take at most, a multiple of 128: where more at a time run faster per token.
+    fn chunk(&self) -> usize {
+        128
+    }
+
     /// Bytes per second that reading much of the memory weights and caches lie in reaches, measured now; `None` where
     /// that is not known.
     ///

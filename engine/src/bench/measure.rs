@@ -12,7 +12,6 @@ use protocol::StepRecord;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::families::CHUNK;
 use crate::memory;
 use crate::recipe::Recipe;
 use crate::session::{Session, SessionOptions};
@@ -201,7 +200,9 @@ impl Bench {
         let mut session = self.engine.session(self.recipe.clone(), options)?;
         session.room_for(test.depth + n)?;
         let kv_bytes = session.predicted_bytes(test.depth + n);
-        let workspace = session.plan(n.min(CHUNK as u64) as usize, test.depth).workspace_bytes();
+        let workspace = session
+            .plan(n.min(session.chunk_len() as u64) as usize, test.depth)
+            .workspace_bytes();
         let warm = match test.work {
             Work::Prompt(n) => self.warm_up() * n,
             Work::Generate(n) if self.on_device() => n + self.warm_up() * n,
@@ -278,7 +279,7 @@ fn used(engine: &Engine) -> Result<Option<u64>, EngineError> {
 /// What the timed tokens cost together.
 fn cost(session: &mut Session, test: Test) -> Cost {
     let mut sum = Cost::default();
-    let end = test.depth + test.tokens();
+    let (end, chunk) = (test.depth + test.tokens(), session.chunk_len() as u64);
     let mut add = |tokens: u64, at: u64, times: u64| {
         let plan = session.plan(tokens as usize, at);
         for op in &plan.ops {
@@ -292,7 +293,7 @@ fn cost(session: &mut Session, test: Test) -> Cost {
         Work::Prompt(_) => {
             let mut at = test.depth;
             while at < end {
-                let n = (CHUNK as u64 - at % CHUNK as u64).min(end - at);
+                let n = (chunk - at % chunk).min(end - at);
                 add(n, at, 1);
                 at += n;
             }
@@ -370,6 +371,7 @@ impl Run<'_, '_> {
 mod tests {
     use super::*;
     use crate::Cancel;
+    use crate::families::CHUNK;
 
     fn bench(golden: &str) -> Bench {
         let engine = crate::goldens::engine(golden);

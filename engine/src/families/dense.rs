@@ -291,7 +291,7 @@ impl Family for Dense {
         &self.facts
     }
 
-    fn caches(&self, recipe: &Recipe, registry: &Registry) -> Vec<CacheDesc> {
+    fn caches(&self, recipe: &Recipe, registry: &Registry, _chunk: usize) -> Vec<CacheDesc> {
         dense_caches(&self.facts, recipe, registry)
     }
 

@@ -161,7 +161,7 @@ impl Family for Gpt2 {
         &self.facts
     }
 
-    fn caches(&self, recipe: &Recipe, registry: &Registry) -> Vec<CacheDesc> {
+    fn caches(&self, recipe: &Recipe, registry: &Registry, _chunk: usize) -> Vec<CacheDesc> {
         dense_caches(&self.facts, recipe, registry)
     }
 

@@ -11,7 +11,7 @@ mod v4_weights;
 use std::sync::Arc;
 
 use checkpoint::Checkpoint;
-use kernels::ir::{CacheDesc, WeightId};
+use kernels::ir::{CacheDesc, Format, WeightDesc, WeightId};
 
 use crate::error::EngineError;
 use crate::lower::Lower;
@@ -20,16 +20,37 @@ use crate::recipe::{ModelFacts, Recipe, Registry, Slot};
 
 pub use loader::Loader;
 
-/// Most tokens in one step. Prefill chunks never cross a multiple of this position, so host checkpoints can be taken
-/// at every multiple.
+/// Most tokens in one step, unless the backend asks for more ([`crate::Engine::chunk`], a multiple of this). Prefill chunks
+/// never cross a multiple of their length; a host checkpoint is taken after a step that ends at a multiple of this.
 pub const CHUNK: usize = 128;
+
+/// Tokens times elements of bf16 weights whose products take a tenth of a second where steps are longer than [`CHUNK`] (on an
+/// H200): a step cannot be stopped in the middle there.
+const STEP: u64 = 12_500_000_000_000;
+
+/// Most tokens in a step of a model with these weights on a backend that would take `most`: a power of two times [`CHUNK`],
+/// so few that a step stays short.
+pub fn chunk_of(most: usize, weights: &[WeightDesc]) -> usize {
+    // Products of other formats take so many times the time of bf16 there.
+    let times = |f: Format| match f {
+        Format::Bf16 => 1,
+        Format::F32 | Format::F16 | Format::F8E4m3 | Format::Fp4E2m1 => 6,
+        _ => 40,
+    };
+    let work: u64 = weights.iter().map(|d| d.elements() * times(d.format)).sum();
+    let mut chunk = CHUNK;
+    while 2 * chunk <= most && 2 * chunk as u64 * work <= STEP {
+        chunk *= 2;
+    }
+    chunk
+}
 
 /// A family with its weights placed: everything needed to lower any block of the loaded model.
 pub trait Family: Send + Sync {
     /// What the checkpoint says.
     fn facts(&self) -> &ModelFacts;
-    /// Cache components a session needs under a recipe, in the order of their ids.
-    fn caches(&self, recipe: &Recipe, registry: &Registry) -> Vec<CacheDesc>;
+    /// Cache components a session needs under a recipe for steps of up to `chunk` tokens, in the order of their ids.
+    fn caches(&self, recipe: &Recipe, registry: &Registry, chunk: usize) -> Vec<CacheDesc>;
     /// Token ids to residual.
     fn lower_embedding(&self, cx: &mut Lower<'_>);
     /// Attention block of a layer with its norm and residual.
@@ -84,4 +105,34 @@ pub(crate) fn cache_format(recipe: &Recipe, registry: &Registry, layer: usize, s
         .and_then(|c| registry.get(slot, &c.variant))
         .and_then(|v| v.cache_format())
         .unwrap_or(kernels::ir::CacheFormat::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::ir::Layout;
+
+    use super::*;
+
+    fn matrix(rows: usize, cols: usize, format: Format) -> Vec<WeightDesc> {
+        vec![WeightDesc {
+            name: "w".into(),
+            rows,
+            cols,
+            format,
+            layout: Layout::OutIn,
+            scales: None,
+        }]
+    }
+
+    #[test]
+    fn steps_are_long_where_they_are_short() {
+        // 1.5 billion elements.
+        let of = |format| chunk_of(1024, &matrix(1 << 15, 3 << 14, format));
+        assert_eq!((of(Format::Bf16), of(Format::Q8_0)), (1024, CHUNK));
+        // A hundred times as many.
+        assert_eq!(chunk_of(1024, &matrix(1 << 18, 5 << 17, Format::Bf16)), CHUNK);
+        // What the backend takes is the most.
+        assert_eq!(chunk_of(CHUNK, &matrix(8, 8, Format::Bf16)), CHUNK);
+        assert_eq!(chunk_of(700, &matrix(8, 8, Format::Bf16)), 512);
+    }
 }

@@ -7,7 +7,7 @@ use kernels::ir::{
 
 use super::v4_config::V4Config;
 use super::v4_weights::{Compressor, Hc, Indexer, Layer, Weights};
-use super::{CHUNK, Family, Loader, cache_format};
+use super::{Family, Loader, cache_format};
 use crate::error::EngineError;
 use crate::lower::Lower;
 use crate::model::Config;
@@ -343,7 +343,7 @@ impl Family for DeepseekV4 {
         &self.facts
     }
 
-    fn caches(&self, recipe: &Recipe, registry: &Registry) -> Vec<CacheDesc> {
+    fn caches(&self, recipe: &Recipe, registry: &Registry, chunk: usize) -> Vec<CacheDesc> {
         let c = &self.c;
         let mut caches = Vec::new();
         for f in &self.facts.layers {
@@ -358,7 +358,7 @@ impl Family for DeepseekV4 {
                 format,
             };
             // Room for a whole chunk beside the window, so that the chunk's first query still sees its window.
-            let capacity = (c.window + CHUNK).next_multiple_of(64);
+            let capacity = (c.window + chunk).next_multiple_of(64);
             let ring = CacheRows::Ring {
                 capacity,
                 live: c.window,

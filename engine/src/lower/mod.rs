@@ -38,7 +38,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// Token counts plans are made for.
-    pub const TOKENS: [usize; 4] = [1, 8, 32, 128];
+    pub const TOKENS: [usize; 7] = [1, 8, 32, 128, 256, 512, 1024];
 
     /// The smallest bucket that holds a step. Context buckets are powers of two from 4096 on.
     pub fn for_step(tokens: usize, context: u64, all_logits: bool, probes: bool) -> Self {
@@ -199,7 +199,7 @@ impl Lowering {
 /// The weights of a layer's block as the checkpoint has it, each once.
 pub(crate) fn block_weights(engine: &Engine, layer: usize, block: Block) -> Vec<WeightId> {
     let recipe = engine.recipe();
-    let mut tables = Tables::new(engine.family.caches(&recipe, engine.registry()));
+    let mut tables = Tables::new(engine.family.caches(&recipe, engine.registry(), engine.chunk()));
     let at = Some(layer as u32);
     let mut cx = Lower::new(&mut tables, &recipe, engine.registry(), engine.weights(), at, block);
     match block {

@@ -121,7 +121,7 @@ impl Session {
                 "--context: found {capacity}, accepted: 1 to {max}"
             )));
         }
-        let caches = engine.family.caches(&recipe, engine.registry());
+        let caches = engine.caches(&recipe);
         let rings = caches.iter().any(|c| matches!(c.rows, CacheRows::Ring { .. }));
         let mut session = Self {
             lowering: Lowering::new(engine.family.clone(), &caches),
@@ -225,7 +225,7 @@ impl Session {
         self.check_range(ids)?;
         // The first step makes the buffers that later ones use.
         let buffers = match self.position() {
-            0 => self.plan(ids.len().min(CHUNK), 0).workspace_bytes(),
+            0 => self.plan(ids.len().min(self.chunk_len()), 0).workspace_bytes(),
             _ => 0,
         };
         self.room(ids.len() as u64, buffers)
@@ -296,8 +296,18 @@ impl Session {
             .sum()
     }
 
-    /// Processes tokens in chunks of at most [`CHUNK`], never across a multiple of it. With a sampler, the last
-    /// step's output holds the token drawn after them.
+    /// Most tokens in a step of this session: the engine's, or [`CHUNK`] where a step gives something for every token.
+    pub fn chunk_len(&self) -> usize {
+        let o = &self.options;
+        if o.all_logits || o.probes || o.look != Look::default() {
+            CHUNK
+        } else {
+            self.engine.chunk()
+        }
+    }
+
+    /// Processes tokens in chunks of at most [`Session::chunk_len`], never across a multiple of it. With a sampler, the
+    /// last step's output holds the token drawn after them.
     pub fn feed(
         &mut self,
         ids: &[u32],
@@ -308,7 +318,7 @@ impl Session {
         self.check_ids(ids)?;
         let mut rest = ids;
         while !rest.is_empty() {
-            let room = CHUNK - self.tokens.len() % CHUNK;
+            let room = self.chunk_len() - self.tokens.len() % self.chunk_len();
             let (now, later) = rest.split_at(rest.len().min(room));
             self.chunk(now, sampler.filter(|_| later.is_empty()), cancel, observer)?;
             rest = later;
@@ -316,7 +326,7 @@ impl Session {
         Ok(())
     }
 
-    /// As [`Session::feed`], with chunk sizes given (each is cut further at multiples of [`CHUNK`]).
+    /// As [`Session::feed`], with chunk sizes given (each is cut further at multiples of [`Session::chunk_len`]).
     pub fn feed_chunks(
         &mut self,
         ids: &[u32],
@@ -341,7 +351,7 @@ impl Session {
         Ok(())
     }
 
-    /// One step of at most [`CHUNK`] tokens that do not cross a multiple of it and were checked. A state that was lost
+    /// One step of at most [`Session::chunk_len`] tokens that do not cross a multiple of it and were checked. A state that was lost
     /// is made anew first.
     pub(crate) fn chunk(
         &mut self,
@@ -410,7 +420,7 @@ impl Session {
 
     /// What is needed to undo a step of `tokens` tokens that fails or is given up half-way; `None` where nothing is.
     /// A single token overwrites in rings and pooling states only what no later token reads; several do more than
-    /// that. At multiples of [`CHUNK`] a checkpoint is there already, and at the start of a text nothing is read.
+    /// that. Where chunks begin a checkpoint is there already, and at the start of a text nothing is read.
     fn guard(&self, tokens: usize) -> Option<Snapshot> {
         let position = self.position();
         let needed = self.rings && tokens > 1 && position > 0 && self.snapshots.iter().all(|s| s.position != position);
@@ -422,7 +432,7 @@ impl Session {
         self.out.sampled.as_ref()
     }
 
-    /// Takes a host checkpoint at multiples of [`CHUNK`]; thins old ones when the budget is used up.
+    /// Takes a host checkpoint after a step that ends at a multiple of [`CHUNK`]; thins old ones when the budget is used up.
     fn checkpoint(&mut self) {
         let position = self.position();
         if !self.rings

@@ -72,7 +72,7 @@ impl Session {
         self.schedule.clear();
         self.snapshots.clear();
         self.out = StepOutput::default();
-        let caches = self.engine.family.caches(&self.recipe, self.engine.registry());
+        let caches = self.engine.caches(&self.recipe);
         self.state = self.engine.backend.new_state(&caches, 0)?;
         self.revivals += 1;
         Ok(())

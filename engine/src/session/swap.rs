@@ -34,7 +34,7 @@ impl Session {
     pub fn apply_watched(&mut self, recipe: Recipe, watch: &mut Watch<'_>) -> Result<SwapReport, EngineError> {
         recipe.check(self.engine.facts(), self.engine.registry())?;
         let mut report = SwapReport::default();
-        let caches = self.engine.family.caches(&recipe, self.engine.registry());
+        let caches = self.engine.caches(&recipe);
         let position = self.position();
         let old = std::mem::replace(&mut self.recipe, recipe);
         if let Err(e) = self.place_variants(watch) {

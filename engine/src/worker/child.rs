@@ -184,6 +184,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
                         let opened = Answer::Opened {
                             name: model.backend.name().into(),
                             describe: model.backend.describe(),
+                            chunk: model.backend.chunk() as u64,
                             warning: model.warning.clone(),
                         };
                         self.model = Some(model);

@@ -14,7 +14,7 @@ use serde_bytes::ByteBuf;
 use crate::needs::Planned;
 
 /// Raised when the meaning of frames changes. Both ends come from one file as a rule.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Largest frame, in bytes.
 const LARGEST: usize = 1 << 31;
 
@@ -122,6 +122,8 @@ pub(super) enum Answer {
     Opened {
         name: String,
         describe: String,
+        /// Of [`kernels::ir::Backend::chunk`].
+        chunk: u64,
         warning: Option<String>,
     },
     /// With the bytes allocated per layer, where they changed.

@@ -48,6 +48,7 @@ pub(crate) struct Shared {
     what: &'static str,
     name: &'static str,
     describe: String,
+    chunk: usize,
     inner: Mutex<Inner>,
     resident: AtomicU64,
 }
@@ -85,18 +86,19 @@ impl Remote {
         let what = what(&open.device);
         let process = Process::start(&setup.program, what, setup.notify.clone());
         let mut process = process.map_err(|e| format!("{what} cannot be started: {}: {e}", setup.program.display()))?;
-        let (name, describe, warning) = opened(&mut process, &open, progress)?;
+        let opened = opened(&mut process, &open, progress)?;
         // Another process must run on the same device.
         if open.device == "auto" {
-            open.device = name.clone();
+            open.device = opened.name.clone();
         }
         open.prefault = false;
         let shared = Shared {
             setup,
             what: self::what(&open.device),
             open,
-            name: known_name(&name),
-            describe,
+            name: known_name(&opened.name),
+            describe: opened.describe,
+            chunk: opened.chunk,
             inner: Mutex::new(Inner {
                 process: Some(process),
                 ended: String::new(),
@@ -108,7 +110,7 @@ impl Remote {
             }),
             resident: AtomicU64::new(0),
         };
-        Ok((Self(Arc::new(shared)), warning))
+        Ok((Self(Arc::new(shared)), opened.warning))
     }
 
     pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -288,12 +290,16 @@ impl Remote {
     }
 }
 
-/// Opens the model: (name of the backend, its description, a warning).
-fn opened(
-    process: &mut Process,
-    open: &Open,
-    progress: &dyn Progress,
-) -> Result<(String, String, Option<String>), String> {
+/// What an opened model's process says of its backend.
+struct Opened {
+    name: String,
+    describe: String,
+    chunk: usize,
+    warning: Option<String>,
+}
+
+/// Opens the model.
+fn opened(process: &mut Process, open: &Open, progress: &dyn Progress) -> Result<Opened, String> {
     let gone = |process: &Process| format!("its process ended: {}", process.ended());
     if process.send(&Call::Open(open.clone())).is_err() {
         return Err(gone(process));
@@ -304,8 +310,16 @@ fn opened(
             Ok(Answer::Opened {
                 name,
                 describe,
+                chunk,
                 warning,
-            }) => return Ok((name, describe, warning)),
+            }) => {
+                return Ok(Opened {
+                    name,
+                    describe,
+                    chunk: chunk as usize,
+                    warning,
+                });
+            }
             Ok(Answer::Refused(why)) => return Err(why),
             Ok(_) => return Err("it answered something else".into()),
             Err(e) if e.kind() == std::io::ErrorKind::TimedOut => return Err(super::CANCELLED.into()),
@@ -321,6 +335,10 @@ impl Backend for Remote {
 
     fn describe(&self) -> String {
         self.0.describe.clone()
+    }
+
+    fn chunk(&self) -> usize {
+        self.0.chunk
     }
 
     fn new_state(&self, caches: &[CacheDesc], context: u64) -> Result<Box<dyn State>, ExecError> {

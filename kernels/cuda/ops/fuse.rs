@@ -1,7 +1,7 @@
 //! Groups of base ops that are launched together.
 
 use super::gemv::{self, Experts, Product, Project};
-use super::{Group, GroupKind, attend, chain, gemm, hc};
+use super::{Group, GroupKind, attend, chain, gemm, gemm_wg, hc, mlp};
 use crate::ir::{BufId, KeyRows, NormKind, Op, OpId, Plan};
 
 /// Buffers an op reads. What it changes in place counts.
@@ -112,6 +112,11 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
                 (GroupKind::Attend, 2)
             }
             (n, _) if n > 1 => (GroupKind::Project, n),
+            _ if mlp::length(plan, i) > 0 => (GroupKind::Mlp, mlp::length(plan, i)),
+            _ if gemm_wg::residual(plan, i).is_some() => (GroupKind::Added, 2),
+            _ if gemm::norm_before(plan, i, gemm::alike(plan, i + 1)) => {
+                (GroupKind::Products, 1 + gemm::alike(plan, i + 1))
+            }
             _ if gemm::alike(plan, i) > 1 => (GroupKind::Products, gemm::alike(plan, i)),
             _ if experts(plan, i).is_some() => (GroupKind::Experts, 3),
             (_, n) if n > 1 => (GroupKind::Chain, trim(plan, i, n)),

@@ -3,11 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch};
-use super::gemv;
 use super::matmul::MatMulArgs;
+use super::pointwise::{self, NormArgs};
+use super::{fuse, gemv};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::{ALIGN, DevPtr};
-use crate::ir::{BufId, ExecError, Format, Layout, Op, Plan, ScaleFormat, WeightDesc};
+use crate::ir::{BufId, ExecError, Format, Layout, Op, OpId, Plan, ScaleFormat, WeightDesc};
 
 /// Outputs of a block (`kTile`), and its tokens where they are few or an expert's.
 pub(super) const TILE: usize = 64;
@@ -39,6 +40,13 @@ struct SplitArgs {
     bucket: u32,
     n_parts: u32,
     pad: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormSplitArgs {
+    norm: NormArgs,
+    split: SplitArgs,
 }
 
 #[repr(C)]
@@ -157,7 +165,7 @@ fn splits(tokens: usize, d: &WeightDesc) -> usize {
 pub(super) struct Sorted {
     pub tiles: usize,
     pub order: u64,
-    bytes: usize,
+    pub bytes: usize,
 }
 
 /// Slots of a product with experts, in tiles of up to `run`.
@@ -218,6 +226,29 @@ pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     }
 }
 
+/// A norm of whole rows that leaves its values to the products behind it alone, `products` of them from op `first + 1` on: it
+/// splits them at once.
+pub(super) fn norm_before(plan: &Plan, first: usize, products: usize) -> bool {
+    let (Some(norm), Some(next)) = (plan.ops.get(first), plan.ops.get(first + 1)) else {
+        return false;
+    };
+    let (Op::Norm { x, out, group, .. }, Op::MatMul { x: input, .. }) = (&norm.op, &next.op) else {
+        return false;
+    };
+    let many = products > 0 && rows(plan, *input) > gemv::TOKENS && takes(plan, &next.op);
+    let unread = x != out && fuse::dead(plan, *out, first + 1 + products);
+    many && out == input && plan.width(*x) == *group && unread
+}
+
+/// The norm a group begins with, and the rest of it.
+pub(super) fn norm_of<'a>(cx: &LaunchCx<'a>, group: &'a [OpId]) -> (Option<&'a Op>, &'a [OpId]) {
+    let first = group.first().map(|id| &cx.plan.ops[id.index()].op);
+    match first.filter(|op| matches!(op, Op::Norm { .. })) {
+        Some(norm) => (Some(norm), &group[1..]),
+        None => (None, group),
+    }
+}
+
 /// How many ops from `first` on are products of one input that is prepared once; 0 or 1: nothing to gain.
 pub(super) fn alike(plan: &Plan, first: usize) -> usize {
     let input = |op: &Op| match op {
@@ -254,15 +285,18 @@ pub(super) fn rows(plan: &Plan, b: BufId) -> usize {
 }
 
 /// What products of one input share: x in parts at the beginning of the scratch memory and, behind them (the address comes
-/// back), slots sorted by expert in tiles of up to `run`.
+/// back), slots sorted by expert in tiles of up to `run`. `matrices` are those of all the products,
+/// `norm` is what makes x.
 pub(super) fn prepare(
     cx: &LaunchCx<'_>,
+    norm: Option<&Op>,
     op: &Op,
     a: &MatMulArgs,
-    d: &WeightDesc,
+    matrices: &[&WeightDesc],
     run: usize,
 ) -> Result<DevPtr, ExecError> {
-    let bucket = bucket(cx, op);
+    let (bucket, d) = (bucket(cx, op), matrices[0]);
+    let n_parts = matrices.iter().map(|d| Kernel::of(cx.plan, d).parts.0).max();
     let (runs, pitch) = runs(op, d);
     let split = SplitArgs {
         x: a.x,
@@ -274,11 +308,16 @@ pub(super) fn prepare(
         cols: d.cols as u32,
         pitch: pitch as u32,
         bucket: bucket as u32,
-        n_parts: PARTS as u32,
+        n_parts: n_parts.unwrap_or(PARTS) as u32,
         pad: 0,
     };
-    let grid = [pitch.div_ceil(512), bucket * runs, 1];
-    launch(cx, "gemm_split", grid, 256, 0, &split)?;
+    if let Some(norm) = norm {
+        let norm = pointwise::norm_args(cx, norm)?;
+        launch(cx, "norm_split", [bucket, 1, 1], 256, 0, &NormSplitArgs { norm, split })?;
+    } else {
+        let grid = [pitch.div_ceil(1024), bucket * runs, 1];
+        launch(cx, "gemm_split", grid, 256, 0, &split)?;
+    }
     if let Op::ExpertMatMul { k, weights, .. } = op {
         let slots = bucket * k;
         let sorted = sorted(slots, weights.len(), run);
@@ -302,7 +341,7 @@ pub(super) fn prepare(
 }
 
 /// Rows of a product's input in the plan's bucket.
-fn bucket(cx: &LaunchCx<'_>, op: &Op) -> usize {
+pub(super) fn bucket(cx: &LaunchCx<'_>, op: &Op) -> usize {
     match op {
         Op::MatMul { x, .. } | Op::GroupedMatMul { x, .. } | Op::ExpertMatMul { x, .. } => cx.buf(*x).rows,
         _ => cx.plan.token_bucket,

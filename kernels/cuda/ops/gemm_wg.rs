@@ -3,21 +3,23 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch};
-use super::gemm;
 use super::matmul::MatMulArgs;
+use super::{fuse, gemm};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
-use crate::ir::{ExecError, Format, Layout, Op, OpId, Plan, WeightDesc};
+use crate::ir::{BufId, ExecError, Format, Layout, Op, OpId, Plan, WeightDesc};
 
-/// Tokens of a block (`kWgTokens`), and slots of a tile of one expert.
+/// Tokens of a tile (`kWgTokens`), and slots of a tile of one expert.
 pub(super) const TOKENS: usize = 128;
 /// Inputs per step (`kWgStep`).
 const STEP: usize = 64;
 /// Matrices of a launch at most (`kMatrices`).
 const MATRICES: usize = 8;
-/// Outputs of a block: the kernels there are.
-const WIDTHS: [usize; 2] = [256, 128];
-/// Least tokens of a plan: with fewer, half of a block's work is for nobody.
+/// Outputs of a tile (`kWgRows`).
+const OUTPUTS: usize = 128;
+/// Outputs of a tile of gate and up together.
+pub(super) const GATES: usize = OUTPUTS / 2;
+/// Least tokens of a plan: with fewer, half of a tile's work is for nobody.
 const FEWEST: usize = 65;
 /// Least outputs of a matrix.
 const ROWS: usize = 64;
@@ -27,13 +29,12 @@ const SPLITS: usize = 24;
 /// Multiprocessors of the devices these kernels are for (one block each); shares of the inputs are chosen by it, and working
 /// memory is planned before the device is known.
 const MULTIPROCESSORS: usize = 132;
-/// What a multiprocessor does in a clock: multiplications, bytes that come from the second-level cache.
-const PER_CLOCK: (usize, usize) = (2048, 32);
-/// Clocks of a block before its first and after its last product, of a launch, and bytes that all multiprocessors move in a
-/// clock.
-const BLOCK_CLOCKS: usize = 3000;
-const LAUNCH_CLOCKS: usize = 4000;
-const DEVICE_BYTES: usize = 1500;
+/// What was measured on an H200, in nanoseconds: a step of a tile by parts of the activations; what the last tile of a block
+/// costs beside its steps; a launch that adds shares up. And bytes of shares that are written and read in one.
+const STEP_NS: usize = 360;
+const TILE_NS: usize = 2500;
+const LAUNCH_NS: usize = 2500;
+const BYTES_PER_NS: usize = 4000;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -41,6 +42,7 @@ struct Matrix {
     w: WeightArg,
     bias: WeightArg,
     out: DevPtr,
+    residual: DevPtr,
     experts: DevPtr,
     out_stride: u32,
     first_tile: u32,
@@ -67,19 +69,64 @@ struct WgArgs {
     per_slot: u32,
     splits: u32,
     bucket: u32,
+    token_tiles: u32,
+    row_tiles: u32,
+    next: DevPtr,
+    slot_weights: DevPtr,
+    next_pitch: u32,
+    limit: f32,
 }
 
-/// How a launch is cut up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cut {
-    /// Outputs of a block.
-    width: usize,
-    /// Shares of the inputs.
-    splits: usize,
+/// Where a launch finds and leaves things in the scratch memory.
+pub(super) struct Places {
+    /// The input in parts.
+    pub parts: DevPtr,
+    /// Slots sorted by expert in tiles of [`TOKENS`], where there are experts.
+    pub tiles: DevPtr,
+    /// Shares of the sums.
+    pub partial: DevPtr,
+}
+
+/// What is done with the sums.
+pub(super) enum Last {
+    /// They go where the products' arguments say.
+    Store,
+    /// They are added to what lies there, and go where the argument says.
+    Add(DevPtr),
+    /// They are gate and up, and are joined.
+    Join(Joined),
+}
+
+/// Gate and up as one: silu(min(gate, limit)) * clamp(up, -limit, limit), times the weight of a slot, in parts.
+pub(super) struct Joined {
+    /// Where it goes: parts of `[tokens or slots, pitch]`.
+    pub next: DevPtr,
+    /// Numbers of a row there.
+    pub pitch: usize,
+    /// `[tokens, k]`, 0 = none.
+    pub slot_weights: DevPtr,
+    /// Infinity = none.
+    pub limit: f32,
 }
 
 /// A product of a launch: its arguments and its matrix.
 pub(super) type Part<'a> = (MatMulArgs, &'a WeightDesc);
+
+/// What is added to a product that is the only one of its launch, and where the sum goes; for op `first` of a plan and the
+/// one behind it.
+pub(super) fn residual(plan: &Plan, first: usize) -> Option<(BufId, BufId)> {
+    let (Some(product), Some(Op::Add { x, y, out })) = (plan.ops.get(first), plan.ops.get(first + 1).map(|o| &o.op))
+    else {
+        return None;
+    };
+    let Op::MatMul { out: sum, .. } = &product.op else {
+        return None;
+    };
+    let other = if x == sum { y } else { x };
+    let one = (x == sum) != (y == sum);
+    let unread = sum == out || fuse::dead(plan, *sum, first + 2);
+    (takes(plan, &product.op) && one && unread).then_some((*other, *out))
+}
 
 /// Whether the kernels here take a product, where the device has them.
 pub(super) fn takes(plan: &Plan, op: &Op) -> bool {
@@ -94,7 +141,7 @@ pub(super) fn takes(plan: &Plan, op: &Op) -> bool {
         }
         Op::GroupedMatMul { x, weight, groups, .. } => {
             let d = plan.weight(*weight);
-            many(*x) && fits(d) && (d.rows / groups).is_multiple_of(WIDTHS[0])
+            many(*x) && fits(d) && (d.rows / groups).is_multiple_of(OUTPUTS)
         }
         Op::ExpertMatMul { x, weights, .. } => {
             let all = |id: &crate::ir::WeightId| fits(plan.weight(*id));
@@ -127,29 +174,23 @@ fn matrices<'a>(plan: &'a Plan, ops: &[OpId]) -> Vec<&'a WeightDesc> {
         .collect()
 }
 
-/// The cut that should take least time: whole rounds of blocks, their steps, and what adding up shares costs. The inputs of
-/// experts are not shared out.
-fn cut(rows: &[usize], cols: usize, tiles: usize, parts: usize, experts: bool) -> Cut {
+/// Shares of the inputs that should take least time: whole rounds of tiles, their steps, and what adding up costs. The inputs
+/// of experts are not shared out.
+fn splits(rows: &[usize], cols: usize, token_tiles: usize, parts: usize) -> usize {
     let steps = cols.div_ceil(STEP).max(1);
-    let clocks = |c: &Cut| {
-        let blocks = rows.iter().map(|r| r.div_ceil(c.width)).sum::<usize>() * tiles * c.splits;
-        let work = parts * TOKENS * c.width * STEP / PER_CLOCK.0;
-        let bytes = 2 * STEP * (parts * TOKENS + c.width) / PER_CLOCK.1;
-        let block = steps.div_ceil(c.splits) * work.max(bytes) + BLOCK_CLOCKS;
-        let shares = match c.splits {
-            1 => 0,
-            n => LAUNCH_CLOCKS + 2 * 4 * n * tiles * TOKENS * rows.iter().sum::<usize>() / DEVICE_BYTES,
-        };
-        blocks.div_ceil(MULTIPROCESSORS) * block + shares
+    let nanos = |splits: &usize| {
+        let tiles = rows.iter().map(|r| r.div_ceil(OUTPUTS)).sum::<usize>() * token_tiles * splits;
+        let work = tiles.div_ceil(MULTIPROCESSORS) * steps.div_ceil(*splits) * parts * STEP_NS + TILE_NS;
+        let bytes = 2 * 4 * splits * token_tiles * TOKENS * rows.iter().sum::<usize>();
+        work + if *splits > 1 {
+            LAUNCH_NS + bytes / BYTES_PER_NS
+        } else {
+            0
+        }
     };
-    let most = if experts { 1 } else { SPLITS.min(steps) };
-    let all = (1..=most).flat_map(|splits| WIDTHS.map(|width| Cut { width, splits }));
-    let none_empty = |c: &Cut| (c.splits - 1) * steps.div_ceil(c.splits) < steps;
-    let first = Cut {
-        width: WIDTHS[0],
-        splits: 1,
-    };
-    all.filter(none_empty).min_by_key(clocks).unwrap_or(first)
+    let none_empty = |n: &usize| (n - 1) * steps.div_ceil(*n) < steps;
+    let all = (1..=SPLITS.min(steps)).filter(none_empty);
+    all.min_by_key(nanos).unwrap_or(1)
 }
 
 /// Working memory of a group's shares beside what [`gemm::scratch_bytes`] says of its ops, bytes.
@@ -160,35 +201,47 @@ pub(super) fn scratch_bytes(plan: &Plan, group: &[OpId]) -> usize {
     };
     let op = &plan.ops[id.index()].op;
     let matrices = matrices(plan, &ops);
-    let (rows, cols) = (matrices.iter().map(|d| d.rows).collect::<Vec<_>>(), matrices[0].cols);
     if matches!(op, Op::ExpertMatMul { .. }) {
         return gemm::scratch_bytes(plan, op);
     }
-    let bucket = plan.token_bucket;
-    let shares = match cut(&rows, cols, bucket.div_ceil(TOKENS), gemm::parts(plan), false).splits {
-        1 => 0,
-        n => 4 * n * bucket * rows.iter().sum::<usize>(),
-    };
-    gemm::parts_bytes(op, matrices[0], bucket) + shares
+    gemm::parts_bytes(op, matrices[0], plan.token_bucket) + shares_bytes(plan, &ops)
+}
+
+/// Working memory of the shares of products that one launch here takes, bytes.
+pub(super) fn shares_bytes(plan: &Plan, ops: &[OpId]) -> usize {
+    let matrices = matrices(plan, ops);
+    let (rows, bucket) = (matrices.iter().map(|d| d.rows).collect::<Vec<_>>(), plan.token_bucket);
+    let experts = |id: &OpId| matches!(plan.ops[id.index()].op, Op::ExpertMatMul { .. });
+    match matrices.first() {
+        Some(d) if !ops.iter().any(experts) => {
+            match splits(&rows, d.cols, bucket.div_ceil(TOKENS), gemm::parts(plan)) {
+                1 => 0,
+                n => 4 * n * bucket * rows.iter().sum::<usize>(),
+            }
+        }
+        _ => 0,
+    }
 }
 
 /// Shared memory of a block (`WgRing`).
-fn shared_bytes(parts: usize, width: usize) -> usize {
-    let buffer = 2 * STEP * (parts * TOKENS + width);
+fn shared_bytes(parts: usize) -> usize {
+    let buffer = 2 * STEP * (parts * TOKENS + OUTPUTS);
     let stages = (200 << 10) / buffer;
-    1024 + stages * (buffer + 16) + 4 * width
+    1024 + stages * (buffer + 16) + 16
 }
 
-/// Products of one input whose parts are in the scratch memory; `rest` is what lies behind them there, beginning with the
-/// tiles of experts where `op` (any of the products) has experts.
-pub(super) fn gemm_wg(cx: &LaunchCx<'_>, op: &Op, products: &[Part<'_>], rest: DevPtr) -> Result<(), ExecError> {
+/// Products of one input that is there in parts; `op` is any of them.
+pub(super) fn gemm_wg(
+    cx: &LaunchCx<'_>,
+    op: &Op,
+    products: &[Part<'_>],
+    places: &Places,
+    last: &Last,
+) -> Result<(), ExecError> {
     let Some((a, d)) = products.first() else {
         return Ok(());
     };
-    let bucket = match op {
-        Op::MatMul { x, .. } | Op::GroupedMatMul { x, .. } | Op::ExpertMatMul { x, .. } => cx.buf(*x).rows,
-        _ => cx.plan.token_bucket,
-    };
+    let bucket = gemm::bucket(cx, op);
     let (runs, pitch) = gemm::runs(op, d);
     let experts = match op {
         Op::ExpertMatMul { k, weights, .. } => Some(gemm::sorted(bucket * k, weights.len(), TOKENS)),
@@ -197,32 +250,46 @@ pub(super) fn gemm_wg(cx: &LaunchCx<'_>, op: &Op, products: &[Part<'_>], rest: D
     let tiles = experts.map_or(bucket.div_ceil(TOKENS), |s| s.tiles);
     let rows: Vec<usize> = products.iter().map(|(_, d)| d.rows).collect();
     let parts = gemm::parts(cx.plan);
-    let cut = cut(&rows, d.cols, tiles, parts, experts.is_some());
+    let splits = if experts.is_some() || matches!(last, Last::Join(_)) {
+        1
+    } else {
+        splits(&rows, d.cols, tiles, parts)
+    };
     let mut args = WgArgs::zeroed();
     let (mut tile, mut row) = (0, 0);
     for (m, (a, d)) in args.matrices.iter_mut().zip(products) {
         (m.w, m.bias, m.out, m.experts) = (a.w, a.bias, a.out, a.experts);
         (m.out_stride, m.first_tile, m.first_row) = (a.out_stride, tile as u32, row as u32);
-        tile += d.rows.div_ceil(cut.width);
+        tile += d.rows.div_ceil(OUTPUTS);
         row += d.rows;
     }
-    (args.parts, args.partial, args.step) = (cx.scratch, rest, a.step);
+    (args.parts, args.partial, args.step) = (places.parts, places.partial, a.step);
     (args.n, args.rows, args.tokens) = (products.len() as u32, row as u32, a.tokens);
     (args.runs, args.pitch, args.group_rows) = (runs as u32, pitch as u32, a.group_rows);
     (args.k, args.per_slot) = (a.k, a.per_slot);
-    (args.splits, args.bucket) = (cut.splits as u32, bucket as u32);
-    if let Some(s) = experts {
-        (args.tiles, args.order) = (rest, rest + s.order);
+    (args.splits, args.bucket) = (splits as u32, bucket as u32);
+    match last {
+        Last::Store => {}
+        Last::Add(residual) => args.matrices[0].residual = *residual,
+        Last::Join(j) => {
+            tile = d.rows / GATES;
+            (args.next, args.next_pitch) = (j.next, j.pitch as u32);
+            (args.slot_weights, args.limit) = (j.slot_weights, j.limit);
+        }
     }
-    let kernel = match (parts, cut.width) {
-        (2, 256) => "gemm_wg_256",
-        (2, _) => "gemm_wg_128",
-        (_, 256) => "gemm_wg_all_256",
-        _ => "gemm_wg_all_128",
+    (args.token_tiles, args.row_tiles) = (tiles as u32, tile as u32);
+    if let Some(s) = experts {
+        (args.tiles, args.order) = (places.tiles, places.tiles + s.order);
+    }
+    let kernel = match (matches!(last, Last::Join(_)), parts) {
+        (false, 2) => "gemm_wg",
+        (false, _) => "gemm_wg_all",
+        (true, 2) => "glu_wg",
+        (true, _) => "glu_wg_all",
     };
-    let shared = shared_bytes(parts, cut.width);
-    launch(cx, kernel, [tiles, tile, cut.splits], 384, shared, &args)?;
-    if cut.splits > 1 {
+    let blocks = (tiles * tile * splits).min(cx.device.info().multiprocessors.max(1) as usize);
+    launch(cx, kernel, [blocks, 1, 1], 384, shared_bytes(parts), &args)?;
+    if splits > 1 {
         launch(cx, "gemm_wg_sum", [row.div_ceil(1024), bucket, 1], 256, 0, &args)?;
     }
     Ok(())
@@ -233,19 +300,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cuts_fill_the_device() {
-        // Few outputs, long inputs: shares of about a round of blocks.
-        let down = cut(&[1536], 8960, 4, 2, false);
-        let blocks = 1536usize.div_ceil(down.width) * 4 * down.splits;
-        assert!(down.splits > 1 && blocks <= MULTIPROCESSORS, "{down:?}");
+    fn shares_fill_the_device() {
+        // Few outputs, long inputs: shares.
+        let down = splits(&[1536], 8960, 4, 2);
+        assert!(down > 1, "{down}");
         // Many outputs: as they are.
-        assert_eq!(cut(&[8960, 8960], 1536, 16, 2, false).splits, 1);
-        // Experts' inputs stay whole, and no share is empty.
-        assert_eq!(cut(&[512], 8960, 1, 2, true).splits, 1);
+        assert_eq!(splits(&[8960, 8960], 1536, 16, 2), 1);
+        // No share is empty.
         for cols in [64, 65, 640, 4096] {
-            let c = cut(&[64], cols, 1, 3, false);
-            let steps = cols.div_ceil(STEP);
-            assert!((c.splits - 1) * steps.div_ceil(c.splits) < steps, "{cols}: {c:?}");
+            let (n, steps) = (splits(&[64], cols, 1, 3), cols.div_ceil(STEP));
+            assert!((n - 1) * steps.div_ceil(n) < steps, "{cols}: {n}");
         }
     }
 }

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch, unsupported};
 use super::gemv::{self, Experts, Product, Project};
-use super::{gemm, gemm_wg};
+use super::{gemm, gemm_wg, pointwise};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, ExecError, Layout, Op, OpId, Plan, WeightDesc, WeightId};
@@ -43,7 +43,11 @@ fn places(op: &Op) -> Result<(BufId, BufId, WeightId), ExecError> {
 }
 
 /// Arguments of `MatMul`, `GroupedMatMul` and `ExpertMatMul`, and their matrix; `table` is the op's table of experts.
-fn arguments<'a>(cx: &LaunchCx<'a>, op: &Op, table: DevPtr) -> Result<(MatMulArgs, &'a WeightDesc), ExecError> {
+pub(super) fn arguments<'a>(
+    cx: &LaunchCx<'a>,
+    op: &Op,
+    table: DevPtr,
+) -> Result<(MatMulArgs, &'a WeightDesc), ExecError> {
     let (x, out, w) = places(op)?;
     let (x, out, weight) = (cx.buf(x), cx.buf(out), cx.weight(w));
     let mut args = MatMulArgs::zeroed();
@@ -80,14 +84,17 @@ fn arguments<'a>(cx: &LaunchCx<'a>, op: &Op, table: DevPtr) -> Result<(MatMulArg
     Ok((args, weight.desc))
 }
 
-/// Products of one input for many tokens (of `gemm::alike`, or one that `gemm` takes): the input is prepared once.
-pub(super) fn products(cx: &LaunchCx<'_>, group: &[OpId]) -> Result<(), ExecError> {
+/// Products of one input for many tokens (of `gemm::alike`, or one that `gemm` takes), after a norm or without one: the input
+/// is prepared once.
+pub(super) fn products<'a>(cx: &LaunchCx<'a>, group: &'a [OpId]) -> Result<(), ExecError> {
+    let (norm, group) = gemm::norm_of(cx, group);
     let op = |id: &OpId| &cx.plan.ops[id.index()].op;
     let all = group
         .iter()
         .map(|id| arguments(cx, op(id), cx.experts[id.index()]))
         .collect::<Result<Vec<_>, _>>()?;
-    let (Some(first), Some((a, d))) = (group.first(), all.first()) else {
+    let matrices: Vec<&WeightDesc> = all.iter().map(|(_, d)| *d).collect();
+    let (Some(first), Some((a, _))) = (group.first(), all.first()) else {
         return Ok(());
     };
     let wide = if cx.device.info().wgmma {
@@ -96,11 +103,38 @@ pub(super) fn products(cx: &LaunchCx<'_>, group: &[OpId]) -> Result<(), ExecErro
         Vec::new()
     };
     let run = if wide.is_empty() { gemm::TILE } else { gemm_wg::TOKENS };
-    let rest = gemm::prepare(cx, op(first), a, d, run)?;
+    let rest = gemm::prepare(cx, norm, op(first), a, &matrices, run)?;
     let (mine, others): (Vec<_>, Vec<_>) = group.iter().zip(all).partition(|(id, _)| wide.contains(id));
     let mine: Vec<gemm_wg::Part<'_>> = mine.into_iter().map(|(_, part)| part).collect();
-    gemm_wg::gemm_wg(cx, op(first), &mine, rest)?;
+    let places = gemm_wg::Places {
+        parts: cx.scratch,
+        tiles: rest,
+        partial: rest,
+    };
+    gemm_wg::gemm_wg(cx, op(first), &mine, &places, &gemm_wg::Last::Store)?;
     others.iter().try_for_each(|(id, (a, d))| gemm::gemm(cx, op(id), a, d))
+}
+
+/// A product and the `Add` behind it ([`gemm_wg::residual`]).
+pub(super) fn added(cx: &LaunchCx<'_>, group: &[OpId]) -> Result<(), ExecError> {
+    let op = |i: usize| &cx.plan.ops[group[i].index()].op;
+    let Some((residual, out)) = gemm_wg::residual(cx.plan, group[0].index()) else {
+        return unsupported("a group that is none of the plan's");
+    };
+    if !cx.device.info().wgmma {
+        products(cx, &group[..1])?;
+        return pointwise::add(cx, op(1));
+    }
+    let (mut args, d) = arguments(cx, op(0), 0)?;
+    args.out = cx.buf(out).ptr;
+    let rest = gemm::prepare(cx, None, op(0), &args, &[d], gemm_wg::TOKENS)?;
+    let places = gemm_wg::Places {
+        parts: cx.scratch,
+        tiles: 0,
+        partial: rest,
+    };
+    let last = gemm_wg::Last::Add(cx.buf(residual).ptr);
+    gemm_wg::gemm_wg(cx, op(0), &[(args, d)], &places, &last)
 }
 
 /// `MatMul`, `GroupedMatMul` and `ExpertMatMul`.

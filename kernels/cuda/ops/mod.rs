@@ -10,6 +10,7 @@ mod gemv;
 mod hc;
 mod matmul;
 mod mixing;
+mod mlp;
 mod pointwise;
 mod score;
 mod sparse;
@@ -26,6 +27,10 @@ pub enum GroupKind {
     Project,
     /// Products of one input for many tokens.
     Products,
+    /// A product for many tokens and what it is added to.
+    Added,
+    /// Gate and up products, what joins them, and the product of that, for many tokens.
+    Mlp,
     /// Gate and up products of chosen experts and what joins them.
     Experts,
     /// Ops that go row by row.
@@ -62,7 +67,10 @@ pub fn scratch_bytes(plan: &Plan) -> usize {
         _ => 0,
     };
     let ops = plan.ops.iter().map(|o| of(&o.op)).max().unwrap_or(0);
-    let together = |g: &Group| matmul::group_scratch_bytes(plan, &g.origin);
+    let together = |g: &Group| match g.kind {
+        GroupKind::Mlp => mlp::scratch_bytes(plan, &g.origin),
+        _ => matmul::group_scratch_bytes(plan, &g.origin),
+    };
     ops.max(groups(plan).iter().map(together).max().unwrap_or(0))
 }
 
@@ -71,6 +79,8 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
     match group.kind {
         GroupKind::Single => group.origin.iter().try_for_each(|id| single(cx, *id)),
         GroupKind::Products => matmul::products(cx, &group.origin),
+        GroupKind::Added => matmul::added(cx, &group.origin),
+        GroupKind::Mlp => mlp::mlp(cx, &group.origin),
         GroupKind::Chain => chain::chain(cx, &group.origin),
         GroupKind::Site => hc::site(cx, &group.origin),
         GroupKind::Attend => {
@@ -117,7 +127,7 @@ fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
         Op::SelectTopK { scores, k, rate, out } => mixing::select(cx, *scores, *k, *rate, *out),
         Op::Attend { .. } => attend::attend(cx, op, None, stats),
         Op::Slice { x, offset, out } => pointwise::rows(cx, "slice", *x, None, *out, *offset),
-        Op::Add { x, y, out } => pointwise::rows(cx, "add", *x, Some(*y), *out, 0),
+        Op::Add { .. } => pointwise::add(cx, op),
         Op::Glu { .. } | Op::Activate { .. } => pointwise::glu(cx, op),
         Op::TopP { x, group, p } => sparse::top_p(cx, *x, *group, *p, stats),
         Op::ZeroHeads { x, head_dim, heads } => sparse::zero_heads(cx, *x, *head_dim, heads),

@@ -76,6 +76,14 @@ struct RowsArgs {
     offset: u32,
 }
 
+/// `Add`.
+pub(super) fn add(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+    match op {
+        Op::Add { x, y, out } => rows(cx, "add", *x, Some(*y), *out, 0),
+        _ => unsupported("this op as a sum"),
+    }
+}
+
 /// `add`, `slice` and `take_output`.
 pub(super) fn rows(
     cx: &LaunchCx<'_>,

@@ -1,5 +1,6 @@
 // See gemm.cuh. grid (outputs / 64, tokens / M or expert tiles, splits), 128 threads, shared `GemmShared`
 #include "gemm.cuh"
+#include "rows.cuh"
 
 #define GEMM(name, W)                                                  \
     KERNEL(name##_128, GemmArgs, 128) { gemm<W, 128>(a); }             \
@@ -17,18 +18,57 @@ GEMM(gemm_fp4, FAST(ChunkFp4, 2))
 GEMM(gemm_fp4_all, FAST(ChunkFp4, 3))
 GEMM(gemm_any, Slow)
 
-// Splits x into its parts, two neighbours per thread. grid (ceil(pitch / 512), bucket * runs)
+// Splits x into its parts, four neighbours per thread. grid (ceil(pitch / 1024), bucket * runs)
 KERNEL(gemm_split, SplitArgs, 256) {
-    const uint32_t c = 2 * (blockIdx.x * blockDim.x + threadIdx.x), run = blockIdx.y;
+    const uint32_t c = 4 * (blockIdx.x * blockDim.x + threadIdx.x), run = blockIdx.y;
     if (c >= a.pitch || run / a.runs >= step_rows(*a.step, a.tokens)) return;
     const float* x = a.x + (size_t)(run / a.runs) * a.x_stride + (size_t)(run % a.runs) * a.cols;
-    uint32_t words[3];
-    split_pair(c < a.cols ? x[c] : 0.0f, c + 1 < a.cols ? x[c + 1] : 0.0f, words);
-    const size_t part = (size_t)a.bucket * a.runs * a.pitch / 2, at = ((size_t)run * a.pitch + c) / 2;
+    float4 v;
+    if ((a.cols | a.x_stride) % 4 == 0) {
+        v = c < a.cols ? *(const float4*)(x + c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    } else {
+        v.x = c < a.cols ? x[c] : 0.0f;
+        v.y = c + 1 < a.cols ? x[c + 1] : 0.0f;
+        v.z = c + 2 < a.cols ? x[c + 2] : 0.0f;
+        v.w = c + 3 < a.cols ? x[c + 3] : 0.0f;
+    }
+    uint32_t left[3], right[3];
+    split_pair(v.x, v.y, left);
+    split_pair(v.z, v.w, right);
+    const size_t part = (size_t)a.bucket * a.runs * a.pitch / 4, at = ((size_t)run * a.pitch + c) / 4;
 #pragma unroll
     for (uint32_t p = 0; p < 3; p++) {
-        if (p < a.n_parts) ((uint32_t*)a.parts)[p * part + at] = words[p];
+        if (p < a.n_parts) ((uint2*)a.parts)[p * part + at] = make_uint2(left[p], right[p]);
     }
+}
+
+struct NormSplitArgs {
+    NormArgs norm;
+    SplitArgs split;  // of what the norm gives, x not used
+};
+
+// The norm of a row, split at once. grid (rows of the bucket), 256 threads
+KERNEL(norm_split, NormSplitArgs, 256) {
+    __shared__ float sums[8];
+    const uint32_t row = blockIdx.x;
+    if (row >= step_rows(*a.norm.step, a.norm.rows)) return;
+    const size_t part = (size_t)a.split.bucket * a.split.pitch;
+    uint16_t* to = a.split.parts + (size_t)row * a.split.pitch;
+    const auto store = [&](uint32_t i, float v) {
+#pragma unroll
+        for (uint32_t p = 0; p < 3; p++) {
+            const uint32_t bits = f32_to_bf16(v);
+            if (p < a.split.n_parts) to[p * part + i] = (uint16_t)bits;
+            v -= bf16_to_f32(bits);
+        }
+    };
+    const auto sum = [&](float v) {
+        v = block_sum(v, sums);
+        __syncthreads();
+        return v;
+    };
+    norm_values(a.norm, a.norm.x + (size_t)row * a.norm.group, threadIdx.x, blockDim.x, sum, store);
+    for (uint32_t i = a.split.cols + threadIdx.x; i < a.split.pitch; i += blockDim.x) store(i, 0.0f);
 }
 
 // Adds the shares up in order. grid (ceil(outputs / 256), tokens)

@@ -1,12 +1,13 @@
-// See gemm_wg.cuh. grid (tokens / 128 or expert tiles, row tiles, splits), 384 threads. Only for sm_90a: elsewhere these kernels
-// are not there, and gemm.cu has all products.
+// See gemm_wg.cuh. grid (blocks), 384 threads. Only for sm_90a: elsewhere these kernels are not there, and gemm.cu has all
+// products.
 #include "gemm_wg.cuh"
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-KERNEL(gemm_wg_256, WgArgs, 384) { gemm_wg<2, 256>(a); }
-KERNEL(gemm_wg_128, WgArgs, 384) { gemm_wg<2, 128>(a); }
-KERNEL(gemm_wg_all_256, WgArgs, 384) { gemm_wg<3, 256>(a); }
-KERNEL(gemm_wg_all_128, WgArgs, 384) { gemm_wg<3, 128>(a); }
+KERNEL(gemm_wg, WgArgs, 384) { products_wg<2, false>(a); }
+KERNEL(gemm_wg_all, WgArgs, 384) { products_wg<3, false>(a); }
+// Gate and up with what joins them.
+KERNEL(glu_wg, WgArgs, 384) { products_wg<2, true>(a); }
+KERNEL(glu_wg_all, WgArgs, 384) { products_wg<3, true>(a); }
 
 // Adds the shares up in order. grid (ceil(outputs / 1024), tokens), 256 threads
 KERNEL(gemm_wg_sum, WgArgs, 256) {
@@ -24,6 +25,14 @@ KERNEL(gemm_wg_sum, WgArgs, 256) {
         v.z += share.z;
         v.w += share.w;
     }
-    *(float4*)(matrix.out + (size_t)t * matrix.out_stride + c) = v;
+    const size_t place = (size_t)t * matrix.out_stride + c;
+    if (matrix.residual != nullptr) {
+        const float4 before = *(const float4*)(matrix.residual + place);
+        v.x += before.x;
+        v.y += before.y;
+        v.z += before.z;
+        v.w += before.w;
+    }
+    *(float4*)(matrix.out + place) = v;
 }
 #endif

@@ -1,23 +1,26 @@
 // Products for many tokens on Hopper (sm_90a): as gemm.cuh, with wgmma. Weights are bf16 as stored; activations are in two or
 // three bf16 parts (gemm_split), all of which meet the same tile of weights, which is read once.
 //
-// One block: 128 tokens x N outputs of one of several matrices that share their input, 64 inputs at a time. Warps 8 to 11
-// copy tiles into a ring of buffers in shared memory, warps 0 to 3 and 4 to 7 multiply 64 tokens each. A buffer has two
-// barriers: `full` (128 copying threads) and `free` (8 multiplying warps).
+// A block goes through tiles of 128 tokens x 128 outputs of several matrices that share their input, 64 inputs at a time.
+// Warps 8 to 11 copy into a ring of buffers in shared memory and run ahead into the next tile; warps 0 to 3 and 4 to 7 take
+// tiles in turns, so that one group stores its sums while the other multiplies (with both on one tile, storing and the
+// first copies took 4.5 of 20 us). A buffer has two barriers: `full` (128 copying threads) and `free` (4 multiplying warps).
+// A group begins when the other has begun its last step (`turn`): whoever waits for a buffer may be one round behind at most.
 #pragma once
 
 #include "wgmma.cuh"
 
-constexpr uint32_t kWgTokens = 128, kWgStep = 64, kMatrices = 8;
+constexpr uint32_t kWgTokens = 128, kWgRows = 128, kWgStep = 64, kMatrices = 8;
 
 // One of the matrices. `Matrix` in ../ops/gemm_wg.rs.
 struct WgMatrix {
     WeightRef w;
     WeightRef bias;            // [rows], null data = none
     float* out;                // [tokens, out_stride]
+    const float* residual;     // as out, which it may be: added to it, null = none
     const DevExpert* experts;  // as in MatMulArgs
     uint32_t out_stride;
-    uint32_t first_tile;       // blockIdx.y of its first rows
+    uint32_t first_tile;       // row tile of its first rows
     uint32_t first_row;        // in `partial`
     uint32_t pad;
 };
@@ -27,7 +30,7 @@ struct WgArgs {
     const uint16_t* parts;    // as in GemmArgs
     float* partial;           // splits > 1: [splits, token bucket, rows]
     const DevStep* step;
-    const ExpertTile* tiles;  // [grid.x], count 0 = none
+    const ExpertTile* tiles;  // [token_tiles], count 0 = none
     const uint32_t* order;    // [tokens * k] slots, grouped by expert
     uint32_t n;               // matrices
     uint32_t rows;            // of all of them
@@ -39,187 +42,333 @@ struct WgArgs {
     uint32_t per_slot;
     uint32_t splits;
     uint32_t bucket;          // rows of x and of `partial`
+    uint32_t token_tiles;     // or tiles of experts
+    uint32_t row_tiles;       // of all matrices
+    // Where the matrices are gate and up: silu(min(gate, limit)) * clamp(up, -limit, limit) in parts, as gemm_split would leave
+    // it for the next product.
+    uint16_t* next;           // [parts, bucket * k, next_pitch]
+    const float* slot_weights;  // [tokens, k] multiplies it, null = none
+    uint32_t next_pitch;
+    float limit;              // infinity = none
 };
 
-// Shared memory: the ring, from the next multiple of 1024 on; then two barriers per buffer; then N biases. `shared_bytes`
-// in ../ops/gemm_wg.rs.
-template <uint32_t XP, uint32_t N>
+// Shared memory: the ring, from the next multiple of 1024 on; then two barriers per buffer and one per group. `shared_bytes` in
+// ../ops/gemm_wg.rs.
+template <uint32_t XP>
 struct WgRing {
-    static constexpr uint32_t kX = kWgTokens * kRowBytes, kBytes = XP * kX + N * kRowBytes;
-    static constexpr uint32_t kStages = (200 << 10) / kBytes, kBarriers = kStages * kBytes, kBias = kBarriers + 16 * kStages;
+    static constexpr uint32_t kX = kWgTokens * kRowBytes, kW = kWgRows * kRowBytes, kBytes = XP * kX + kW;
+    static constexpr uint32_t kStages = (200 << 10) / kBytes;
 };
 
-// Which matrix has row tile `tile`.
-__device__ __forceinline__ uint32_t matrix_of(const WgArgs& a, uint32_t tile) {
-    uint32_t m = 0;
-    while (m + 1 < a.n && tile >= a.matrices[m + 1].first_tile) m++;
-    return m;
-}
+// A tile: up to `count` tokens (or slots of an expert) from `first`, outputs from n0 of a matrix, steps begin to end. With
+// gate and up its outputs are 64 of each.
+struct WgTile {
+    const WgMatrix* matrix;
+    const uint8_t* weights;
+    const uint8_t* up;
+    uint32_t count, first, n0, begin, end, share;
+};
 
-// grid (tokens / 128 or expert tiles, row tiles, splits), 384 threads
-template <uint32_t XP, uint32_t N>
-__device__ __forceinline__ void gemm_wg(const WgArgs& a) {
-    typedef WgRing<XP, N> Ring;
-    DYNAMIC_SHARED(memory);
-    unsigned char* ring = memory;
-#ifndef MODEL1_EMULATE
-    ring += 1023 & -(uint32_t)__cvta_generic_to_shared(memory);
-#endif
-    const WgMatrix& matrix = a.matrices[matrix_of(a, blockIdx.y)];
-    const uint32_t rows = matrix.w.rows, n0 = (blockIdx.y - matrix.first_tile) * N;
-    uint32_t count, first = blockIdx.x * kWgTokens;
-    const uint8_t* weights = matrix.w.data;
+// Tiles of the same outputs follow each other: their weights are still in the second-level cache. False: there is nothing to do.
+template <bool GLU>
+__device__ __forceinline__ bool tile_at(const WgArgs& a, uint32_t number, WgTile* t) {
+    const uint32_t x = number % a.token_tiles, y = number / a.token_tiles % a.row_tiles;
+    t->share = number / a.token_tiles / a.row_tiles;
+    uint32_t m = 0;
+    while (!GLU && m + 1 < a.n && y >= a.matrices[m + 1].first_tile) m++;
+    const WgMatrix& matrix = a.matrices[m];
+    t->matrix = &matrix;
+    t->n0 = GLU ? y * (kWgRows / 2) : (y - matrix.first_tile) * kWgRows;
+    t->up = a.matrices[1].w.data;
     if (matrix.experts != nullptr) {
-        const ExpertTile tile = a.tiles[blockIdx.x];
-        if (tile.count == 0) return;
-        count = tile.count;
-        first = tile.begin;
-        weights = matrix.experts[tile.expert].data;
+        const ExpertTile tile = a.tiles[x];
+        if (tile.count == 0) return false;
+        t->count = tile.count;
+        t->first = tile.begin;
+        t->weights = matrix.experts[tile.expert].data;
+        if (GLU) t->up = a.matrices[1].experts[tile.expert].data;
     } else {
         const uint32_t all = step_rows(*a.step, a.tokens);
-        if (first >= all) return;
-        count = min(all - first, kWgTokens);
+        t->first = x * kWgTokens;
+        if (t->first >= all) return false;
+        t->count = min(all - t->first, kWgTokens);
+        t->weights = matrix.w.data;
     }
     const uint32_t steps = (matrix.w.cols + kWgStep - 1) / kWgStep, per = (steps + a.splits - 1) / a.splits;
-    const uint32_t begin = min(blockIdx.z * per, steps), end = min(begin + per, steps);
+    t->begin = min(t->share * per, steps);
+    t->end = min(t->begin + per, steps);
+    return true;
+}
 
-    // Before the first barrier of all; a share of the inputs has no bias.
-    float* bias = (float*)(ring + Ring::kBias);
-    for (uint32_t o = threadIdx.x; o < N; o += blockDim.x) {
-        const bool there = matrix.bias.data != nullptr && a.splits == 1 && n0 + o < rows;
-        bias[o] = there ? vector_at(matrix.bias, n0 + o) : 0.0f;
-    }
-
-    // A copying thread brings chunk `chunk` of every 16th row.
-    const uint32_t copier = threadIdx.x - 2 * 128, chunk = copier % 8, row = copier / 8;
-    const uint32_t to = swizzled(row, chunk);
+// Copies the tiles of one step: a thread brings chunk `chunk` of every 16th row.
+template <uint32_t XP, bool GLU>
+struct WgCopier {
+    uint32_t chunk, row;
     uint32_t from[kWgTokens / 16];
-    const auto place = [&]() {
+
+    __device__ __forceinline__ void place(const WgArgs& a, const WgTile& t, uint32_t thread) {
+        chunk = thread % 8;
+        row = thread / 8;
 #pragma unroll
         for (uint32_t j = 0; j < kWgTokens / 16; j++) {
             const uint32_t r = row + 16 * j;
             uint32_t run = 0;
-            if (r < count && matrix.experts != nullptr) {
-                const uint32_t slot = a.order[first + r];
+            if (r < t.count && t.matrix->experts != nullptr) {
+                const uint32_t slot = a.order[t.first + r];
                 run = a.per_slot != 0 ? slot : slot / a.k;
-            } else if (r < count) {
-                run = (first + r) * a.runs + (a.group_rows != 0 ? n0 / a.group_rows : 0);
+            } else if (r < t.count) {
+                run = (t.first + r) * a.runs + (a.group_rows != 0 ? t.n0 / a.group_rows : 0);
             }
             from[j] = run * a.pitch;
         }
-    };
-    const size_t part = (size_t)a.bucket * a.runs * a.pitch;
-    const auto copy = [&](uint32_t step, uint32_t stage) {
-        unsigned char* buffer = ring + stage * Ring::kBytes + to;
+    }
+
+    __device__ __forceinline__ void copy(const WgArgs& a, const WgTile& t, uint32_t step, unsigned char* buffer) const {
+        typedef WgRing<XP> Ring;
+        const size_t part = (size_t)a.bucket * a.runs * a.pitch;
         const uint32_t c = step * kWgStep + 8 * chunk;
+        buffer += swizzled(row, chunk);
 #pragma unroll
         for (uint32_t p = 0; p < XP; p++) {
 #pragma unroll
             for (uint32_t j = 0; j < kWgTokens / 16; j++) {
                 copy_async((uint32_t*)(buffer + p * Ring::kX + 16 * kRowBytes * j), a.parts + p * part + from[j] + c,
-                           row + 16 * j < count && c < a.pitch);
+                           row + 16 * j < t.count && c < a.pitch);
             }
         }
-        const uint8_t* w = weights + (size_t)(n0 + row) * matrix.w.row_bytes + 2 * c;
+        const WeightRef& w = t.matrix->w;
+        constexpr uint32_t kEach = GLU ? kWgRows / 32 : kWgRows / 16;
+        const size_t place = (size_t)(t.n0 + row) * w.row_bytes + 2 * c;
+        const uint8_t* at = t.weights + place;
 #pragma unroll
-        for (uint32_t j = 0; j < N / 16; j++) {
-            copy_async((uint32_t*)(buffer + XP * Ring::kX + 16 * kRowBytes * j), (const uint16_t*)w,
-                       n0 + row + 16 * j < rows && c < matrix.w.cols);
-            w += 16 * (size_t)matrix.w.row_bytes;
+        for (uint32_t j = 0; j < kWgRows / 16; j++) {
+            if (j == kEach) at = t.up + place;
+            copy_async((uint32_t*)(buffer + XP * Ring::kX + 16 * kRowBytes * j), (const uint16_t*)at,
+                       t.n0 + row + 16 * (j % kEach) < w.rows && c < w.cols);
+            at += 16 * (size_t)w.row_bytes;
         }
-    };
-
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, m0 = warp / 4 * 64;
-    float sums[N / 2] = {};
-    const auto multiply = [&](uint32_t stage) {
-        const unsigned char* buffer = ring + stage * Ring::kBytes;
-#pragma unroll
-        for (uint32_t k = 0; k < kWgStep / 16; k++) {
-            // Small products first.
-#pragma unroll
-            for (int p = (int)XP - 1; p >= 0; p--) {
-                wgmma(sums, operand(buffer + p * Ring::kX + m0 * kRowBytes, k), operand(buffer + XP * Ring::kX, k));
-            }
-        }
-    };
-
-#ifdef MODEL1_EMULATE
-    if (warp >= 8) place();
-    __syncthreads();
-    for (uint32_t step = begin; step < end; step++) {
-        if (warp >= 8) copy(step, step % Ring::kStages);
-        __syncthreads();
-        if (warp < 8) multiply(step % Ring::kStages);
     }
-    if (warp >= 8) return;
+};
+
+// The sums of a tile: 64 tokens of 128 each.
+typedef float WgSums[2][kWgRows / 2];
+
+// Half `half` of a step.
+template <uint32_t XP>
+__device__ __forceinline__ void multiply(WgSums& sums, const unsigned char* buffer, uint32_t half) {
+    typedef WgRing<XP> Ring;
+#pragma unroll
+    for (uint32_t i = 0; i < kWgStep / 32; i++) {
+        const uint32_t k = half * (kWgStep / 32) + i;
+        // Small products first.
+#pragma unroll
+        for (int p = (int)XP - 1; p >= 0; p--) {
+#pragma unroll
+            for (uint32_t m = 0; m < 2; m++) {
+                wgmma(sums[m], operand(buffer + p * Ring::kX + m * 64 * kRowBytes, k), operand(buffer + XP * Ring::kX, k));
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ void store(const WgArgs& a, const WgTile& t, WgSums& sums) {
+    const WgMatrix& matrix = *t.matrix;
+    const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, pair = lane % 4 * 2, rows = matrix.w.rows;
+    // A share of the inputs has no bias.
+    if (a.splits == 1 && matrix.bias.data != nullptr) {
+#pragma unroll
+        for (uint32_t q = 0; q < kWgRows / 32; q++) {
+            const uint32_t o = t.n0 + 32 * q + lane;
+            const float bias = o < rows ? vector_at(matrix.bias, o) : 0.0f;
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) {
+                const float x = __shfl_sync(kAll, bias, 8 * i + pair), y = __shfl_sync(kAll, bias, 8 * i + pair + 1);
+#pragma unroll
+                for (uint32_t m = 0; m < 4; m++) {
+                    sums[m / 2][16 * q + 4 * i + m % 2 * 2] += x;
+                    sums[m / 2][16 * q + 4 * i + m % 2 * 2 + 1] += y;
+                }
+            }
+        }
+    }
+    // Rows of matrices come in eights.
+    const uint32_t eights = min(kWgRows, rows - t.n0) / 8;
+#pragma unroll
+    for (uint32_t m = 0; m < 4; m++) {
+        const uint32_t r = m / 2 * 64 + warp * 16 + lane / 4 + m % 2 * 8;
+        if (r >= t.count) continue;
+        float* out = matrix.out;
+        const float* residual = nullptr;
+        if (matrix.experts != nullptr) {
+            const uint32_t slot = a.order[t.first + r];
+            out += (size_t)(slot / a.k) * matrix.out_stride + (size_t)(slot % a.k) * rows;
+        } else if (a.splits > 1) {
+            out = a.partial + ((size_t)t.share * a.bucket + t.first + r) * a.rows + matrix.first_row;
+        } else {
+            const size_t place = (size_t)(t.first + r) * matrix.out_stride;
+            out += place;
+            if (matrix.residual != nullptr) residual = matrix.residual + place + t.n0 + pair;
+        }
+        out += t.n0 + pair;
+#pragma unroll
+        for (uint32_t i = 0; i < kWgRows / 8; i++) {
+            if (i >= eights) break;
+            float2 v = make_float2(sums[m / 2][4 * i + m % 2 * 2], sums[m / 2][4 * i + m % 2 * 2 + 1]);
+            if (residual != nullptr) {
+                const float2 before = *(const float2*)(residual + 8 * i);
+                v.x += before.x;
+                v.y += before.y;
+            }
+            *(float2*)(out + 8 * i) = v;
+        }
+    }
+}
+
+// Gate and up: what they give together, in parts. Neighbours exchange words, so that each stores eight bytes and four of them
+// a whole sector.
+template <uint32_t XP>
+__device__ __forceinline__ void store_glu(const WgArgs& a, const WgTile& t, const WgSums& sums) {
+    const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, odd = lane & 1;
+    const size_t part = (size_t)a.bucket * a.k * a.next_pitch;
+#pragma unroll
+    for (uint32_t m = 0; m < 4; m++) {
+        const uint32_t r = m / 2 * 64 + warp * 16 + lane / 4 + m % 2 * 8;
+        const bool there = r < t.count;
+        uint32_t run = t.first + r;
+        if (t.matrix->experts != nullptr) run = there ? a.order[run] : 0;
+        const float factor = a.slot_weights != nullptr && there ? a.slot_weights[run] : 1.0f;
+        uint16_t* to = a.next + (size_t)run * a.next_pitch + t.n0 + 8 * odd + lane % 4 / 2 * 4;
+#pragma unroll
+        for (uint32_t i = 0; i < kWgRows / 16; i += 2) {
+            uint32_t words[2][XP];
+#pragma unroll
+            for (uint32_t j = 0; j < 2; j++) {
+                float v[2];
+#pragma unroll
+                for (uint32_t e = 0; e < 2; e++) {
+                    const uint32_t at = 4 * (i + j) + m % 2 * 2 + e;
+                    const float gate = fminf(sums[m / 2][at], a.limit), up = sums[m / 2][kWgRows / 4 + at];
+                    v[e] = gate * sigmoid(gate) * fminf(fmaxf(up, -a.limit), a.limit) * factor;
+                }
+                split_pair(v[0], v[1], words[j]);
+            }
+#pragma unroll
+            for (uint32_t p = 0; p < XP; p++) {
+                const uint32_t other = __shfl_xor_sync(kAll, odd ? words[0][p] : words[1][p], 1);
+                const uint2 both = odd ? make_uint2(other, words[1][p]) : make_uint2(words[0][p], other);
+                if (there) *(uint2*)(to + p * part + 8 * i) = both;
+            }
+        }
+    }
+}
+
+// grid (blocks), 384 threads: block b has tiles b, b + blocks, ...
+template <uint32_t XP, bool GLU>
+__device__ __forceinline__ void products_wg(const WgArgs& a) {
+    typedef WgRing<XP> Ring;
+    DYNAMIC_SHARED(memory);
+    unsigned char* ring = memory;
+#ifndef MODEL1_EMULATE
+    ring += 1023 & -(uint32_t)__cvta_generic_to_shared(memory);
+#endif
+    const uint32_t tiles = a.token_tiles * a.row_tiles * a.splits, group = threadIdx.x / 128;
+    WgTile t;
+    WgCopier<XP, GLU> copier;
+    const auto finish = [&](WgSums& sums) {
+        if constexpr (GLU) {
+            store_glu<XP>(a, t, sums);
+        } else {
+            store(a, t, sums);
+        }
+    };
+#ifdef MODEL1_EMULATE
+    uint32_t taken = 0;
+    for (uint32_t number = blockIdx.x; number < tiles; number += gridDim.x) {
+        if (!tile_at<GLU>(a, number, &t)) continue;
+        WgSums sums = {};
+        const bool mine = taken++ % 2 == group;
+        copier.place(a, t, threadIdx.x % 128);
+        for (uint32_t step = t.begin; step < t.end; step++) {
+            unsigned char* buffer = ring + step % Ring::kStages * Ring::kBytes;
+            if (group == 2) copier.copy(a, t, step, buffer);
+            __syncthreads();
+            if (mine) {
+                multiply<XP>(sums, buffer, 0);
+                multiply<XP>(sums, buffer, 1);
+            }
+        }
+        if (mine) finish(sums);
+        __syncthreads();
+    }
 #else
-    const uint32_t full = (uint32_t)__cvta_generic_to_shared(ring) + Ring::kBarriers;
-    const uint32_t free = full + 8 * Ring::kStages;
+    const uint32_t full = (uint32_t)__cvta_generic_to_shared(ring) + Ring::kStages * Ring::kBytes;
+    const uint32_t free = full + 8 * Ring::kStages, turn = free + 8 * Ring::kStages;
     if (threadIdx.x == 0) {
 #pragma unroll
         for (uint32_t i = 0; i < Ring::kStages; i++) {
             barrier_init(full + 8 * i, 128);
-            barrier_init(free + 8 * i, 8);
+            barrier_init(free + 8 * i, 4);
         }
-        fence_products();
+        barrier_init(turn, 4);
+        barrier_init(turn + 8, 4);
     }
     __syncthreads();
-    uint32_t stage = 0, phase = 0;
-    if (warp >= 8) {
-        place();
-        for (uint32_t step = begin; step < end; step++) {
-            // The first round finds all buffers free.
-            barrier_await(free + 8 * stage, phase ^ 1);
-            copy(step, stage);
-            barrier_arrive_copied(full + 8 * stage);
-            if (++stage == Ring::kStages) {
-                stage = 0;
-                phase ^= 1;
+    // Steps of this block so far: their buffers are used in order.
+    uint32_t done = 0;
+    if (group == 2) {
+        for (uint32_t number = blockIdx.x; number < tiles; number += gridDim.x) {
+            if (!tile_at<GLU>(a, number, &t)) continue;
+            copier.place(a, t, threadIdx.x - 256);
+#pragma unroll 1
+            for (uint32_t step = t.begin; step < t.end; step++, done++) {
+                const uint32_t stage = done % Ring::kStages;
+                // The first round finds all buffers free.
+                barrier_await(free + 8 * stage, (done / Ring::kStages & 1) ^ 1);
+                copier.copy(a, t, step, ring + stage * Ring::kBytes);
+                barrier_arrive_copied(full + 8 * stage);
             }
         }
         return;
     }
-    uint32_t before = 0;
-    hold(sums);
-    for (uint32_t step = begin; step < end; step++) {
-        barrier_await(full + 8 * stage, phase);
-        fence_products();
-        begin_products();
-        multiply(stage);
-        close_products();
-        // The products of the step before are done, and its buffer is free.
-        await_products<1>();
-        if (step > begin && lane == 0) barrier_arrive(free + 8 * before);
-        before = stage;
-        if (++stage == Ring::kStages) {
-            stage = 0;
-            phase ^= 1;
+    uint32_t taken = 0;
+    for (uint32_t number = blockIdx.x; number < tiles; number += gridDim.x) {
+        if (!tile_at<GLU>(a, number, &t)) continue;
+        if (taken++ % 2 != group) {
+            done += t.end - t.begin;
+            continue;
         }
+        // Of tile n (from 0 on) after tile n - 1; the first begins at once.
+        if (taken > 1) barrier_await(turn + 8 * group, (taken - 2) / 2 & 1);
+        WgSums sums = {};
+        hold(sums[0]);
+        hold(sums[1]);
+        uint32_t before = 0;
+        const auto await_copies_of = [&](uint32_t step) {
+            barrier_await(full + 8 * (step % Ring::kStages), step / Ring::kStages & 1);
+            fence_products();
+        };
+        await_copies_of(done);
+#pragma unroll 1
+        for (uint32_t step = t.begin; step < t.end; step++, done++) {
+            const uint32_t stage = done % Ring::kStages;
+            begin_products();
+            multiply<XP>(sums, ring + stage * Ring::kBytes, 0);
+            // While half of the products are under way, so that the tensor cores do not wait for this.
+            if (step + 1 < t.end) await_copies_of(done + 1);
+            begin_products();
+            multiply<XP>(sums, ring + stage * Ring::kBytes, 1);
+            close_products();
+            if (step + 1 == t.end && threadIdx.x % 32 == 0) barrier_arrive(turn + 8 * (group ^ 1));
+            // The products of the step before are done, and its buffer is free.
+            await_products<1>();
+            if (step > t.begin && threadIdx.x % 32 == 0) barrier_arrive(free + 8 * before);
+            before = stage;
+        }
+        await_products<0>();
+        if (t.begin < t.end && threadIdx.x % 32 == 0) barrier_arrive(free + 8 * before);
+        hold(sums[0]);
+        hold(sums[1]);
+        finish(sums);
     }
-    await_products<0>();
-    hold(sums);
 #endif
-
-#pragma unroll
-    for (uint32_t half = 0; half < 2; half++) {
-        const uint32_t r = m0 + warp % 4 * 16 + lane / 4 + 8 * half;
-        if (r >= count) continue;
-        float* out = matrix.out;
-        if (matrix.experts != nullptr) {
-            const uint32_t slot = a.order[first + r];
-            out += (size_t)(slot / a.k) * matrix.out_stride + (size_t)(slot % a.k) * rows;
-        } else if (a.splits > 1) {
-            out = a.partial + ((size_t)blockIdx.z * a.bucket + first + r) * a.rows + matrix.first_row;
-        } else {
-            out += (size_t)(first + r) * matrix.out_stride;
-        }
-        // Rows of matrices come in eights.
-        const uint32_t eights = min(N, rows - n0) / 8, t = lane % 4 * 2;
-#pragma unroll
-        for (uint32_t i = 0; i < N / 8; i++) {
-            if (i >= eights) break;
-            const float2 b = *(const float2*)(bias + 8 * i + t);
-            *(float2*)(out + n0 + 8 * i + t) = make_float2(sums[4 * i + 2 * half] + b.x, sums[4 * i + 2 * half + 1] + b.y);
-        }
-    }
 }

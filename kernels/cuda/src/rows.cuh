@@ -195,10 +195,10 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
 // Values of a run per thread whose weights are asked for together with them.
 constexpr uint32_t kNormHeld = 8;
 
-// A run by `width` threads of which this is `me`; `sum` adds up over them. Values and weights are all on their way before
-// the first is used: a weight is read once per step, from the slowest memory.
-template <class F>
-__device__ __forceinline__ void norm_run(const NormArgs& a, const float* x, float* out, uint32_t me, uint32_t width, F sum) {
+// A run by `width` threads of which this is `me`; `sum` adds up over them, `store` gets every value with its place. Values and
+// weights are all on their way before the first is used: a weight is read once per step, from the slowest memory.
+template <class F, class S>
+__device__ __forceinline__ void norm_values(const NormArgs& a, const float* x, uint32_t me, uint32_t width, F sum, S store) {
     const uint32_t rest = me + kNormHeld * width;
     float v[kNormHeld], w[kNormHeld];
 #pragma unroll
@@ -229,15 +229,20 @@ __device__ __forceinline__ void norm_run(const NormArgs& a, const float* x, floa
         const uint32_t i = me + k * width;
         if (i >= a.group) break;
         const float y = (v[k] - mean) * scale * w[k];
-        out[i] = a.bias.data == nullptr ? y : y + vector_at(a.bias, i);
+        store(i, a.bias.data == nullptr ? y : y + vector_at(a.bias, i));
     }
 #pragma unroll 2
     for (uint32_t i = rest; i < a.group; i += width) {
         float y = (x[i] - mean) * scale;
         if (a.weight.data != nullptr) y *= vector_at(a.weight, i);
         if (a.bias.data != nullptr) y += vector_at(a.bias, i);
-        out[i] = y;
+        store(i, y);
     }
+}
+
+template <class F>
+__device__ __forceinline__ void norm_run(const NormArgs& a, const float* x, float* out, uint32_t me, uint32_t width, F sum) {
+    norm_values(a, x, me, width, sum, [&](uint32_t i, float y) { out[i] = y; });
 }
 
 // One warp per run, or the whole block where there is one run.

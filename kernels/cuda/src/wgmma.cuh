@@ -22,14 +22,13 @@ inline float operand_at(Operand o, uint32_t row, uint32_t col) {
     return bf16_to_f32(*(const uint16_t*)(at ^ (at >> 3 & 0x70)));
 }
 
-// d += a b': 64 rows of a, 2 n of b, 16 columns of both. Warp w of the four has rows 16 w to 16 w + 15, as in `mma`.
-template <uint32_t n>
-inline void wgmma(float (&d)[n], Operand a, Operand b) {
+// d += a b': 64 rows of a, 128 of b, 16 columns of both. Warp w of the four has rows 16 w to 16 w + 15, as in `mma`.
+inline void wgmma(float (&d)[64], Operand a, Operand b) {
     const uint32_t g = threadIdx.x / 32 % 4 * 16 + simt::lane() / 4, t = simt::lane() % 4;
     for (uint32_t half = 0; half < 2; half++) {
         float row[16];
         for (uint32_t k = 0; k < 16; k++) row[k] = operand_at(a, g + 8 * half, k);
-        for (uint32_t i = 0; i < n / 2; i++) {
+        for (uint32_t i = 0; i < 32; i++) {
             const uint32_t col = i / 2 * 8 + 2 * t + i % 2;
             float sum = 0.0f;
             for (uint32_t k = 0; k < 16; k++) sum += row[k] * operand_at(b, col, k);
@@ -51,7 +50,7 @@ __device__ __forceinline__ Operand operand(const unsigned char* tile, uint32_t k
 #define SUMS_16(i) SUMS_4(i), SUMS_4(i + 4), SUMS_4(i + 8), SUMS_4(i + 12)
 #define SUMS_32(i) SUMS_16(i), SUMS_16(i + 16)
 
-// d += a b': 64 rows of a, 128 or 256 of b, 16 columns of both; done after `await_products`.
+// d += a b': 64 rows of a, 128 of b, 16 columns of both; done after `await_products`.
 __device__ __forceinline__ void wgmma(float (&d)[64], Operand a, Operand b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
@@ -60,19 +59,6 @@ __device__ __forceinline__ void wgmma(float (&d)[64], Operand a, Operand b) {
         "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
         "%64, %65, 1, 1, 1, 0, 0;"
         : SUMS_32(0), SUMS_32(32)
-        : "l"(a), "l"(b));
-}
-__device__ __forceinline__ void wgmma(float (&d)[128], Operand a, Operand b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,"
-        "%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,"
-        "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,"
-        "%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,"
-        "%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,"
-        "%123,%124,%125,%126,%127}, "
-        "%128, %129, 1, 1, 1, 0, 0;"
-        : SUMS_32(0), SUMS_32(32), SUMS_32(64), SUMS_32(96)
         : "l"(a), "l"(b));
 }
 #undef SUMS_4
@@ -88,10 +74,9 @@ __device__ __forceinline__ void await_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
 }
 // The compiler is not to move what reads the sums to before this.
-template <uint32_t n>
-__device__ __forceinline__ void hold(float (&d)[n]) {
+__device__ __forceinline__ void hold(float (&d)[64]) {
 #pragma unroll
-    for (uint32_t i = 0; i < n; i++) asm volatile("" : "+f"(d[i])::"memory");
+    for (uint32_t i = 0; i < 64; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // A barrier in shared memory whose phase ends with the `count`th arrival.

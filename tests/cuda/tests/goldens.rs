@@ -94,6 +94,36 @@ fn tiny_v4() {
     check("tiny-v4");
 }
 
+/// Steps of more tokens than the CPU takes at once, longer than the rings of windows are there: the same logits, and after
+/// going back and reading on the bits of a text that was read so from the start.
+#[test]
+fn long_chunks() {
+    for name in ["tiny-llama", "tiny-v4"] {
+        let gpu = engine(name, false);
+        let cpu = model1_tests::goldens::engine(name, 2);
+        let vocab = gpu.facts().vocab as u32;
+        let ids: Vec<u32> = (0..300).map(|i| (i * 37 + i / 7) % vocab).collect();
+        let read = |engine: &Arc<Engine>, parts: &[&[u32]]| {
+            let mut s = engine.session(engine.recipe(), SessionOptions::default()).unwrap();
+            for part in parts {
+                s.feed(part, None, &Cancel::default(), &mut ()).unwrap();
+            }
+            s
+        };
+        let mut whole = read(&gpu, &[&ids]);
+        assert_eq!(whole.schedule(), [(0, 300)], "{name}");
+        let want = read(&cpu, &[&ids]);
+        assert!(want.schedule().len() > 1, "{name}");
+        let e = max_abs(&whole.output().logits, &want.output().logits);
+        assert!(e <= TOLERANCE, "{name}: logits differ by {e}");
+        whole.truncate(140, &Cancel::default()).unwrap();
+        whole.feed(&ids[140..], None, &Cancel::default(), &mut ()).unwrap();
+        let apart = read(&gpu, &[&ids[..140], &ids[140..]]);
+        assert!(whole.output().logits == apart.output().logits, "{name}: other bits");
+        assert_eq!(whole.schedule(), apart.schedule(), "{name}");
+    }
+}
+
 fn recipe(engine: &Engine, edits: &[String]) -> Recipe {
     let mut recipe = engine.recipe();
     for edit in edits {

@@ -36,7 +36,11 @@ fn group(name: &str) {
 /// What Hopper's kernels take elsewhere.
 #[test]
 fn other_devices_have_all_products() {
-    for name in ["products of many tokens", "experts of many tokens"] {
+    for name in [
+        "products of many tokens",
+        "experts of many tokens",
+        "gates of many tokens",
+    ] {
         let (_, run) = GROUPS
             .iter()
             .find(|g| g.0 == name)
@@ -70,6 +74,7 @@ groups! {
     grouped_products = "grouped products";
     products_of_many_tokens = "products of many tokens";
     experts_of_many_tokens = "experts of many tokens";
+    gates_of_many_tokens = "gates of many tokens";
     norms = "norms";
     rotations = "rotations";
     gates_and_sums = "gates and sums";

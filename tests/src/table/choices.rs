@@ -1,6 +1,6 @@
 //! Routers with their experts, and the sampler.
 
-use kernels::ir::{Dim, ElemType, Format, Layout, Op, SamplerParams, Scoring};
+use kernels::ir::{Activation, Dim, ElemType, Format, Layout, Op, SamplerParams, Scoring};
 
 use super::{Case, On, Random, check, check_sampled};
 
@@ -152,6 +152,80 @@ pub(super) fn experts_of_many_tokens(on: &On) {
         c.probe(b, "product");
     }
     check(on, "experts of many tokens", &c, 0, &[tokens, 1, 90], 2e-5);
+}
+
+/// Gate, up, what joins them, and down: of a layer, and of its experts with weights of their own.
+pub(super) fn gates_of_many_tokens(on: &On) {
+    let (experts, k, cols, rows) = (3, 2, 72, 128);
+    for (tokens, routed, limit) in [(133, false, None), (200, true, Some(0.75)), (70, true, None)] {
+        let mut c = Case::new(tokens, 4096);
+        let x = c.input(cols, 1.0);
+        let chosen = c.buffer(Dim::Tokens, Dim::Const(k), ElemType::I32);
+        let weights = c.floats(k);
+        if routed {
+            let logits = c.input(experts, 2.0);
+            c.op(Op::Route {
+                logits,
+                bias: None,
+                table: None,
+                scoring: Scoring::Sigmoid,
+                k,
+                normalise: true,
+                factor: 1.0,
+                out_experts: chosen,
+                out_weights: weights,
+            });
+        }
+        let slots = if routed { k } else { 1 };
+        let mut product = |c: &mut Case, x, rows, cols, per_slot| {
+            let out = c.floats(slots * rows);
+            let mut matrix = || c.weight(rows, cols, Format::Bf16, Layout::OutIn);
+            let op = if routed {
+                Op::ExpertMatMul {
+                    x,
+                    experts: chosen,
+                    k,
+                    weights: (0..experts).map(|_| matrix()).collect(),
+                    per_slot,
+                    out,
+                }
+            } else {
+                Op::MatMul {
+                    x,
+                    weight: matrix(),
+                    bias: None,
+                    out,
+                }
+            };
+            c.op(op);
+            out
+        };
+        let gate = product(&mut c, x, rows, cols, false);
+        let up = product(&mut c, x, rows, cols, false);
+        c.op(Op::Glu {
+            gate,
+            up,
+            out: gate,
+            activation: Activation::Silu,
+            limit,
+            row_weights: routed.then_some(weights),
+        });
+        let down = product(&mut c, gate, 72, rows, true);
+        if routed {
+            c.probe(down, "down");
+        } else {
+            // In place, as residuals are.
+            let residual = c.input(72, 1.0);
+            c.op(Op::Add {
+                x: residual,
+                y: down,
+                out: residual,
+            });
+            c.probe(residual, "sum");
+        }
+        let name = format!("gates of {tokens} tokens, routed {routed}, limit {limit:?}");
+        check(on, &name, &c, 0, &[tokens, 1, 37], 2e-5);
+    }
 }
 
 pub(super) fn draws(on: &On) {

@@ -417,7 +417,7 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 22] = [
+pub const GROUPS: [Group; 23] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
@@ -428,6 +428,7 @@ pub const GROUPS: [Group; 22] = [
     ("grouped products", products::grouped_products),
     ("products of many tokens", products::products_of_many_tokens),
     ("experts of many tokens", choices::experts_of_many_tokens),
+    ("gates of many tokens", choices::gates_of_many_tokens),
     ("norms", rows::norms),
     ("rotations", rows::rotations),
     ("gates and sums", rows::gates_and_sums),

@@ -189,6 +189,28 @@ pub(super) fn products_of_many_tokens(on: &On) {
             check(on, &name, &c, 0, &[tokens, 1, 37], 2e-5);
         }
     }
+    // A product and what it is added to, with its inputs shared out and without.
+    for (rows, cols, tokens) in [(72, 72, 80), (136, 2048, 129)] {
+        let mut c = Case::new(tokens, 4096);
+        let (x, residual) = (c.input(cols, 1.0), c.input(rows, 1.0));
+        let weight = c.weight(rows, cols, Format::Bf16, Layout::OutIn);
+        let bias = Some(c.normal(1, rows, 1.0));
+        let product = c.floats(rows);
+        c.op(Op::MatMul {
+            x,
+            weight,
+            bias,
+            out: product,
+        });
+        c.op(Op::Add {
+            x: residual,
+            y: product,
+            out: residual,
+        });
+        c.probe(residual, "sum");
+        let name = format!("bf16 {rows} x {cols} and a sum, {tokens} tokens");
+        check(on, &name, &c, 0, &[tokens, 1], 2e-5);
+    }
     let (groups, n, k) = (2, 256, 72);
     let mut c = Case::new(80, 4096);
     let x = c.input(groups * k, 1.0);

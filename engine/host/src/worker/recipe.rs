@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use engine::families::CHUNK;
 use engine::recipe::RecipeError;
 use engine::{Cancel, EngineError, Recipe, SwapReport, Watch};
 use kernels::ir::StepOutput;
@@ -195,7 +194,7 @@ impl Worker {
                 .change(job, |j| (j.state, j.total) = (JobState::Running, total));
             inner.jobs.detach(job, true);
         });
-        for chunk in ids.chunks(CHUNK) {
+        for chunk in ids.chunks(self.loaded_mut()?.session.chunk_len()) {
             let mut records = Vec::new();
             let mut keep = |r: &StepRecord, _: &StepOutput| records.push(r.clone());
             let loaded = self.loaded_mut()?;

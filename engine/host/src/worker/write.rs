@@ -139,7 +139,8 @@ impl Worker {
         } else if extends || loaded.model.facts.weight_bytes > SMALL {
             return Ok(());
         } else {
-            (keep / CHUNK * CHUNK) as u64
+            let chunk = loaded.session.chunk_len();
+            (keep / chunk * chunk) as u64
         };
         if target < loaded.session.position() {
             loaded.session.truncate(target, stop).map_err(|e| of_engine(&e))?;
