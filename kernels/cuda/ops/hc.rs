@@ -82,8 +82,13 @@ pub(super) fn partial(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
     let (Op::HcMix { x, .. }, args) = (op, args(cx, op)?) else {
         return unsupported("this op as stream mixing");
     };
-    let rows = cx.buf(*x).rows;
-    launch(cx, "hc_partial", [args.slices as usize, rows, 1], 256, 0, &args)
+    let (rows, slices) = (cx.buf(*x).rows, args.slices as usize);
+    if rows > TOKENS {
+        let shared = 4 * SLICE * args.outputs as usize;
+        let grid = [slices, rows.div_ceil(MANY), 1];
+        return launch(cx, "hc_partial_many", grid, 256, shared, &args);
+    }
+    launch(cx, "hc_partial", [slices, rows, 1], 256, 0, &args)
 }
 
 /// Columns per block of `hc_site` (`kSiteColumns`), and its streams (`kSiteStreams`).
@@ -91,6 +96,8 @@ const COLUMNS: usize = 64;
 const STREAMS: usize = 4;
 /// Most tokens of a step that a site is one launch for.
 const TOKENS: usize = 8;
+/// Tokens per block of `hc_partial_many` (`kHcTokens`).
+const MANY: usize = 16;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]

@@ -135,16 +135,25 @@ fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
     )
 }
 
-/// The launches that take longest in a traced decode step and in a traced chunk of 128: by the ops they stand for.
+/// The launches that take longest in a traced decode step and in a traced chunk of the longest kind: by the ops they stand for.
 fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
     let mut text = String::new();
-    for (what, n) in [("decode", 1), ("prefill of 128", 128)] {
-        const STEPS: usize = 6;
+    // Chunks stay within one bucket of contexts: two before, two that count.
+    let mut chunk = engine.chunk();
+    while 4 * chunk as u64 > limit.min(4096) {
+        chunk /= 2;
+    }
+    for (what, n, before, steps) in [
+        ("decode".to_string(), 1, 256, 6),
+        (format!("prefill of {chunk}"), chunk, 0, 2),
+    ] {
         let mut s = session(engine, limit, false);
-        s.feed(&ids(engine, 256), None, &Cancel::default(), &mut ()).unwrap();
+        if before > 0 {
+            s.feed(&ids(engine, before), None, &Cancel::default(), &mut ()).unwrap();
+        }
         let mut sums: std::collections::BTreeMap<String, (f64, u64, usize)> = Default::default();
         // The first two make the plan's graphs.
-        for step in 0..STEPS + 2 {
+        for step in 0..steps + 2 {
             s.set_trace(step > 0);
             s.feed(
                 &ids(engine, n),
@@ -156,7 +165,7 @@ fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
             if step < 2 {
                 continue;
             }
-            let plan = s.plan(n, 256);
+            let plan = s.plan(n, before as u64);
             let by_op: std::collections::HashMap<u32, _> =
                 s.output().times.iter().map(|t| (t.op, (t.nanos, t.bytes))).collect();
             for group in kernels::cuda::ops::groups(&plan) {
@@ -168,13 +177,13 @@ fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
                 let e = sums.entry(key).or_default();
                 for id in &group.origin {
                     let (nanos, bytes) = by_op.get(&id.0).copied().unwrap_or_default();
-                    *e = (e.0 + nanos / STEPS as f64, e.1 + bytes, e.2);
+                    *e = (e.0 + nanos / steps as f64, e.1 + bytes, e.2);
                 }
                 e.2 += 1;
             }
         }
         let total: f64 = sums.values().map(|s| s.0).sum();
-        let launches = sums.values().map(|s| s.2).sum::<usize>() / STEPS;
+        let launches = sums.values().map(|s| s.2).sum::<usize>() / steps;
         text += &format!(
             "{what}, group by group in a graph: {:.3} ms in {launches} groups\n",
             total / 1e6
@@ -182,12 +191,12 @@ fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
         let mut list: Vec<_> = sums.into_iter().collect();
         list.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
         for (name, (nanos, bytes, n)) in list.into_iter().take(24) {
-            let n = n / STEPS;
+            let n = n / steps;
             text += &format!(
                 "  {:5.1} % {:7.2} us each, {n:3} of {name}, {:.0} GB/s\n",
                 nanos / total * 100.0,
                 nanos / 1e3 / n as f64,
-                bytes as f64 / STEPS as f64 / nanos
+                bytes as f64 / steps as f64 / nanos
             );
         }
     }

@@ -177,7 +177,7 @@ pub(super) fn gates_of_many_tokens(on: &On) {
             });
         }
         let slots = if routed { k } else { 1 };
-        let mut product = |c: &mut Case, x, rows, cols, per_slot| {
+        let product = |c: &mut Case, x, rows, cols, per_slot| {
             let out = c.floats(slots * rows);
             let mut matrix = || c.weight(rows, cols, Format::Bf16, Layout::OutIn);
             let op = if routed {
