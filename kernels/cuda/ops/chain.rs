@@ -12,8 +12,11 @@ use crate::ir::{BufId, ExecError, Op, OpId, Plan};
 pub(super) const LINKS: usize = 8;
 /// Room for a parameter struct (`kLinkBytes`).
 const BYTES: usize = 240;
-/// Threads of a block.
+/// Threads of a block; and where there are many rows, of which six then fit a multiprocessor instead of one.
 const THREADS: usize = 512;
+const MANY_THREADS: usize = 128;
+/// Rows that are many.
+const MANY: usize = 32;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -172,7 +175,7 @@ pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError>
         cx,
         "row_chain",
         [rows.rows, parts.len(), slices],
-        THREADS,
+        if rows.rows > MANY { MANY_THREADS } else { THREADS },
         shared,
         &args,
     )

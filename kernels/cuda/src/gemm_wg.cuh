@@ -153,13 +153,11 @@ struct WgCopier {
 // The sums of a tile: 64 tokens of 128 each.
 typedef float WgSums[2][kWgRows / 2];
 
-// Half `half` of a step.
 template <uint32_t XP>
-__device__ __forceinline__ void multiply(WgSums& sums, const unsigned char* buffer, uint32_t half) {
+__device__ __forceinline__ void multiply(WgSums& sums, const unsigned char* buffer) {
     typedef WgRing<XP> Ring;
 #pragma unroll
-    for (uint32_t i = 0; i < kWgStep / 32; i++) {
-        const uint32_t k = half * (kWgStep / 32) + i;
+    for (uint32_t k = 0; k < kWgStep / 16; k++) {
         // Small products first.
 #pragma unroll
         for (int p = (int)XP - 1; p >= 0; p--) {
@@ -210,16 +208,21 @@ __device__ __forceinline__ void store(const WgArgs& a, const WgTile& t, WgSums& 
             if (matrix.residual != nullptr) residual = matrix.residual + place + t.n0 + pair;
         }
         out += t.n0 + pair;
+        // Eight loads on their way at a time: out may be the residual, so that the compiler keeps loads and stores in order.
 #pragma unroll
-        for (uint32_t i = 0; i < kWgRows / 8; i++) {
-            if (i >= eights) break;
-            float2 v = make_float2(sums[m / 2][4 * i + m % 2 * 2], sums[m / 2][4 * i + m % 2 * 2 + 1]);
-            if (residual != nullptr) {
-                const float2 before = *(const float2*)(residual + 8 * i);
-                v.x += before.x;
-                v.y += before.y;
+        for (uint32_t first = 0; first < kWgRows / 8; first += 8) {
+            float2 before[8];
+#pragma unroll
+            for (uint32_t i = 0; i < 8; i++) {
+                const bool there = residual != nullptr && first + i < eights;
+                before[i] = there ? *(const float2*)(residual + 8 * (first + i)) : make_float2(0.0f, 0.0f);
             }
-            *(float2*)(out + 8 * i) = v;
+#pragma unroll
+            for (uint32_t i = 0; i < 8; i++) {
+                if (first + i >= eights) break;
+                const uint32_t at = 4 * (first + i) + m % 2 * 2;
+                *(float2*)(out + 8 * (first + i)) = make_float2(sums[m / 2][at] + before[i].x, sums[m / 2][at + 1] + before[i].y);
+            }
         }
     }
 }
@@ -292,10 +295,7 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
             unsigned char* buffer = ring + step % Ring::kStages * Ring::kBytes;
             if (group == 2) copier.copy(a, t, step, buffer);
             __syncthreads();
-            if (mine) {
-                multiply<XP>(sums, buffer, 0);
-                multiply<XP>(sums, buffer, 1);
-            }
+            if (mine) multiply<XP>(sums, buffer);
         }
         if (mine) finish(sums);
         __syncthreads();
@@ -343,20 +343,13 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
         hold(sums[0]);
         hold(sums[1]);
         uint32_t before = 0;
-        const auto await_copies_of = [&](uint32_t step) {
-            barrier_await(full + 8 * (step % Ring::kStages), step / Ring::kStages & 1);
-            fence_products();
-        };
-        await_copies_of(done);
 #pragma unroll 1
         for (uint32_t step = t.begin; step < t.end; step++, done++) {
             const uint32_t stage = done % Ring::kStages;
+            barrier_await(full + 8 * stage, done / Ring::kStages & 1);
+            fence_products();
             begin_products();
-            multiply<XP>(sums, ring + stage * Ring::kBytes, 0);
-            // While half of the products are under way, so that the tensor cores do not wait for this.
-            if (step + 1 < t.end) await_copies_of(done + 1);
-            begin_products();
-            multiply<XP>(sums, ring + stage * Ring::kBytes, 1);
+            multiply<XP>(sums, ring + stage * Ring::kBytes);
             close_products();
             if (step + 1 == t.end && threadIdx.x % 32 == 0) barrier_arrive(turn + 8 * (group ^ 1));
             // The products of the step before are done, and its buffer is free.
