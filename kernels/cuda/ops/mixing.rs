@@ -192,8 +192,8 @@ pub(super) fn index_score(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
         scale: *scale,
     };
     let blocks = out.width.div_ceil(64);
-    // Few rows: the tokens are shared out over more blocks.
-    let shares = q.rows.min(264usize.div_ceil(blocks.max(1)));
+    // Few rows: the tokens are shared out over more blocks. Many tokens: 16 each, since the last rows are seen by few.
+    let shares = q.rows.min(264usize.div_ceil(blocks.max(1)).max(q.rows / 16));
     let shared = 4 * (64 * (dim + 4) + 16 * dim + 16 + 256);
     launch(cx, "index_score", [blocks, shares, 1], 256, shared, &args)
 }
