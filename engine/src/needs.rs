@@ -1,6 +1,7 @@
 //! What a model needs of a device's own memory, predicted before anything is put there, and what would fit instead.
 
-use kernels::ir::{BufId, Plan, WeightDesc};
+use kernels::cuda::device_bytes;
+use kernels::ir::{BufId, Plan};
 use serde::{Deserialize, Serialize};
 
 use crate::families::{self, Loaded};
@@ -64,15 +65,15 @@ impl Needs {
         let chunk = families::chunk_of(kernels::cuda::CHUNK, &loaded.weights.descs());
         let caches = loaded.family.caches(recipe, registry, chunk);
         let restored = wanted(loaded.family.as_ref(), &loaded.weights, recipe, registry);
-        let own: u64 = loaded.weights.descs().iter().map(WeightDesc::bytes).sum();
+        let own: u64 = loaded.weights.descs().iter().map(device_bytes).sum();
         let mut gone: Vec<u32> = restored.iter().map(|r| r.own.0).collect();
         gone.sort_unstable();
         gone.dedup();
         // Matrices that are stored otherwise are not put there as they are.
         let gone = gone
             .into_iter()
-            .map(|id| loaded.weights.desc(kernels::ir::WeightId(id)).bytes());
-        let weights = own - gone.sum::<u64>().min(own) + restored.iter().map(|r| r.desc.bytes()).sum::<u64>();
+            .map(|id| device_bytes(loaded.weights.desc(kernels::ir::WeightId(id))));
+        let weights = own - gone.sum::<u64>().min(own) + restored.iter().map(|r| device_bytes(&r.desc)).sum::<u64>();
         let mut lowering = Lowering::new(loaded.family.clone(), &caches);
         let mut workspace = |tokens: usize| {
             let bucket = Bucket::for_step(tokens, context.max(tokens as u64), false, false);

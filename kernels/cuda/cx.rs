@@ -105,7 +105,7 @@ pub struct DevBuf {
     pub code: u32,
 }
 
-/// A weight on the device, bytes as stored.
+/// A weight on the device: bytes as stored, or [planes](super::planes).
 #[derive(Clone, Copy, Debug)]
 pub struct DevWeight<'a> {
     /// Elements, aligned to 256 bytes.

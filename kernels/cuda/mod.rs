@@ -11,6 +11,7 @@ pub mod exec;
 pub mod measure;
 pub mod memory;
 pub mod ops;
+mod planes;
 mod prepared;
 mod readback;
 pub mod schedule;
@@ -18,6 +19,7 @@ pub mod state;
 pub mod weights;
 
 pub use exec::{CHUNK, Cuda, CudaOptions};
+pub use planes::device_bytes;
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Weights in device memory: uploaded once, bytes as stored, shared by all plans.
+//! Weights in device memory: uploaded once, bytes as stored or as [planes](super::planes), shared by all plans.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::{DevPtr, Device};
 use super::memory::Mem;
+use super::planes;
 use crate::cpu::integer;
 use crate::ir::{ExecError, Format, Op, Plan, WeightId, WeightSource, WeightView};
 
@@ -37,7 +38,14 @@ impl Key {
 /// Device copies of weights.
 pub struct Weights {
     device: Arc<dyn Device>,
-    known: Mutex<HashMap<Key, (Mem, Mem)>>,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    /// Elements and scales.
+    weights: HashMap<Key, (Mem, Mem)>,
+    /// Where blocks of GGUF files wait to be taken apart.
+    stage: Mem,
 }
 
 impl Weights {
@@ -45,14 +53,17 @@ impl Weights {
     pub fn new(device: &Arc<dyn Device>) -> Self {
         Self {
             device: device.clone(),
-            known: Mutex::default(),
+            known: Mutex::new(Known {
+                weights: HashMap::new(),
+                stage: Mem::none(device),
+            }),
         }
     }
 
     /// Bytes uploaded so far.
     pub fn bytes(&self) -> u64 {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.values().map(|(d, s)| (d.len() + s.len()) as u64).sum()
+        known.weights.values().map(|(d, s)| (d.len() + s.len()) as u64).sum()
     }
 
     /// (elements, scales) of every weight the plan's ops use, by id; 0 for the others. Uploads what is missing.
@@ -73,7 +84,8 @@ impl Weights {
     fn one(&self, id: WeightId, source: &dyn WeightSource) -> Result<(DevPtr, DevPtr), ExecError> {
         let view = source.weight(id)?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = match known.entry(Key::of(&view)) {
+        let Known { weights, stage } = &mut *known;
+        let slot = match weights.entry(Key::of(&view)) {
             Entry::Occupied(e) => e.into_mut(),
             Entry::Vacant(e) => {
                 view.check().map_err(|detail| ExecError::Mismatch {
@@ -81,8 +93,13 @@ impl Weights {
                     detail: format!("`{}`: {detail}", view.desc.name),
                 })?;
                 let what = format!("weight `{}`", view.desc.name);
-                let data = Mem::of(&self.device, view.data, &what)?;
-                e.insert((data, Mem::of(&self.device, view.scales, &what)?))
+                e.insert(match planes::of(view.desc.format) {
+                    Some(p) => planes::upload(&self.device, p, &view, stage, &what)?,
+                    None => (
+                        Mem::of(&self.device, view.data, &what)?,
+                        Mem::of(&self.device, view.scales, &what)?,
+                    ),
+                })
             }
         };
         Ok((slot.0.ptr(), slot.1.ptr()))

@@ -151,6 +151,13 @@ inline T __ldg(const T* p) { return *p; }
 template <class T>
 inline T __ldcg(const T* p) { return *p; }
 
+// Four of the eight bytes of (b, a), one per nibble of the selector; values above 7 are not used here.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    const uint64_t bytes = (uint64_t)b << 32 | a;
+    unsigned out = 0;
+    for (unsigned i = 0; i < 4; i++) out |= ((unsigned)(bytes >> 8 * (selector >> 4 * i & 7u)) & 255u) << 8 * i;
+    return out;
+}
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz((unsigned)v); }
 inline int __ffs(int v) { return __builtin_ffs(v); }

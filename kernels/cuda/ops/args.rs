@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::cuda::cx::{DevCache, DevWeight, LaunchCx, cache_code, format_code, scale_code};
 use crate::cuda::device::{Arg, DevPtr};
+use crate::cuda::planes;
 use crate::ir::{ExecError, Layout, WeightId};
 
 /// Threads of the pointwise kernels.
@@ -27,27 +28,33 @@ pub(super) struct WeightArg {
 }
 
 impl WeightArg {
-    /// A weight as stored.
+    /// A weight as it lies.
     pub fn of(w: &DevWeight<'_>) -> Self {
-        let d = w.desc;
+        let (d, planes) = (w.desc, planes::of(w.desc.format));
         let stored_cols = match d.layout {
             Layout::OutIn => d.cols,
             Layout::InOut => d.rows,
         };
-        let (scale_format, block_rows, block_cols) = d
-            .scales
-            .map_or((0, 1, 1), |s| (scale_code(s.format), s.block_rows, s.block_cols));
+        let (format, row_bytes) = match planes {
+            Some(p) => (p.format, Some(stored_cols / p.block * p.data)),
+            None => (d.format, d.format.row_bytes(stored_cols)),
+        };
+        let (scale_format, block_rows, block_cols) = match (planes, d.scales) {
+            (Some(p), _) => (p.scale_code, 1, p.entry),
+            (None, Some(s)) => (scale_code(s.format), s.block_rows, s.block_cols),
+            (None, None) => (0, 1, 1),
+        };
         Self {
             data: w.data,
-            scales: if d.scales.is_some() { w.scales } else { 0 },
+            scales: w.scales,
             rows: d.rows as u32,
             cols: d.cols as u32,
-            format: format_code(d.format),
+            format: format_code(format),
             in_out: u32::from(d.layout == Layout::InOut),
             scale_format,
             block_rows: block_rows as u32,
             block_cols: block_cols as u32,
-            row_bytes: d.format.row_bytes(stored_cols).unwrap_or(0) as u32,
+            row_bytes: row_bytes.unwrap_or(0) as u32,
         }
     }
 

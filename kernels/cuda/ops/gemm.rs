@@ -133,6 +133,16 @@ impl Kernel {
             (Format::F8E4m3, true) if whole && row.is_multiple_of(16) && scales(16) => kernel!("gemm_f8_all", (3, 1)),
             (Format::Fp4E2m1, false) if whole && row.is_multiple_of(8) && scales(16) => kernel!("gemm_fp4", (2, 1)),
             (Format::Fp4E2m1, true) if whole && row.is_multiple_of(8) && scales(16) => kernel!("gemm_fp4_all", (3, 1)),
+            (Format::Q8_0 | Format::Q5_0, false) if whole => kernel!("gemm_q8_0", (2, 2)),
+            (Format::Q8_0 | Format::Q5_0, true) if whole => kernel!("gemm_q8_0_all", (3, 3)),
+            (Format::Q4_0, false) if whole => kernel!("gemm_q4_0", (2, 2)),
+            (Format::Q4_0, true) if whole => kernel!("gemm_q4_0_all", (3, 3)),
+            (Format::Q4_1, false) if whole => kernel!("gemm_q4_1", (2, 2)),
+            (Format::Q4_1, true) if whole => kernel!("gemm_q4_1_all", (3, 3)),
+            (Format::Q4K, false) if whole => kernel!("gemm_q4_k", (2, 2)),
+            (Format::Q4K, true) if whole => kernel!("gemm_q4_k_all", (3, 3)),
+            (Format::Q6K, false) if whole => kernel!("gemm_q6_k", (2, 2)),
+            (Format::Q6K, true) if whole => kernel!("gemm_q6_k_all", (3, 3)),
             _ => kernel!("gemm_any", (3, 3)),
         }
     }

@@ -123,12 +123,12 @@ fn kernels_of(format: Format) -> Option<Kernels> {
         Format::Bf16 => kernels!("bf16", 8, 1, 2, 3, 5),
         Format::F8E4m3 => kernels!("f8", 16, 1, 2, 3),
         Format::Fp4E2m1 => kernels!("fp4", 32, 1, 2),
-        Format::Q8_0 => kernels!("q8_0", 32, 1, 2),
+        // Q5_0 becomes Q8_0 on the way to the device.
+        Format::Q8_0 | Format::Q5_0 => kernels!("q8_0", 16, 1, 2, 3),
         Format::Q4_0 => kernels!("q4_0", 32, 1, 2),
         Format::Q4_1 => kernels!("q4_1", 32, 1, 2),
-        Format::Q5_0 => kernels!("q5_0", 32, 1, 2),
         Format::Q4K => kernels!("q4_k", 32, 1, 2),
-        Format::Q6K => kernels!("q6_k", 32, 1, 2),
+        Format::Q6K => kernels!("q6_k", 16, 1, 2, 3),
         Format::I32 | Format::I64 => None,
     }
 }
@@ -165,7 +165,7 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
         let (w, out) = (cx.weight(product.weight), cx.buf(product.out));
         *s = SegmentArg {
             data: w.data,
-            scales: if w.desc.scales.is_some() { w.scales } else { 0 },
+            scales: w.scales,
             bias: WeightArg::optional(cx, product.bias),
             out: out.ptr,
             rows: w.desc.rows as u32,

@@ -4,14 +4,27 @@
 
 #include "weights.cuh"
 
+#ifndef MODEL1_EMULATE
+// The cache policy of what is the first to leave the second-level cache.
+__device__ __forceinline__ uint64_t first_to_leave() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+    // What the instruction below gives on Hopper: as a constant it takes no registers.
+    return 0x12f0000000000000ull;
+#else
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+#endif
+}
+#endif
+
 // Read-only, used once per step: not kept in the first-level cache, and the first to leave the second-level one, where
 // gigabytes of weights would otherwise drive out all that is read again soon, the kernels' instructions too.
 __device__ __forceinline__ uint4 load_stream(const uint8_t* p) {
 #ifdef MODEL1_EMULATE
     return *(const uint4*)p;
 #else
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    const uint64_t policy = first_to_leave();
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -20,24 +33,61 @@ __device__ __forceinline__ uint4 load_stream(const uint8_t* p) {
 #endif
 }
 
+// The same where `there`; else nothing is read, and what comes back means nothing: no branch, and no copies to keep what was.
+__device__ __forceinline__ uint4 load_stream_if(const uint8_t* p, bool there) {
+#ifdef MODEL1_EMULATE
+    return there ? *(const uint4*)p : make_uint4(0, 0, 0, 0);
+#else
+    const uint64_t policy = first_to_leave();
+    uint4 v;
+    asm volatile(
+        "{\n\t"
+        ".reg .pred there;\n\t"
+        "setp.ne.u32 there, %6, 0;\n\t"
+        "@there ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n\t"
+        "}"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p), "l"(policy), "r"(there ? 1u : 0u));
+    return v;
+#endif
+}
+
+// Two f16 numbers as f32.
+__device__ __forceinline__ float2 f16_pair(uint32_t halves) {
+#ifdef MODEL1_EMULATE
+    return make_float2(f16_to_f32(halves & 0xffffu), f16_to_f32(halves >> 16));
+#else
+    return __half22float2(*(const __half2*)&halves);
+#endif
+}
+
 // Two e4m3 codes (low 16 bits) as f32. Hopper and Ada convert them to f16 in one instruction, exactly.
 __device__ __forceinline__ float2 e4m3_pair(uint32_t codes) {
 #if !defined(MODEL1_EMULATE) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
     uint32_t halves;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"((unsigned short)codes));
-    return __half22float2(*(const __half2*)&halves);
+    return f16_pair(halves);
 #else
     return make_float2(e4m3_finite(codes & 255u), e4m3_finite(codes >> 8 & 255u));
 #endif
 }
 
-// A chunk: LEN neighbouring values of a row, loaded as WORDS words; four(raw, i) are values 4 i to 4 i + 3; SCALED: one
-// scale kept apart covers a chunk. EXACT: values (times a power of two) are bf16 numbers. First the formats whose rows
-// are 16-byte chunks.
+// A chunk: LEN neighbouring values of a row in its 16 bytes at 16 * chunk, loaded as WORDS words. four(raw, i) are values
+// 4 i to 4 i + 3, each as a number `n` that is cheap to make. A value is n * UNIT, and in formats that are SCALED, where
+// scales are there, what SCALE_WORDS words `s` say: `scale` loads the chunk's from a row of scales, which `row_scales` finds,
+//   combine(w, s, chunk, dot, sum) = sum of value * x,  dot = sum of n * x,  sum = sum of x (looked at where SUMS),
+//   affine(w, s, chunk) = (f, a) with value = n * f + a.
+// EXACT: values (times a power of two) are bf16 numbers.
 struct Sixteen {
     static constexpr uint32_t WORDS = 4;
+    static constexpr float UNIT = 1.0f;
     static __device__ __forceinline__ void load(const uint8_t* row, uint32_t chunk, uint32_t (&w)[WORDS]) {
-        const uint4 v = load_stream(row + 16 * (size_t)chunk);
+        take(load_stream(row + 16 * (size_t)chunk), w);
+    }
+    static __device__ __forceinline__ void load_if(const uint8_t* row, uint32_t chunk, bool there, uint32_t (&w)[WORDS]) {
+        take(load_stream_if(row + 16 * (size_t)chunk, there), w);
+    }
+    static __device__ __forceinline__ void take(uint4 v, uint32_t (&w)[WORDS]) {
         w[0] = v.x;
         w[1] = v.y;
         w[2] = v.z;
@@ -45,17 +95,31 @@ struct Sixteen {
     }
 };
 
-struct ChunkF32 : Sixteen {
+// Without scales of its own.
+struct Unscaled : Sixteen {
+    static constexpr uint32_t SCALE_WORDS = 1;
+    static constexpr bool SCALED = false, SUMS = false;
+    static __device__ __forceinline__ const uint8_t* row_scales(const WeightRef&, const uint8_t* scales, uint32_t) { return scales; }
+    static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t*, uint32_t, uint32_t (&)[1]) {}
+    static __device__ __forceinline__ float combine(const WeightRef&, const uint32_t (&)[1], uint32_t, float dot, float) {
+        return dot;
+    }
+    static __device__ __forceinline__ float2 affine(const WeightRef&, const uint32_t (&)[1], uint32_t) {
+        return make_float2(1.0f, 0.0f);
+    }
+};
+
+struct ChunkF32 : Unscaled {
     static constexpr uint32_t LEN = 4;
-    static constexpr bool SCALED = false, EXACT = false;
+    static constexpr bool EXACT = false;
     static __device__ __forceinline__ float4 four(const uint32_t (&w)[4], uint32_t) {
         return make_float4(__uint_as_float(w[0]), __uint_as_float(w[1]), __uint_as_float(w[2]), __uint_as_float(w[3]));
     }
 };
 
-struct ChunkBf16 : Sixteen {
+struct ChunkBf16 : Unscaled {
     static constexpr uint32_t LEN = 8;
-    static constexpr bool SCALED = false, EXACT = true;
+    static constexpr bool EXACT = true;
     static __device__ __forceinline__ float4 four(const uint32_t (&w)[4], uint32_t i) {
         const uint32_t a = w[2 * i], b = w[2 * i + 1];
         return make_float4(__uint_as_float(a << 16), __uint_as_float(a & 0xffff0000u), __uint_as_float(b << 16),
@@ -63,156 +127,170 @@ struct ChunkBf16 : Sixteen {
     }
 };
 
-struct ChunkF16 : Sixteen {
+struct ChunkF16 : Unscaled {
     static constexpr uint32_t LEN = 8;
-    static constexpr bool SCALED = false, EXACT = false;
+    static constexpr bool EXACT = false;
     static __device__ __forceinline__ float4 four(const uint32_t (&w)[4], uint32_t i) {
         const uint32_t a = w[2 * i], b = w[2 * i + 1];
         return make_float4(f16_to_f32(a & 0xffffu), f16_to_f32(a >> 16), f16_to_f32(b & 0xffffu), f16_to_f32(b >> 16));
     }
 };
 
-struct ChunkF8 : Sixteen {
-    static constexpr uint32_t LEN = 16;
-    static constexpr bool SCALED = true, EXACT = true;
+// One factor per block of columns, kept in a tensor of its own (WeightRef::scales).
+template <uint32_t L>
+struct Factors : Sixteen {
+    static constexpr uint32_t LEN = L, SCALE_WORDS = 1;
+    static constexpr bool SCALED = true, SUMS = false, EXACT = true;
+    static __device__ __forceinline__ const uint8_t* row_scales(const WeightRef& w, const uint8_t* scales, uint32_t row) {
+        return scale_row(w, scales, row);
+    }
+    static __device__ __forceinline__ void scale(const WeightRef& w, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
+        s[0] = scale_bits(w.scale_format, scales, chunk * LEN / w.block_cols);
+    }
+};
+
+struct ChunkF8 : Factors<16> {
     static __device__ __forceinline__ float4 four(const uint32_t (&w)[4], uint32_t i) {
         const float2 low = e4m3_pair(w[i] & 0xffffu), high = e4m3_pair(w[i] >> 16);
         return make_float4(low.x, low.y, high.x, high.y);
     }
+    static __device__ __forceinline__ float combine(const WeightRef& w, const uint32_t (&s)[1], uint32_t, float dot, float) {
+        return dot * scale_of_bits(w.scale_format, s[0]);
+    }
+    static __device__ __forceinline__ float2 affine(const WeightRef& w, const uint32_t (&s)[1], uint32_t) {
+        return make_float2(scale_of_bits(w.scale_format, s[0]), 0.0f);
+    }
 };
 
-struct ChunkFp4 : Sixteen {
-    static constexpr uint32_t LEN = 32;
-    static constexpr bool SCALED = true, EXACT = true;
+struct ChunkFp4 : Factors<32> {
+    static constexpr float UNIT = 16384.0f;
     static __device__ __forceinline__ float4 four(const uint32_t (&w)[4], uint32_t i) {
-        const uint32_t b = w[i / 2] >> 16 * (i & 1u);
-        return make_float4(e2m1_to_f32(b), e2m1_to_f32(b >> 4), e2m1_to_f32(b >> 8), e2m1_to_f32(b >> 12));
+        const float2 a = pair<0>(w[i / 2]), b = pair<1>(w[i / 2]), c = pair<2>(w[i / 2]), d = pair<3>(w[i / 2]);
+        return i % 2 == 0 ? make_float4(a.x, b.x, c.x, d.x) : make_float4(a.y, b.y, c.y, d.y);
+    }
+    // Codes J and J + 4 of a word in the places of f16's sign, last two bits of the exponent and first of the mantissa: the
+    // values, 14 binades too low.
+    template <uint32_t J>
+    static __device__ __forceinline__ float2 pair(uint32_t word) {
+        constexpr uint32_t at = 4 * J;
+        const uint32_t number = at <= 9 ? word << ((9 - at) & 31) : word >> ((at - 9) & 31);
+        return f16_pair((number & 0x0e000e00u) | (word << (12 - at) & 0x80008000u));
+    }
+    static __device__ __forceinline__ float combine(const WeightRef& w, const uint32_t (&s)[1], uint32_t, float dot, float) {
+        return dot * (UNIT * scale_of_bits(w.scale_format, s[0]));
+    }
+    static __device__ __forceinline__ float2 affine(const WeightRef& w, const uint32_t (&s)[1], uint32_t) {
+        return make_float2(UNIT * scale_of_bits(w.scale_format, s[0]), 0.0f);
     }
 };
 
-// GGUF's blocks begin with their scale, so that data is only 2-byte aligned. A chunk is 32 values; its scale and minimum
-// are kept as f32 words in front of the quants.
-__device__ __forceinline__ uint32_t load_half(const uint8_t* p) { return *(const uint16_t*)p; }
-__device__ __forceinline__ uint32_t load_word(const uint8_t* p) { return load_half(p) | load_half(p + 2) << 16; }
+// The planes of GGUF's block formats (../planes.rs). Integers become floats by one byte permutation each: there is no
+// time for conversions, which are a quarter as fast.
 
-struct Scaled32 {
-    static constexpr uint32_t LEN = 32;
-    static constexpr bool SCALED = false, EXACT = false;
-    // scale * q - offset, where `q` has a value per byte.
-    static __device__ __forceinline__ float4 bytes(uint32_t q, float scale, float base) {
-        return make_float4(scale * (float)(q & 255u) + base, scale * (float)(q >> 8 & 255u) + base,
-                           scale * (float)(q >> 16 & 255u) + base, scale * (float)(q >> 24) + base);
+// BYTES of scales for every ENTRY values, in rows of their own.
+template <uint32_t L, uint32_t W, uint32_t ENTRY, uint32_t BYTES>
+struct Plane : Sixteen {
+    static constexpr uint32_t LEN = L, SCALE_WORDS = W;
+    static constexpr bool SCALED = true, EXACT = false;
+    static __device__ __forceinline__ const uint8_t* row_scales(const WeightRef& w, const uint8_t* scales, uint32_t row) {
+        return scales + (size_t)row * (w.cols / ENTRY * BYTES);
     }
 };
 
-struct ChunkQ8_0 : Scaled32 {
-    static constexpr uint32_t WORDS = 9;
-    static __device__ __forceinline__ void load(const uint8_t* row, uint32_t chunk, uint32_t (&w)[WORDS]) {
-        const uint8_t* b = row + 34 * (size_t)chunk;
-        w[0] = load_half(b);
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) w[1 + i] = load_word(b + 2 + 4 * i);
+// Signed bytes: 2^23 + (q + 128) is exact, and so is the rest after 2^23 + 128 is taken off.
+template <uint32_t BYTES>
+struct Bytes : Plane<16, 1, 32, BYTES> {
+    static constexpr bool SUMS = false;
+    static __device__ __forceinline__ float4 four(const uint32_t (&w)[4], uint32_t i) {
+        const uint32_t q = w[i] ^ 0x80808080u;
+        return make_float4(number(q, 0x7650), number(q, 0x7651), number(q, 0x7652), number(q, 0x7653));
     }
-    static __device__ __forceinline__ float4 four(const uint32_t (&w)[WORDS], uint32_t i) {
-        const float scale = f16_to_f32(w[0]);
-        // Signed bytes as unsigned ones.
-        return bytes(w[1 + i] ^ 0x80808080u, scale, -128.0f * scale);
+    static __device__ __forceinline__ float number(uint32_t bytes, uint32_t selector) {
+        return __uint_as_float(__byte_perm(bytes, 0x4b000000u, selector)) - 8388736.0f;
     }
 };
 
-// Nibbles: the first 16 values are the low ones.
-template <uint32_t BLOCK, uint32_t QUANTS>
-struct Nibbles : Scaled32 {
-    static __device__ __forceinline__ const uint8_t* at(const uint8_t* row, uint32_t chunk) {
-        return row + BLOCK * (size_t)chunk;
+struct ChunkQ8_0 : Bytes<2> {
+    static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
+        s[0] = ((const uint16_t*)scales)[chunk / 2];
     }
-    static __device__ __forceinline__ uint32_t nibbles(const uint32_t* quants, uint32_t i) {
-        return quants[i % 4] >> (i < 4 ? 0 : 4) & 0x0f0f0f0fu;
+    static __device__ __forceinline__ float2 affine(const WeightRef&, const uint32_t (&s)[1], uint32_t) {
+        return make_float2(f16_to_f32(s[0] & 0xffffu), 0.0f);
     }
-    static __device__ __forceinline__ void quants(const uint8_t* b, uint32_t* w) {
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) w[i] = load_word(b + QUANTS + 4 * i);
+    static __device__ __forceinline__ float combine(const WeightRef& w, const uint32_t (&s)[1], uint32_t chunk, float dot, float) {
+        return dot * affine(w, s, chunk).x;
     }
 };
 
-struct ChunkQ4_0 : Nibbles<18, 2> {
-    static constexpr uint32_t WORDS = 5;
-    static __device__ __forceinline__ void load(const uint8_t* row, uint32_t chunk, uint32_t (&w)[WORDS]) {
-        w[0] = load_half(at(row, chunk));
-        quants(at(row, chunk), w + 1);
+struct ChunkQ6K : Bytes<4> {
+    // f16 of 256 values, signed bytes of 16 values each
+    static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
+        s[0] = ((const uint32_t*)scales)[chunk / 2];
     }
-    static __device__ __forceinline__ float4 four(const uint32_t (&w)[WORDS], uint32_t i) {
-        const float scale = f16_to_f32(w[0]);
-        return bytes(nibbles(w + 1, i), scale, -8.0f * scale);
+    static __device__ __forceinline__ float2 affine(const WeightRef&, const uint32_t (&s)[1], uint32_t chunk) {
+        return make_float2(q6_k_scale(s[0], chunk), 0.0f);
     }
-};
-
-struct ChunkQ4_1 : Nibbles<20, 4> {
-    static constexpr uint32_t WORDS = 5;
-    static __device__ __forceinline__ void load(const uint8_t* row, uint32_t chunk, uint32_t (&w)[WORDS]) {
-        w[0] = load_word(at(row, chunk));
-        quants(at(row, chunk), w + 1);
-    }
-    static __device__ __forceinline__ float4 four(const uint32_t (&w)[WORDS], uint32_t i) {
-        return bytes(nibbles(w + 1, i), f16_to_f32(w[0] & 0xffffu), f16_to_f32(w[0] >> 16));
+    static __device__ __forceinline__ float combine(const WeightRef& w, const uint32_t (&s)[1], uint32_t chunk, float dot, float) {
+        return dot * affine(w, s, chunk).x;
     }
 };
 
-struct ChunkQ5_0 : Nibbles<22, 6> {
-    static constexpr uint32_t WORDS = 6;
-    static __device__ __forceinline__ void load(const uint8_t* row, uint32_t chunk, uint32_t (&w)[WORDS]) {
-        w[0] = load_half(at(row, chunk));
-        w[1] = load_word(at(row, chunk) + 2);
-        quants(at(row, chunk), w + 2);
+// Nibbles: n = 128 + 8 q, as bytes 8 q that are the third byte of a float with exponent 7. A word holds 8 values; see
+// `nibbles` in weights.cuh.
+template <uint32_t W, uint32_t ENTRY, uint32_t BYTES>
+struct Nibbles : Plane<32, W, ENTRY, BYTES> {
+    static constexpr bool SUMS = true;
+    static __device__ __forceinline__ float4 four(const uint32_t (&w)[4], uint32_t i) {
+        const uint32_t q = nibbles(w[i / 2], i % 2);
+        return make_float4(number(q, 0x7044), number(q, 0x7144), number(q, 0x7244), number(q, 0x7344));
     }
-    static __device__ __forceinline__ float4 four(const uint32_t (&w)[WORDS], uint32_t i) {
-        const float scale = f16_to_f32(w[0]);
-        // Bits 4 i to 4 i + 3 of the high bits, one to each byte's bit 4.
-        const uint32_t h = w[1] >> 4 * i;
-        const uint32_t high = (h & 1u) << 4 | (h & 2u) << 11 | (h & 4u) << 18 | (h & 8u) << 25;
-        return bytes(nibbles(w + 2, i) | high, scale, -16.0f * scale);
+    static __device__ __forceinline__ float number(uint32_t bytes, uint32_t selector) {
+        return __uint_as_float(__byte_perm(bytes, 0x43000000u, selector));
+    }
+    // Sum of q * x.
+    static __device__ __forceinline__ float quants(float dot, float sum) { return (dot - 128.0f * sum) * 0.125f; }
+};
+
+struct ChunkQ4_0 : Nibbles<1, 32, 2> {
+    static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
+        s[0] = ((const uint16_t*)scales)[chunk];
+    }
+    static __device__ __forceinline__ float combine(const WeightRef&, const uint32_t (&s)[1], uint32_t, float dot, float sum) {
+        return (dot - 192.0f * sum) * (0.125f * f16_to_f32(s[0] & 0xffffu));
+    }
+    static __device__ __forceinline__ float2 affine(const WeightRef&, const uint32_t (&s)[1], uint32_t) {
+        const float d = f16_to_f32(s[0] & 0xffffu);
+        return make_float2(0.125f * d, -24.0f * d);
     }
 };
 
-struct ChunkQ4K : Scaled32 {
-    static constexpr uint32_t WORDS = 10;
-    static __device__ __forceinline__ void load(const uint8_t* row, uint32_t chunk, uint32_t (&w)[WORDS]) {
-        // Blocks of 144 bytes: 16-byte aligned.
-        const uint8_t* b = row + 144 * (size_t)(chunk / 8);
-        const uint32_t j = chunk % 8;
-        uint32_t s, m;
-        q4_k_scale(b + 4, j, &s, &m);
-        const uint32_t d = *(const uint32_t*)b;
-        w[0] = __float_as_uint(f16_to_f32(d & 0xffffu) * (float)s);
-        w[1] = __float_as_uint(-(f16_to_f32(d >> 16) * (float)m));
-        const uint4 low = *(const uint4*)(b + 16 + j / 2 * 32), high = *(const uint4*)(b + 32 + j / 2 * 32);
-        const uint32_t q[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) w[2 + i] = q[i] >> (j % 2 == 0 ? 0 : 4) & 0x0f0f0f0fu;
+struct ChunkQ4_1 : Nibbles<1, 32, 4> {
+    static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
+        s[0] = ((const uint32_t*)scales)[chunk];
     }
-    static __device__ __forceinline__ float4 four(const uint32_t (&w)[WORDS], uint32_t i) {
-        return bytes(w[2 + i], __uint_as_float(w[0]), __uint_as_float(w[1]));
+    static __device__ __forceinline__ float combine(const WeightRef&, const uint32_t (&s)[1], uint32_t, float dot, float sum) {
+        return quants(dot, sum) * f16_to_f32(s[0] & 0xffffu) + sum * f16_to_f32(s[0] >> 16);
+    }
+    static __device__ __forceinline__ float2 affine(const WeightRef&, const uint32_t (&s)[1], uint32_t) {
+        const float d = f16_to_f32(s[0] & 0xffffu);
+        return make_float2(0.125f * d, f16_to_f32(s[0] >> 16) - 16.0f * d);
     }
 };
 
-struct ChunkQ6K : Scaled32 {
-    static constexpr uint32_t WORDS = 10;
-    static __device__ __forceinline__ void load(const uint8_t* row, uint32_t chunk, uint32_t (&w)[WORDS]) {
-        const uint8_t* b = row + 210 * (size_t)(chunk / 8);
-        const uint32_t half = chunk % 8 / 4, k = chunk % 4;
-        const float d = f16_to_f32(load_half(b + 208));
-        // A scale per 16 values.
-        w[0] = __float_as_uint(d * (float)(int8_t)b[192 + half * 8 + 2 * k]);
-        w[1] = __float_as_uint(d * (float)(int8_t)b[193 + half * 8 + 2 * k]);
-        const uint8_t *low = b + half * 64 + (k & 1u) * 32, *high = b + 128 + half * 32;
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            const uint32_t l = load_word(low + 4 * i), h = load_word(high + 4 * i);
-            w[2 + i] = (l >> (k < 2 ? 0 : 4) & 0x0f0f0f0fu) | (h >> 2 * k & 0x03030303u) << 4;
-        }
+struct ChunkQ4K : Nibbles<2, 256, 20> {
+    // (f16 of 256 scales, f16 of 256 minimums), (scale, minimum) of 32 values, 6 bits each
+    static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[2]) {
+        const uint8_t* record = scales + 20 * (size_t)(chunk / 8);
+        s[0] = *(const uint32_t*)record;
+        s[1] = *(const uint16_t*)(record + 4 + 2 * (chunk % 8));
     }
-    static __device__ __forceinline__ float4 four(const uint32_t (&w)[WORDS], uint32_t i) {
-        const float scale = __uint_as_float(w[i / 4]);
-        return bytes(w[2 + i], scale, -32.0f * scale);
+    static __device__ __forceinline__ float2 both(const uint32_t (&s)[2]) { return q4_k_scales(s[0], s[1]); }
+    static __device__ __forceinline__ float combine(const WeightRef&, const uint32_t (&s)[2], uint32_t, float dot, float sum) {
+        const float2 v = both(s);
+        return quants(dot, sum) * v.x - sum * v.y;
+    }
+    static __device__ __forceinline__ float2 affine(const WeightRef&, const uint32_t (&s)[2], uint32_t) {
+        const float2 v = both(s);
+        return make_float2(0.125f * v.x, -16.0f * v.x - v.y);
     }
 };

@@ -71,7 +71,7 @@ struct Fast {
     __device__ __forceinline__ void load(const WeightRef& w, uint32_t row, uint32_t c) {
         const uint8_t* at = w.data + (size_t)row * w.row_bytes;
         const bool there = row < w.rows && c < w.cols;
-        scale = !F::SCALED || w.scales == nullptr || !there ? 1.0f : scale_at(w, row, c);
+        scale = F::UNIT * (!F::SCALED || w.scales == nullptr || !there ? 1.0f : scale_at(w, row, c));
         if constexpr (F::LEN == 32) {
             const uint2 v = there ? *(const uint2*)(at + c / 2) : make_uint2(0, 0);
             raw[0][0] = v.x;

@@ -59,11 +59,9 @@ struct GemvRows {
 };
 
 // The rows of unit `at`: with `glu` the same row of both matrices, else R neighbours; beyond the last: the last one again.
-template <uint32_t R>
+template <class F, uint32_t R>
 __device__ __forceinline__ GemvRows<R> gemv_rows(const GemvArgs& a, uint32_t at, uint32_t slot_at) {
     GemvRows<R> g;
-    const uint32_t per_row = (a.w.cols + a.w.block_cols - 1) / a.w.block_cols;
-    const uint32_t size = a.w.scale_format == kScaleE8m0 ? 1 : a.w.scale_format == kScaleBf16 ? 2 : 4;
 #pragma unroll
     for (uint32_t r = 0; r < R; r++) {
         uint32_t row = a.glu != 0 ? at : at * R + r, s = a.glu != 0 ? r : 0;
@@ -79,7 +77,7 @@ __device__ __forceinline__ GemvRows<R> gemv_rows(const GemvArgs& a, uint32_t at,
             scale = e.scales;
         }
         g.data[r] = base + (size_t)row * a.w.row_bytes;
-        g.scales[r] = scale == nullptr ? nullptr : scale + (size_t)(row / a.w.block_rows) * per_row * size;
+        g.scales[r] = scale == nullptr ? nullptr : F::row_scales(a.w, scale, row);
         g.rows[r] = there ? row : 0xffffffffu;
         g.places[r] = s;
     }
@@ -90,7 +88,7 @@ __device__ __forceinline__ GemvRows<R> gemv_rows(const GemvArgs& a, uint32_t at,
 template <class F, uint32_t U, uint32_t R>
 struct GemvLoad {
     uint32_t raw[U][R][F::WORDS];
-    uint32_t scale[U][R];
+    uint32_t scale[U][R][F::SCALE_WORDS];
 
     __device__ __forceinline__ void load(const GemvArgs& a, const GemvRows<R>& g, uint32_t first, uint32_t c0, uint32_t chunks) {
 #pragma unroll
@@ -100,9 +98,7 @@ struct GemvLoad {
 #pragma unroll
             for (uint32_t r = 0; r < R; r++) {
                 F::load(g.data[r], first + c, raw[u][r]);
-                if (F::SCALED && g.scales[r] != nullptr) {
-                    scale[u][r] = scale_bits(a.w.scale_format, g.scales[r], (first + c) * F::LEN / a.w.block_cols);
-                }
+                if (F::SCALED && g.scales[r] != nullptr) F::scale(a.w, g.scales[r], first + c, scale[u][r]);
             }
         }
     }
@@ -131,7 +127,7 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
     GemvRows<R> g;
     GemvLoad<F, U, R> next;
     if (a.experts == nullptr && unit < units) {
-        g = gemv_rows<R>(a, offset + unit, 0);
+        g = gemv_rows<F, R>(a, offset + unit, 0);
         next.load(a, g, 0, lane, min(a.tile, cols) / LEN);
     }
     await_predecessor();
@@ -144,7 +140,7 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
         if (first >= all) return;
         tokens = 1;
         if (unit < units) {
-            g = gemv_rows<R>(a, unit, blockIdx.y);
+            g = gemv_rows<F, R>(a, unit, blockIdx.y);
             next.load(a, g, 0, lane, min(a.tile, cols) / LEN);
         }
     } else {
@@ -233,7 +229,7 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
                 } else if (tile + 1 < tiles) {
                     next.load(a, g, (base + a.tile) / LEN, lane, min(a.tile, cols - base - a.tile) / LEN);
                 } else if (after < units) {
-                    g = gemv_rows<R>(a, offset + after, blockIdx.y);
+                    g = gemv_rows<F, R>(a, offset + after, blockIdx.y);
                     next.load(a, g, 0, lane, min(a.tile, cols) / LEN);
                 }
 #pragma unroll
@@ -241,11 +237,24 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
                     const uint32_t c = c0 + 32 * u;
                     if (c >= chunks) break;
                     float parts[R][T] = {};
+                    float2 factor[R];
+#pragma unroll
+                    for (uint32_t r = 0; r < R; r++) {
+                        const bool scaled = F::SCALED && mine.scales[r] != nullptr;
+                        factor[r] = scaled ? F::affine(a.w, now.scale[u][r], base / LEN + c) : make_float2(F::UNIT, 0.0f);
+                    }
 #pragma unroll
                     for (uint32_t i = 0; i < PER; i++) {
                         float4 v[R];
 #pragma unroll
-                        for (uint32_t r = 0; r < R; r++) v[r] = F::four(now.raw[u][r], i);
+                        for (uint32_t r = 0; r < R; r++) {
+                            v[r] = F::four(now.raw[u][r], i);
+                            // Without an addend factors wait for the chunk's sum.
+                            if (F::SUMS) {
+                                const float2 f = factor[r];
+                                v[r] = make_float4(v[r].x * f.x + f.y, v[r].y * f.x + f.y, v[r].z * f.x + f.y, v[r].w * f.x + f.y);
+                            }
+                        }
 #pragma unroll
                         for (uint32_t t = 0; t < T; t++) {
                             if (t >= tokens) break;
@@ -259,15 +268,10 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
                             }
                         }
                     }
-                    float scale[R];
-#pragma unroll
-                    for (uint32_t r = 0; r < R; r++) {
-                        scale[r] = F::SCALED && mine.scales[r] != nullptr ? scale_of_bits(a.w.scale_format, now.scale[u][r]) : 1.0f;
-                    }
 #pragma unroll
                     for (uint32_t t = 0; t < T; t++) {
 #pragma unroll
-                        for (uint32_t r = 0; r < R; r++) sums[r][t] += parts[r][t] * scale[r];
+                        for (uint32_t r = 0; r < R; r++) sums[r][t] += F::SUMS ? parts[r][t] : parts[r][t] * factor[r].x;
                     }
                 }
             }

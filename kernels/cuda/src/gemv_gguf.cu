@@ -1,4 +1,4 @@
-// gemv.cu for the block formats of GGUF files, read as they are stored.
+// gemv.cu for the block formats of GGUF files, whose planes are read (Q5_0's are Q8_0's).
 #include "gemv.cuh"
 
 #define GEMV(format, Chunk) \
@@ -7,6 +7,5 @@
 GEMV(q8_0, ChunkQ8_0)
 GEMV(q4_0, ChunkQ4_0)
 GEMV(q4_1, ChunkQ4_1)
-GEMV(q5_0, ChunkQ5_0)
 GEMV(q4_k, ChunkQ4K)
 GEMV(q6_k, ChunkQ6K)

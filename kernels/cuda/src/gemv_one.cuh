@@ -19,6 +19,7 @@ __device__ __forceinline__ uint32_t segment_of(const GemvArgs& a, uint32_t unit,
     return s;
 }
 
+template <class F>
 __device__ __forceinline__ RowPlace row_place(const GemvArgs& a, uint32_t unit, uint32_t half, const DevExpert& one,
                                               const DevExpert& other) {
     uint32_t row = unit, s = half;
@@ -28,11 +29,7 @@ __device__ __forceinline__ RowPlace row_place(const GemvArgs& a, uint32_t unit, 
         base = s == 0 ? one.data : other.data;
         scale = s == 0 ? one.scales : other.scales;
     }
-    if (scale != nullptr) {
-        const uint32_t per_row = (a.w.cols + a.w.block_cols - 1) / a.w.block_cols;
-        const uint32_t size = a.w.scale_format == kScaleE8m0 ? 1 : a.w.scale_format == kScaleBf16 ? 2 : 4;
-        scale += (size_t)(row / a.w.block_rows) * per_row * size;
-    }
+    if (scale != nullptr) scale = F::row_scales(a.w, scale, row);
     return {base + (size_t)row * a.w.row_bytes, scale};
 }
 
@@ -40,17 +37,17 @@ __device__ __forceinline__ RowPlace row_place(const GemvArgs& a, uint32_t unit, 
 template <class F, uint32_t XI>
 struct RowLoad {
     uint32_t raw[XI][F::WORDS];
-    uint32_t scale[XI];
-    bool scaled;
+    uint32_t scale[XI][F::SCALE_WORDS];
 
-    __device__ __forceinline__ void load(const GemvArgs& a, const RowPlace& p, uint32_t c0, uint32_t step, uint32_t chunks) {
-        scaled = F::SCALED && p.scales != nullptr;
+    // Nothing where not `there`.
+    __device__ __forceinline__ void load(const GemvArgs& a, const RowPlace& p, bool there, uint32_t c0, uint32_t step,
+                                         uint32_t chunks) {
 #pragma unroll
         for (uint32_t i = 0; i < XI; i++) {
             const uint32_t c = c0 + i * step;
-            if (c >= chunks) break;
-            F::load(p.data, c, raw[i]);
-            if (scaled) scale[i] = scale_bits(a.w.scale_format, p.scales, c * F::LEN / a.w.block_cols);
+            const bool mine = there && c < chunks;
+            F::load_if(p.data, c, mine, raw[i]);
+            if (F::SCALED && p.scales != nullptr) F::scale(a.w, p.scales, mine ? c : 0, scale[i]);
         }
     }
 };
@@ -85,6 +82,58 @@ __device__ __forceinline__ void unit_addends(const GemvArgs& a, uint32_t unit, u
     }
 }
 
+// Multiplies chunks c0, c0 + step, ... of x by a norm's weights; returns the sum of squares before. Weights are asked for
+// many at a time: one after the other they would take as long as the product.
+template <uint32_t XI, uint32_t PER>
+__device__ __forceinline__ float norm_weights(const GemvArgs& a, float4 (&xs)[XI][PER], uint32_t c0, uint32_t step,
+                                              uint32_t chunks) {
+    float square = 0.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < XI; i++) {
+#pragma unroll
+        for (uint32_t p = 0; p < PER; p++) {
+            const float4 v = xs[i][p];
+            square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        }
+    }
+    if (a.norm.data == nullptr) return square;
+    const auto multiply = [](float4& v, float4 w) { v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w); };
+    if (a.norm.format == kF32) {
+#pragma unroll
+        for (uint32_t i = 0; i < XI; i++) {
+            if (c0 + i * step >= chunks) break;
+            constexpr uint32_t SOME = PER < 4 ? PER : 4;
+#pragma unroll
+            for (uint32_t p0 = 0; p0 < PER; p0 += SOME) {
+                float4 w[SOME];
+#pragma unroll
+                for (uint32_t p = 0; p < SOME; p++) w[p] = ((const float4*)a.norm.data)[(c0 + i * step) * PER + p0 + p];
+#pragma unroll
+                for (uint32_t p = 0; p < SOME; p++) multiply(xs[i][p0 + p], w[p]);
+            }
+        }
+        return square;
+    }
+    const bool half = a.norm.format == kF16;
+    // Registers are few where x takes 64 of them.
+    constexpr uint32_t ALL = XI * PER, AT_ONCE = ALL <= 12 ? ALL : 2;
+#pragma unroll
+    for (uint32_t from = 0; from < ALL; from += AT_ONCE) {
+        uint2 w[AT_ONCE];
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            const uint32_t c = c0 + (from + j) / PER * step;
+            w[j] = make_uint2(0, 0);
+            if (c < chunks) w[j] = ((const uint2*)a.norm.data)[c * PER + (from + j) % PER];
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            multiply(xs[(from + j) / PER][(from + j) % PER], half ? f16_four(w[j]) : bf16_four(w[j]));
+        }
+    }
+    return square;
+}
+
 // XI chunks of x per lane; columns beyond 32 * split * XI chunks take another pass over the rows.
 template <class F, uint32_t XI>
 __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
@@ -101,15 +150,15 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
     const uint32_t blocks = gridDim.x / groups, group = blockIdx.x / blocks, b = blockIdx.x % blocks;
     const uint32_t each = units / blocks, more = units % blocks;
     const uint32_t begin = each * b + min(b, more), end = begin + each + (b < more ? 1 : 0);
-    const uint32_t per = a.glu != 0 ? 2 : 1, rows = (end - begin) * per, unit0 = group * units + begin;
+    const uint32_t two = a.glu != 0 ? 1 : 0, per = 1 + two, rows = (end - begin) * per, unit0 = group * units + begin;
 
     DevExpert one = {}, other = {};
     // The rows that are on their way: more of them where a row has little.
     constexpr uint32_t WORDS = XI * F::WORDS, DEPTH = WORDS <= 4 ? 4 : WORDS <= 12 && XI * F::LEN <= 32 ? 2 : 1;
     RowLoad<F, XI> ahead[DEPTH];
     const auto ask = [&](RowLoad<F, XI>& to, uint32_t v, uint32_t pass) {
-        if (v >= rows) return;
-        to.load(a, row_place(a, unit0 + v / per, v % per, one, other), mine + pass * step * XI, step, chunks);
+        const uint32_t row = min(v, rows - 1);
+        to.load(a, row_place<F>(a, unit0 + (row >> two), row & two, one, other), v < rows, mine + pass * step * XI, step, chunks);
     };
     const auto ask_first = [&](uint32_t pass) {
 #pragma unroll
@@ -131,6 +180,7 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
     }
     const float4* x = (const float4*)(a.x + (size_t)token * a.x_stride + (size_t)group * a.w.cols +
                                       (a.per_slot != 0 ? (size_t)slot * a.w.cols : 0));
+    const bool scaled = F::SCALED && (a.experts != nullptr ? one.scales : a.segments[0].scales) != nullptr;
     float bias = 0.0f, residual = 0.0f, square = 0.0f;
     if (threadIdx.x < end - begin) unit_addends(a, unit0 + threadIdx.x, token, slot, &bias, &residual);
 
@@ -145,18 +195,13 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
                 if (c < chunks) xs[i][p] = x[c * PER + p];
             }
         }
-        if (a.normed != 0) {
+        if (a.normed != 0) square += norm_weights(a, xs, mine + pass * XI * step, step, chunks);
+        float sums[XI] = {};
+        if (F::SUMS) {
 #pragma unroll
             for (uint32_t i = 0; i < XI; i++) {
-                const uint32_t c = mine + (pass * XI + i) * step;
 #pragma unroll
-                for (uint32_t p = 0; p < PER; p++) {
-                    float4& v = xs[i][p];
-                    square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-                    if (a.norm.data == nullptr || c >= chunks) continue;
-                    const float4 w = vector_four(a.norm, 4 * (c * PER + p));
-                    v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
-                }
+                for (uint32_t p = 0; p < PER; p++) sums[i] += (xs[i][p].x + xs[i][p].y) + (xs[i][p].z + xs[i][p].w);
             }
         }
         if (pass > 0) ask_first(pass);
@@ -181,7 +226,7 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
                         part.w += w.w * xs[i][p].w;
                     }
                     const float all = (part.x + part.y) + (part.z + part.w);
-                    sum += now.scaled ? all * scale_of_bits(a.w.scale_format, now.scale[i]) : all;
+                    sum += scaled ? F::combine(a.w, now.scale[i], mine + (pass * XI + i) * step, all, sums[i]) : all * F::UNIT;
                 }
                 sum = warp_sum(sum);
                 if (lane == 0) partial[v * split + share] = pass == 0 ? sum : partial[v * split + share] + sum;

@@ -52,7 +52,7 @@ static_assert(sizeof(DevExpert) == 16, "DevExpert as in cx.rs");
 enum WeightFormat : uint32_t {
     kF32 = 0, kF16, kBf16, kF8E4m3, kFp4E2m1, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ4K, kQ6K, kI32, kI64
 };
-enum WeightScale : uint32_t { kScaleF32 = 0, kScaleBf16, kScaleE8m0 };
+enum WeightScale : uint32_t { kScaleF32 = 0, kScaleBf16, kScaleE8m0, kScaleF16, kScalePair, kScaleQ4K, kScaleQ6K };
 enum CacheFormat : uint32_t { kCacheF32 = 0, kCacheBf16, kCacheFp8Model1, kCacheFp8B64, kCacheFp4, kCacheFp8V32 };
 
 // First row of this rate that closes in the step, and how many do.

@@ -3,7 +3,8 @@
 
 #include "numeric.cuh"
 
-// A weight matrix as stored; `WeightArg` in ../ops/args.rs.
+// A weight matrix as it lies; `WeightArg` in ../ops/args.rs. Formats from kQ8_0 to kQ6K are planes of integers here, with
+// their scales apart (../planes.rs).
 struct WeightRef {
     const uint8_t* data;    // [rows][row_bytes], or [cols][rows] elements where `in_out`
     const uint8_t* scales;  // [ceil(rows / block_rows)][ceil(cols / block_cols)], null = none
@@ -17,9 +18,6 @@ struct WeightRef {
     uint32_t row_bytes;
 };
 static_assert(sizeof(WeightRef) == 48, "WeightRef as in args.rs");
-
-__device__ __forceinline__ uint32_t load16(const uint8_t* p) { return p[0] | (uint32_t)p[1] << 8; }
-__device__ __forceinline__ uint32_t load32(const uint8_t* p) { return load16(p) | load16(p + 2) << 16; }
 
 // A scale as it lies, and what that means: apart, so that it can be on its way while something else is computed.
 __device__ __forceinline__ uint32_t scale_bits(uint32_t format, const uint8_t* scales, size_t i) {
@@ -48,36 +46,35 @@ __device__ __forceinline__ float scale_at(const WeightRef& w, uint32_t row, uint
     return scale_value(w.scale_format, w.scales, (size_t)(row / w.block_rows) * per_row + col / w.block_cols);
 }
 
-// 6-bit (scale, minimum) of sub-block j of a Q4_K block's 12 packed bytes.
-__device__ __forceinline__ void q4_k_scale(const uint8_t* s, uint32_t j, uint32_t* scale, uint32_t* minimum) {
-    if (j < 4) {
-        *scale = s[j] & 63u;
-        *minimum = s[j + 4] & 63u;
-    } else {
-        *scale = (s[j + 4] & 15u) | (uint32_t)(s[j - 4] >> 6) << 4;
-        *minimum = (uint32_t)(s[j + 4] >> 4) | (uint32_t)(s[j] >> 6) << 4;
-    }
+// Bytes of one entry of a row of scales.
+__device__ __forceinline__ uint32_t scale_bytes(uint32_t format) {
+    constexpr uint64_t sizes = 4ull | 2ull << 8 | 1ull << 16 | 2ull << 24 | 4ull << 32 | 20ull << 40 | 4ull << 48;
+    return (uint32_t)(sizes >> 8 * format) & 255u;
 }
 
-__device__ inline float q4_k_at(const uint8_t* b, uint32_t i) {
-    const uint32_t j = i / 32;
-    uint32_t s, m;
-    q4_k_scale(b + 4, j, &s, &m);
-    const uint32_t byte = b[16 + j / 2 * 32 + i % 32];
-    const float q = (float)(j % 2 == 0 ? byte & 15u : byte >> 4);
-    const float scale = __fmul_rn(f16_to_f32(load16(b)), (float)s);
-    return __fsub_rn(__fmul_rn(scale, q), __fmul_rn(f16_to_f32(load16(b + 2)), (float)m));
+// Scales of stored row `row`.
+__device__ __forceinline__ const uint8_t* scale_row(const WeightRef& w, const uint8_t* scales, uint32_t row) {
+    const uint32_t per_row = (w.cols + w.block_cols - 1) / w.block_cols;
+    return scales + (size_t)(row / w.block_rows) * per_row * scale_bytes(w.scale_format);
 }
 
-__device__ inline float q6_k_at(const uint8_t* b, uint32_t i) {
-    const uint32_t half = i / 128, k = i % 128 / 32, r = i % 32;
-    const uint32_t low = b[half * 64 + (k & 1u) * 32 + r], high = b[128 + half * 32 + r];
-    const uint32_t q = (k < 2 ? low & 15u : low >> 4) | (high >> 2 * k & 3u) << 4;
-    const float scale = __fmul_rn(f16_to_f32(load16(b + 208)), (float)(int8_t)b[192 + half * 8 + 2 * k + r / 16]);
-    return __fmul_rn(scale, (float)q - 32.0f);
+// Four of the 8 nibbles of a word of a plane, each times 8 in a byte: values 0 to 3 (`half` 0) or 4 to 7 of the word.
+__device__ __forceinline__ uint32_t nibbles(uint32_t word, uint32_t half) {
+    return (half == 0 ? word : word << 4 | word >> 28) & 0x78787878u;
 }
 
-// Element `col` of a stored row (scales kept apart not applied).
+// (scale, minimum) of 32 values of Q4_K: f16 factors of 256 values in one word, 6 bits each of these 32 in the other.
+__device__ __forceinline__ float2 q4_k_scales(uint32_t factors, uint32_t own) {
+    return make_float2(__fmul_rn(f16_to_f32(factors & 0xffffu), (float)(own & 63u)),
+                       __fmul_rn(f16_to_f32(factors >> 16), (float)(own >> 8)));
+}
+
+// Scale of the 16 values `run` of Q6_K, out of the word of 32: the f16 factor of 256 values, a signed byte for each 16.
+__device__ __forceinline__ float q6_k_scale(uint32_t word, uint32_t run) {
+    return __fmul_rn(f16_to_f32(word & 0xffffu), (float)(int8_t)(word >> (run % 2 == 0 ? 16 : 24)));
+}
+
+// Element `col` of a stored row, scales kept apart not applied: in planes the integer it is made of.
 __device__ inline float element_at(uint32_t format, const uint8_t* row, uint32_t col) {
     switch (format) {
         case kF32: return ((const float*)row)[col];
@@ -85,39 +82,43 @@ __device__ inline float element_at(uint32_t format, const uint8_t* row, uint32_t
         case kBf16: return bf16_to_f32(((const uint16_t*)row)[col]);
         case kF8E4m3: return e4m3_to_f32(row[col]);
         case kFp4E2m1: return e2m1_to_f32(row[col / 2] >> 4 * (col & 1u));
-        default: break;
-    }
-    const uint32_t i = col % 32;
-    switch (format) {
-        case kQ8_0: {
-            const uint8_t* b = row + (size_t)(col / 32) * 34;
-            return __fmul_rn(f16_to_f32(load16(b)), (float)(int8_t)b[2 + i]);
+        case kQ8_0:
+        case kQ6K: return (float)(int8_t)row[col];
+        case kQ4_0:
+        case kQ4_1:
+        case kQ4K: {
+            const uint32_t eight = nibbles(((const uint32_t*)row)[col / 8], col / 4 % 2) >> 8 * (col % 4) & 0x78u;
+            return (float)(eight >> 3) - (format == kQ4_0 ? 8.0f : 0.0f);
         }
-        case kQ4_0: {
-            const uint8_t* b = row + (size_t)(col / 32) * 18;
-            return __fmul_rn(f16_to_f32(load16(b)), (float)(b[2 + i % 16] >> 4 * (i / 16) & 15u) - 8.0f);
-        }
-        case kQ4_1: {
-            const uint8_t* b = row + (size_t)(col / 32) * 20;
-            const float q = (float)(b[4 + i % 16] >> 4 * (i / 16) & 15u);
-            return __fadd_rn(__fmul_rn(f16_to_f32(load16(b)), q), f16_to_f32(load16(b + 2)));
-        }
-        case kQ5_0: {
-            const uint8_t* b = row + (size_t)(col / 32) * 22;
-            const uint32_t q = (b[6 + i % 16] >> 4 * (i / 16) & 15u) | (load32(b + 2) >> i & 1u) << 4;
-            return __fmul_rn(f16_to_f32(load16(b)), (float)q - 16.0f);
-        }
-        case kQ4K: return q4_k_at(row + (size_t)(col / 256) * 144, col % 256);
-        case kQ6K: return q6_k_at(row + (size_t)(col / 256) * 210, col % 256);
         default: return 0.0f;
+    }
+}
+
+// Value of the integer `q` of column `col` in a row of a plane with these scales.
+__device__ inline float plane_value(uint32_t scale_format, const uint8_t* scales, uint32_t col, float q) {
+    switch (scale_format) {
+        case kScaleF16: return __fmul_rn(f16_to_f32(((const uint16_t*)scales)[col / 32]), q);
+        case kScalePair: {
+            const uint32_t pair = ((const uint32_t*)scales)[col / 32];
+            return __fadd_rn(__fmul_rn(f16_to_f32(pair & 0xffffu), q), f16_to_f32(pair >> 16));
+        }
+        case kScaleQ4K: {
+            const uint8_t* record = scales + 20 * (size_t)(col / 256);
+            const float2 v = q4_k_scales(*(const uint32_t*)record, *(const uint16_t*)(record + 4 + 2 * (col % 256 / 32)));
+            return __fsub_rn(__fmul_rn(v.x, q), v.y);
+        }
+        default: return __fmul_rn(q6_k_scale(((const uint32_t*)scales)[col / 32], col / 16), q);
     }
 }
 
 // Weight of input `col` for output `row`.
 __device__ inline float weight_at(const WeightRef& w, uint32_t row, uint32_t col) {
-    if (w.in_out != 0) return element_at(w.format, w.data, col * w.rows + row);
-    const float v = element_at(w.format, w.data + (size_t)row * w.row_bytes, col);
-    return w.scales == nullptr ? v : __fmul_rn(v, scale_at(w, row, col));
+    const bool turned = w.in_out != 0;
+    const uint32_t r = turned ? col : row, c = turned ? row : col;
+    const float v = element_at(w.format, w.data + (size_t)r * w.row_bytes, c);
+    if (w.scales == nullptr) return v;
+    if (w.scale_format < kScaleF16) return __fmul_rn(v, scale_at(w, row, col));
+    return plane_value(w.scale_format, w.scales + (size_t)r * ((turned ? w.rows : w.cols) / w.block_cols) * scale_bytes(w.scale_format), c, v);
 }
 
 // Element `i` of a small weight (norms, biases, sinks) in stored order: f32, f16 or bf16, which `Weights::of_plan` sees to.
@@ -129,13 +130,18 @@ __device__ __forceinline__ float vector_at(const WeightRef& w, uint32_t i) {
     return w.format == kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
 }
 
+// Four f16 or bf16 numbers.
+__device__ __forceinline__ float4 f16_four(uint2 v) {
+    return make_float4(f16_to_f32(v.x & 0xffffu), f16_to_f32(v.x >> 16), f16_to_f32(v.y & 0xffffu), f16_to_f32(v.y >> 16));
+}
+__device__ __forceinline__ float4 bf16_four(uint2 v) {
+    return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
+                       __uint_as_float(v.y & 0xffff0000u));
+}
+
 // Elements `i` to `i + 3` (i a multiple of 4) of one, in one load.
 __device__ __forceinline__ float4 vector_four(const WeightRef& w, uint32_t i) {
     if (w.format == kF32) return ((const float4*)w.data)[i / 4];
     const uint2 v = ((const uint2*)w.data)[i / 4];
-    if (w.format == kF16) {
-        return make_float4(f16_to_f32(v.x & 0xffffu), f16_to_f32(v.x >> 16), f16_to_f32(v.y & 0xffffu), f16_to_f32(v.y >> 16));
-    }
-    return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
-                       __uint_as_float(v.y & 0xffff0000u));
+    return w.format == kF16 ? f16_four(v) : bf16_four(v);
 }

@@ -11,6 +11,9 @@ use model1_tests::goldens::engine_with;
 
 use crate::runner::{Bench, Case};
 
+/// Device memory the largest shape needs, bytes.
+const LARGE: u64 = 100 << 30;
+
 /// Timed cases: the bundled model, and shapes with random weights.
 pub fn cases() -> Vec<Case> {
     let mut all = vec![Case::new("timing", "bundled model", |b| {
@@ -20,21 +23,29 @@ pub fn cases() -> Vec<Case> {
     })];
     for (shape, storage) in [
         (Shape::Qwen15, Storage::Bf16),
+        (Shape::Qwen15, Storage::Q8_0),
+        (Shape::Qwen15, Storage::Q4_0),
         (Shape::Model15, Storage::Bf16),
         (Shape::Model15, Storage::Fp8),
         (Shape::Llama7, Storage::Bf16),
+        (Shape::Llama7, Storage::Q8_0),
+        (Shape::Gpt3, Storage::Fp4),
     ] {
         let name = format!("{} {}", shape.name(), storage.name());
         all.push(Case::new("timing", name, move |b| {
             let start = Instant::now();
             let cuda = b.cuda();
+            let large = shape == Shape::Gpt3;
+            if large && b.device.info().memory < LARGE {
+                return format!("left out: this GPU has less than {} GiB", LARGE >> 30);
+            }
             let model = RandomModel::new(shape, storage).unwrap();
             let engine = model.engine(cuda.clone(), &Silent).unwrap();
             let made = start.elapsed().as_secs_f64();
             let depths: &[usize] = if b.quick { &[0] } else { &[0, 2048, 30_000] };
             format!(
                 "random weights, made in {made:.1} s\n{}",
-                table(b, &engine, &cuda, depths, 2048)
+                table(b, &engine, &cuda, depths, if large { 128 } else { 2048 })
             )
         }));
     }
