@@ -112,7 +112,8 @@ fn working_bytes(plan: &Plan) -> u64 {
     let align = kernels::cuda::device::ALIGN as u64;
     let buffers = (0..plan.buffers.len() as u32).map(|i| 4 * plan.buffer_len(BufId(i)) as u64);
     let aligned: u64 = buffers.map(|b| b.next_multiple_of(align) + align).sum();
-    aligned + 4 * plan.context_bucket as u64 + kernels::cuda::ops::scratch_bytes(plan) as u64
+    let scratch = kernels::cuda::ops::scratch_bytes(plan) + kernels::cuda::ops::dense_bytes(plan);
+    aligned + 4 * plan.context_bucket as u64 + scratch as u64
 }
 
 /// A context of fewer tokens that fits, the largest of the halves.

@@ -175,6 +175,8 @@ pub struct LaunchCx<'a> {
     pub sampled: DevPtr,
     /// Working memory of [`super::ops::scratch_bytes`] (largest of all ops), shared by all ops of the plan.
     pub scratch: DevPtr,
+    /// Working memory of [`super::ops::dense_bytes`].
+    pub dense: DevPtr,
     /// Counters of blocks that have arrived, u32 [`ARRIVALS`], 0 between launches: for kernels whose last block does more.
     pub arrived: DevPtr,
     /// By [`BufId`].

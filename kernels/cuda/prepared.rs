@@ -7,7 +7,7 @@ use super::cx::{
 };
 use super::device::{ALIGN, DevPtr, Device, Graph};
 use super::memory::{Mem, Parts};
-use super::ops::{Group, groups, scratch_bytes};
+use super::ops::{Group, dense_bytes, groups, scratch_bytes};
 use super::schedule::{STREAMS, Schedule, schedule, streams};
 use super::weights::Weights;
 use crate::ir::{BufId, ElemType, ExecError, Mask, Op, Plan, WeightSource};
@@ -39,6 +39,7 @@ pub(super) struct Arena {
     pub input: usize,
     history: usize,
     scratch: usize,
+    dense: usize,
     /// Output block: [`DevSampled`], then what the ops count; one download per step.
     pub output: usize,
     /// Bytes of the output block.
@@ -74,6 +75,7 @@ impl Arena {
         let output = parts.add(output_bytes);
         let history = parts.add(4 * plan.context_bucket);
         let scratch = parts.add(streams(plan) * scratch_of(plan));
+        let dense = parts.add(dense_bytes(plan));
         let bufs = (0..plan.buffers.len())
             .map(|i| parts.add(4 * plan.buffer_len(BufId(i as u32))))
             .collect();
@@ -91,6 +93,7 @@ impl Arena {
             input,
             history,
             scratch,
+            dense,
             output,
             output_bytes,
             counters,
@@ -262,6 +265,7 @@ impl Prepared {
             sampler: self.at(self.arena.input + SAMPLER),
             sampled: self.at(self.arena.output),
             scratch: self.at(self.arena.scratch),
+            dense: self.at(self.arena.dense),
             arrived: self.arrived,
             bufs: &self.bufs,
             weights: &self.weights,

@@ -99,6 +99,12 @@ pub(super) fn parts(plan: &Plan) -> usize {
     if chooses(plan) { 3 } else { 2 }
 }
 
+/// Parts a matrix is split into; `None` where it is read element by element.
+pub(super) fn weight_parts(plan: &Plan, d: &WeightDesc) -> Option<usize> {
+    let kernel = Kernel::of(plan, d);
+    (kernel.names[0] != "gemm_any_128").then_some(kernel.parts.1)
+}
+
 /// A kernel: its names for many and for few tokens, and the parts (of x, of the weights) it takes.
 struct Kernel {
     names: [&'static str; 2],

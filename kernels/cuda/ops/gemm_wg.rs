@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch};
 use super::matmul::MatMulArgs;
-use super::{fuse, gemm};
+use super::{dense, fuse, gemm};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, ExecError, Format, Layout, Op, OpId, Plan, WeightDesc};
@@ -47,7 +47,7 @@ struct Matrix {
     out_stride: u32,
     first_tile: u32,
     first_row: u32,
-    pad: u32,
+    parts: u32,
 }
 
 #[repr(C)]
@@ -130,10 +130,10 @@ pub(super) fn residual(plan: &Plan, first: usize) -> Option<(BufId, BufId)> {
 
 /// Whether the kernels here take a product, where the device has them.
 pub(super) fn takes(plan: &Plan, op: &Op) -> bool {
-    let fits = |d: &WeightDesc| {
-        let whole = d.rows.is_multiple_of(8) && d.cols.is_multiple_of(8) && d.rows >= ROWS;
-        d.format == Format::Bf16 && d.layout == Layout::OutIn && d.scales.is_none() && whole
-    };
+    let whole = |d: &WeightDesc| d.rows.is_multiple_of(8) && d.cols.is_multiple_of(8) && d.rows >= ROWS;
+    let stored =
+        |d: &WeightDesc| d.format == Format::Bf16 && d.layout == Layout::OutIn && d.scales.is_none() && whole(d);
+    let fits = |d: &WeightDesc| stored(d) || (whole(d) && dense::of(plan, d).is_some());
     let many = |x| gemm::rows(plan, x) >= FEWEST;
     match op {
         Op::MatMul { x, weight, out, .. } => {
@@ -144,7 +144,7 @@ pub(super) fn takes(plan: &Plan, op: &Op) -> bool {
             many(*x) && fits(d) && (d.rows / groups).is_multiple_of(OUTPUTS)
         }
         Op::ExpertMatMul { x, weights, .. } => {
-            let all = |id: &crate::ir::WeightId| fits(plan.weight(*id));
+            let all = |id: &crate::ir::WeightId| stored(plan.weight(*id));
             many(*x) && gemm::takes(plan, op) && weights.iter().all(all)
         }
         _ => false,
@@ -164,7 +164,7 @@ pub(super) fn taken(plan: &Plan, group: &[OpId]) -> Vec<OpId> {
 }
 
 /// The matrices of products.
-fn matrices<'a>(plan: &'a Plan, ops: &[OpId]) -> Vec<&'a WeightDesc> {
+pub(super) fn matrices<'a>(plan: &'a Plan, ops: &[OpId]) -> Vec<&'a WeightDesc> {
     ops.iter()
         .filter_map(|id| match &plan.ops[id.index()].op {
             Op::MatMul { weight, .. } | Op::GroupedMatMul { weight, .. } => Some(plan.weight(*weight)),
@@ -214,7 +214,8 @@ pub(super) fn shares_bytes(plan: &Plan, ops: &[OpId]) -> usize {
     let experts = |id: &OpId| matches!(plan.ops[id.index()].op, Op::ExpertMatMul { .. });
     match matrices.first() {
         Some(d) if !ops.iter().any(experts) => {
-            match splits(&rows, d.cols, bucket.div_ceil(TOKENS), gemm::parts(plan)) {
+            let cols = dense::cols(plan, d);
+            match splits(&rows, cols, bucket.div_ceil(TOKENS), gemm::parts(plan)) {
                 1 => 0,
                 n => 4 * n * bucket * rows.iter().sum::<usize>(),
             }
@@ -253,12 +254,13 @@ pub(super) fn gemm_wg(
     let splits = if experts.is_some() || matches!(last, Last::Join(_)) {
         1
     } else {
-        splits(&rows, d.cols, tiles, parts)
+        splits(&rows, dense::cols(cx.plan, d), tiles, parts)
     };
     let mut args = WgArgs::zeroed();
-    let (mut tile, mut row) = (0, 0);
+    let (mut tile, mut row, mut free) = (0, 0, cx.dense);
     for (m, (a, d)) in args.matrices.iter_mut().zip(products) {
         (m.w, m.bias, m.out, m.experts) = (a.w, a.bias, a.out, a.experts);
+        (m.w, m.parts) = dense::made(cx, a.w, d, &mut free)?;
         (m.out_stride, m.first_tile, m.first_row) = (a.out_stride, tile as u32, row as u32);
         tile += d.rows.div_ceil(OUTPUTS);
         row += d.rows;

@@ -3,6 +3,7 @@
 mod args;
 mod attend;
 mod chain;
+mod dense;
 mod fuse;
 mod gemm;
 mod gemm_wg;
@@ -72,6 +73,11 @@ pub fn scratch_bytes(plan: &Plan) -> usize {
         _ => matmul::group_scratch_bytes(plan, &g.origin),
     };
     ops.max(groups(plan).iter().map(together).max().unwrap_or(0))
+}
+
+/// Working memory for weights on their way to kernels that read bf16 alone, bytes (the largest of all groups).
+pub fn dense_bytes(plan: &Plan) -> usize {
+    dense::bytes(plan)
 }
 
 /// Enqueues what a group does. Probes are the executor's.

@@ -1,5 +1,6 @@
-// Products for many tokens on Hopper (sm_90a): as gemm.cuh, with wgmma. Weights are bf16 as stored; activations are in two or
-// three bf16 parts (gemm_split), all of which meet the same tile of weights, which is read once.
+// Products for many tokens on Hopper (sm_90a): as gemm.cuh, with wgmma. Weights are bf16 as stored, or as dense.cu leaves them,
+// in one or two parts, one behind the other in a row; activations are in two or three bf16 parts (gemm_split), all of which
+// meet the same tile of weights, which is read once.
 //
 // A block goes through tiles of 128 tokens x 128 outputs of several matrices that share their input, 64 inputs at a time.
 // Warps 8 to 11 copy into a ring of buffers in shared memory and run ahead into the next tile; warps 0 to 3 and 4 to 7 take
@@ -22,7 +23,7 @@ struct WgMatrix {
     uint32_t out_stride;
     uint32_t first_tile;       // row tile of its first rows
     uint32_t first_row;        // in `partial`
-    uint32_t pad;
+    uint32_t parts;            // of its weights: of `cols` inputs; with two, zeros follow each up to a multiple of 64
 };
 
 struct WgArgs {
@@ -94,7 +95,7 @@ __device__ __forceinline__ bool tile_at(const WgArgs& a, uint32_t number, WgTile
         t->count = min(all - t->first, kWgTokens);
         t->weights = matrix.w.data;
     }
-    const uint32_t steps = (matrix.w.cols + kWgStep - 1) / kWgStep, per = (steps + a.splits - 1) / a.splits;
+    const uint32_t steps = matrix.parts * ((matrix.w.cols + kWgStep - 1) / kWgStep), per = (steps + a.splits - 1) / a.splits;
     t->begin = min(t->share * per, steps);
     t->end = min(t->begin + per, steps);
     return true;
@@ -126,7 +127,10 @@ struct WgCopier {
     __device__ __forceinline__ void copy(const WgArgs& a, const WgTile& t, uint32_t step, unsigned char* buffer) const {
         typedef WgRing<XP> Ring;
         const size_t part = (size_t)a.bucket * a.runs * a.pitch;
-        const uint32_t c = step * kWgStep + 8 * chunk;
+        // Inputs of the step; the second part of the weights meets the same ones.
+        const WeightRef& w = t.matrix->w;
+        const uint32_t steps = (w.cols + kWgStep - 1) / kWgStep, again = step < steps ? 0 : steps * kWgStep;
+        const uint32_t c = step * kWgStep + 8 * chunk - again;
         buffer += swizzled(row, chunk);
 #pragma unroll
         for (uint32_t p = 0; p < XP; p++) {
@@ -136,9 +140,8 @@ struct WgCopier {
                            row + 16 * j < t.count && c < a.pitch);
             }
         }
-        const WeightRef& w = t.matrix->w;
         constexpr uint32_t kEach = GLU ? kWgRows / 32 : kWgRows / 16;
-        const size_t place = (size_t)(t.n0 + row) * w.row_bytes + 2 * c;
+        const size_t place = (size_t)(t.n0 + row) * w.row_bytes + 2 * (c + again);
         const uint8_t* at = t.weights + place;
 #pragma unroll
         for (uint32_t j = 0; j < kWgRows / 16; j++) {

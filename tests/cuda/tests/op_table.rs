@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use kernels::cuda::{Cuda, CudaOptions};
-use kernels::ir::Backend;
-use model1_tests::table::{GROUPS, Make, On};
+use kernels::cuda::{Cuda, CudaOptions, device_bytes};
+use kernels::ir::{Backend, Format, Layout, Op};
+use model1_tests::table::{Case, GROUPS, Make, On};
 use model1_tests_cuda::{Emulator, Order};
 
 /// Both orders of warps, with or without the kernels for Hopper's tensor cores.
@@ -46,6 +46,31 @@ fn other_devices_have_all_products() {
             .find(|g| g.0 == name)
             .unwrap_or_else(|| panic!("no group {name}"));
         run(&on(false));
+    }
+}
+
+/// Every format takes the device memory that is predicted for it.
+#[test]
+fn weights_take_the_bytes_that_are_predicted() {
+    for format in [
+        Format::F32,
+        Format::Bf16,
+        Format::Fp4E2m1,
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q4K,
+        Format::Q6K,
+    ] {
+        let cuda = Cuda::on(Arc::new(Emulator::new(Order::Ascending, false)), CudaOptions::default());
+        let mut c = Case::new(1, 4096);
+        let table = c.weight(7, 512, format, Layout::OutIn);
+        let out = c.floats(512);
+        c.op(Op::Embed { table, out, copies: 1 });
+        c.run(&cuda, 0, &[1], None);
+        let want: u64 = c.plan.weights.iter().map(device_bytes).sum();
+        assert_eq!(cuda.weight_bytes(), want, "{format}");
     }
 }
 

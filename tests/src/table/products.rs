@@ -211,6 +211,7 @@ pub(super) fn products_of_many_tokens(on: &On) {
         let name = format!("bf16 {rows} x {cols} and a sum, {tokens} tokens");
         check(on, &name, &c, 0, &[tokens, 1], 2e-5);
     }
+    other_formats_of_many_tokens(on);
     let (groups, n, k) = (2, 256, 72);
     let mut c = Case::new(80, 4096);
     let x = c.input(groups * k, 1.0);
@@ -219,4 +220,23 @@ pub(super) fn products_of_many_tokens(on: &On) {
     c.op(Op::GroupedMatMul { x, weight, groups, out });
     c.probe(out, "grouped");
     check(on, "grouped bf16 of many tokens", &c, 0, &[80, 3], 2e-5);
+}
+
+/// The same for weights that are made bf16 first: inputs that fill no whole step, two matrices of one input.
+fn other_formats_of_many_tokens(on: &On) {
+    let formats = FLOATS.into_iter().filter(|f| !matches!(f, Format::F32 | Format::Bf16));
+    for format in formats {
+        let cols = if format.block_len() > 32 { 512 } else { 224 };
+        let mut c = Case::new(70, 4096);
+        let x = c.input(cols, 1.0);
+        let outs = [136, 72].map(|rows| {
+            let weight = c.weight(rows, cols, format, Layout::OutIn);
+            let bias = (rows == 72).then(|| c.normal(1, rows, 1.0));
+            let out = c.floats(rows);
+            c.op(Op::MatMul { x, weight, bias, out });
+            out
+        });
+        outs.into_iter().for_each(|out| c.probe(out, "product"));
+        check(on, &format!("{format} x {cols} of many tokens"), &c, 0, &[70, 1], 2e-5);
+    }
 }
