@@ -64,6 +64,8 @@ pub struct DeviceInfo {
     pub shared_per_block: usize,
     /// The kernels for Hopper's tensor cores (`gemm_wg.cu`, machine code of sm_90a) are there.
     pub wgmma: bool,
+    /// Blocks can form clusters that see each other's shared memory (Hopper and newer).
+    pub clusters: bool,
     /// Driver version, e.g. 13000.
     pub driver: u32,
 }

@@ -123,6 +123,7 @@ impl Driver {
             l2: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as u64,
             shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             wgmma: false,
+            clusters: major >= 9,
             driver: version,
         };
         // SAFETY: the device handle is valid; the context is released in `drop`.

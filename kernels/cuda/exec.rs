@@ -34,6 +34,9 @@ pub struct CudaOptions {
     /// For tests: keep sentinels around all working memory, fill it with NaN before every step, and fail where a sentinel
     /// was written over. No graphs.
     pub guarded: bool,
+    /// Note in every step what L0 telemetry is made from (rounding errors of cache rows, chosen experts); without, what it
+    /// costs can be measured, and those numbers are 0.
+    pub counted: bool,
 }
 
 impl Default for CudaOptions {
@@ -41,6 +44,7 @@ impl Default for CudaOptions {
         Self {
             graphs: true,
             guarded: false,
+            counted: true,
         }
     }
 }
@@ -117,7 +121,8 @@ impl Cuda {
             state.prepared.remove(0);
         }
         let place = (work.mem.ptr(), generation);
-        let prepared = Prepared::new(&self.device, &self.weights, plan, weights, arena, place)?;
+        let prepared = Prepared::new(&self.device, &self.weights, plan, weights, arena, place)?
+            .counting(plan, self.options.counted);
         state.prepared.push(prepared);
         Ok(state.prepared.len() - 1)
     }

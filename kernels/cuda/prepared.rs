@@ -232,6 +232,16 @@ impl Prepared {
         })
     }
 
+    /// With or without what ops only note for telemetry.
+    pub fn counting(mut self, plan: &Plan, counted: bool) -> Self {
+        for (counter, base) in self.counters.iter_mut().zip(&plan.ops) {
+            if !counted && matches!(base.op, Op::CacheWrite { .. } | Op::Route { .. }) {
+                *counter = 0;
+            }
+        }
+        self
+    }
+
     /// Address of an offset in the arena.
     pub fn at(&self, offset: usize) -> DevPtr {
         self.base + offset as u64

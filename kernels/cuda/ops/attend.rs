@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::args::{CacheArg, WeightArg, launch, unsupported};
 use crate::cuda::cx::{ARRIVALS, LaunchCx, cache_code};
 use crate::cuda::device::DevPtr;
-use crate::ir::{CacheId, ExecError, KeyRows, KeySource, Mask, Op, Plan, Positions, RopeStyle};
+use crate::ir::{CacheFormat, CacheId, ExecError, KeyRows, KeySource, Mask, Op, Plan, Positions, RopeStyle};
 
 /// Sources of keys one attention takes (`kSources`).
 const SOURCES: usize = 2;
@@ -230,6 +230,64 @@ impl RowShape {
     }
 }
 
+/// Attention of one token by `attend_keys_*` (`src/attend_keys.cuh`): a kernel per cache format, for the plainer caches.
+struct KeysShape {
+    kernel: &'static str,
+    /// Heads per block.
+    heads: usize,
+    /// Shared memory of a block, bytes.
+    shared: usize,
+}
+
+impl KeysShape {
+    /// `None` for more tokens, and for caches that go to `attend_row_*`. `args` are otherwise those of that kernel.
+    fn of(row: &RowShape, tokens: usize, args: &AttendArgs) -> Option<Self> {
+        macro_rules! kernels {
+            ($shape:literal) => {
+                [
+                    concat!("attend_keys_", $shape, "_f32"),
+                    concat!("attend_keys_", $shape, "_bf16"),
+                    concat!("attend_keys_", $shape, "_fp8"),
+                ]
+            };
+        }
+        let (kernels, lanes, columns) = match row.kernel {
+            "attend_row_64x1" => (kernels!("64x1"), 1, 8),
+            "attend_row_64x4" => (kernels!("64x3"), 3, 8),
+            "attend_row_128x1" => (kernels!("128x1"), 1, 8),
+            "attend_row_128x4" => (kernels!("128x3"), 3, 8),
+            "attend_row_512x4" => (kernels!("512x2"), 2, 16),
+            _ => return None,
+        };
+        let formats = [
+            CacheFormat::F32,
+            CacheFormat::Bf16,
+            CacheFormat::Fp8Model1,
+            CacheFormat::Fp8B64,
+        ]
+        .map(cache_code);
+        let format = formats.iter().position(|f| *f == args.format)?;
+        let plain = |s: &SourceArg| {
+            let (k, v) = (&s.keys, &s.values);
+            let of = |c: &CacheArg| [c.data_bytes, c.scale_bytes, c.records, c.width, c.rope, c.ring];
+            // Latents are read once, as keys and as values; a thread's columns lie before or behind the border of the part kept
+            // for rotation.
+            let same = columns == 8 || k.data == v.data;
+            of(k) == of(v) && same && (k.width - k.rope).is_multiple_of(columns) && k.data_bytes.is_multiple_of(8)
+        };
+        let heads = (1..=lanes).rev().find(|n| row.heads.is_multiple_of(*n)).unwrap_or(1);
+        let blocks = args.heads as usize / heads;
+        let fits = tokens == 1 && args.sources[..args.n_sources as usize].iter().all(plain);
+        // The sums of eight warps, then `KeysShared`.
+        let shared = 4 * 8 * lanes * args.head_dim as usize + 2 * 72 + 4 * lanes * (2 * 8 + FOLDED + 1) + 8 * 256 + 32;
+        (fits && (args.fold == 0 || blocks <= ARRIVALS)).then_some(Self {
+            kernel: kernels[format.min(2)],
+            heads,
+            shared,
+        })
+    }
+}
+
 /// Working memory of an attention, bytes.
 pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     let Op::Attend {
@@ -416,8 +474,17 @@ fn attend_row(
         (args.turn_freqs, args.turn_inverse) = (cx.rope(*table).freqs, u32::from(*inverse));
         (args.turn_offset, args.turn_dims) = (*offset as u32, *dims as u32);
     }
-    let grid = [rows, heads / shape.heads, shape.splits];
-    launch(cx, shape.kernel, grid, THREADS, shape.shared_bytes(*head_dim), &args)?;
+    match KeysShape::of(shape, cx.plan.token_bucket, &args) {
+        Some(keys) => {
+            args.block_heads = keys.heads as u32;
+            let grid = [rows, heads / keys.heads, shape.splits];
+            launch(cx, keys.kernel, grid, THREADS, keys.shared, &args)?;
+        }
+        None => {
+            let grid = [rows, heads / shape.heads, shape.splits];
+            launch(cx, shape.kernel, grid, THREADS, shape.shared_bytes(*head_dim), &args)?;
+        }
+    }
     if shape.splits > 1 && !folds {
         let block = head_dim.next_multiple_of(32).clamp(SPLITS, 512);
         launch(cx, "attend_combine", [*heads, rows, 1], block, 0, &args)?;

@@ -94,6 +94,13 @@ pub(super) fn partial(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
 /// Columns per block of `hc_site` (`kSiteColumns`), and its streams (`kSiteStreams`).
 const COLUMNS: usize = 64;
 const STREAMS: usize = 4;
+/// Blocks of `hc_site_near`, the columns one of them can have, and the outputs of the mixing matrix it takes (`kNear`,
+/// `kNearColumns`).
+const NEAR: usize = 8;
+const NEAR_COLUMNS: usize = 512;
+const NEAR_OUTPUTS: u32 = 24;
+/// Narrower streams are sooner through without: what starts a cluster costs more than it saves.
+const NEAR_LEAST: usize = 1024;
 /// Most tokens of a step that a site is one launch for.
 const TOKENS: usize = 8;
 /// Tokens per block of `hc_partial_many` (`kHcTokens`).
@@ -224,7 +231,12 @@ pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> 
         (args.norm, args.normed, args.norm_eps) = (WeightArg::optional(cx, *weight), 1, *eps);
         args.out = ptr(out);
     }
-    let slices = cx.buf(*out).width.div_ceil(COLUMNS);
+    let hidden = cx.buf(*out).width;
+    let fits = hidden >= NEAR_LEAST && hidden.div_ceil(2 * NEAR) * 2 <= NEAR_COLUMNS;
+    if cx.device.info().clusters && fits && args.mix.outputs <= NEAR_OUTPUTS {
+        return launch(cx, "hc_site_near", [NEAR, cx.buf(*x).rows, 1], 256, 0, &args);
+    }
+    let slices = hidden.div_ceil(COLUMNS);
     args.mix.slices = slices as u32;
     launch(cx, "hc_site", [slices, cx.buf(*x).rows, 1], 256, 0, &args)
 }

@@ -111,6 +111,7 @@ impl Emulator {
                 l2: 1 << 20,
                 shared_per_block: 227 << 10,
                 wgmma: true,
+                clusters: false,
                 driver: 13000,
             },
             order,

@@ -78,7 +78,16 @@ pub fn ops() -> Vec<Case> {
         Case::new("ops", name, move |b| {
             let make = |graphs: bool, guarded: bool| -> Make {
                 let device = b.device.clone();
-                Box::new(move || Box::new(Cuda::on(device.clone(), CudaOptions { graphs, guarded })))
+                Box::new(move || {
+                    Box::new(Cuda::on(
+                        device.clone(),
+                        CudaOptions {
+                            graphs,
+                            guarded,
+                            counted: true,
+                        },
+                    ))
+                })
             };
             group(&On(vec![make(false, true), make(false, true), make(true, false)]));
             String::new()

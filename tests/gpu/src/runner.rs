@@ -32,6 +32,7 @@ impl Bench {
         let options = CudaOptions {
             graphs: false,
             guarded: true,
+            counted: true,
         };
         Arc::new(Cuda::on(self.device.clone(), options))
     }

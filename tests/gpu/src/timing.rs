@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use engine::bench::{RandomModel, Shape, Storage};
 use engine::{Cancel, Engine, SamplerParams, Session, SessionOptions, Silent};
-use kernels::cuda::Cuda;
 use kernels::cuda::measure::read_bandwidth;
+use kernels::cuda::{Cuda, CudaOptions};
 use model1_tests::goldens::engine_with;
 
 use crate::runner::{Bench, Case};
@@ -51,6 +51,45 @@ pub fn cases() -> Vec<Case> {
     }
     all
 }
+
+/// What L0 telemetry costs: the same steps with and without, by turns.
+pub fn telemetry() -> Vec<Case> {
+    [(Shape::Qwen15, Storage::Bf16), (Shape::Model15, Storage::Fp8)]
+        .into_iter()
+        .map(|(shape, storage)| {
+            let name = format!("L0 on and off, {} {}", shape.name(), storage.name());
+            Case::new("timing", name, move |b| {
+                let model = RandomModel::new(shape, storage).unwrap();
+                let engines = [true, false].map(|counted| {
+                    let options = CudaOptions {
+                        counted,
+                        ..CudaOptions::default()
+                    };
+                    model
+                        .engine(Arc::new(Cuda::on(b.device.clone(), options)), &Silent)
+                        .unwrap()
+                });
+                let mut times = [Vec::new(), Vec::new()];
+                for _ in 0..6 {
+                    for (engine, times) in engines.iter().zip(&mut times) {
+                        times.extend(steps(engine, 1024, 0).0);
+                    }
+                }
+                let [on, off] = times.map(median);
+                format!(
+                    "median step of {} each: {:.4} ms with, {:.4} ms without: {:+.2} %",
+                    6 * STEPS,
+                    on * 1e3,
+                    off * 1e3,
+                    (on / off - 1.0) * 100.0
+                )
+            })
+        })
+        .collect()
+}
+
+/// Timed steps of a run.
+const STEPS: usize = 128;
 
 fn ids(engine: &Engine, n: usize) -> Vec<u32> {
     let vocab = engine.facts().vocab as u64;
@@ -104,16 +143,16 @@ fn table(b: &Bench, engine: &Arc<Engine>, cuda: &Cuda, depths: &[usize], prompt:
     text + &slowest(engine, limit)
 }
 
-fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
+/// Seconds of each of `STEPS` decode steps behind `depth` tokens, and the session.
+fn steps(engine: &Arc<Engine>, limit: u64, depth: usize) -> (Vec<f64>, Session) {
     let sampler = SamplerParams::default();
     let mut s = session(engine, limit, false);
     if depth > 0 {
         s.feed(&ids(engine, depth), None, &Cancel::default(), &mut ()).unwrap();
     }
-    let (mut each, mut bytes) = (Vec::new(), 0u64);
+    let mut each = Vec::new();
     let mut token = 5u32;
-    let start = Instant::now();
-    for i in 0..136 {
+    for i in 0..STEPS as u32 + 8 {
         let begin = Instant::now();
         s.feed(&[token], Some(&sampler), &Cancel::default(), &mut ()).unwrap();
         token = s.sampled().unwrap().token;
@@ -123,7 +162,12 @@ fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
         // A model of random weights may repeat one token; the next one is varied so that experts vary.
         token = (token + i) % (engine.facts().vocab as u32 - 2) + 2;
     }
-    let all = start.elapsed().as_secs_f64();
+    (each, s)
+}
+
+fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
+    let (each, mut s) = steps(engine, limit, depth);
+    let mut bytes = 0u64;
     let plan = s.plan(1, depth as u64 + 100);
     for op in &plan.ops {
         let c = op.cost(&plan, 1, depth as u64 + 100);
@@ -134,12 +178,11 @@ fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
     let p95 = sorted[sorted.len() * 95 / 100];
     let t = median(each);
     format!(
-        "decode at {depth}: {:.0} tokens/s (median {:.3} ms, p95 {:.3} ms, mean of all {:.3} ms), {:.1} MB a token = {:.0} % of \
+        "decode at {depth}: {:.0} tokens/s (median {:.3} ms, p95 {:.3} ms), {:.1} MB a token = {:.0} % of \
          reads at {:.2} TB/s\n",
         1.0 / t,
         t * 1e3,
         p95 * 1e3,
-        all / 136.0 * 1e3,
         bytes as f64 / 1e6,
         bytes as f64 / t / read * 100.0,
         read / 1e12
