@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{CacheArg, WeightArg, launch, unsupported};
+use super::attend_mma::MmaShape;
 use crate::cuda::cx::{ARRIVALS, LaunchCx, cache_code};
 use crate::cuda::device::DevPtr;
 use crate::ir::{CacheFormat, CacheId, ExecError, KeyRows, KeySource, Mask, Op, Plan, Positions, RopeStyle};
@@ -20,7 +21,7 @@ const MAX_DIM: usize = 2 * THREADS;
 const BLOCKS: usize = 528;
 
 /// Most shares of the keys (`kMostSplits`).
-const SPLITS: usize = 128;
+pub(super) const SPLITS: usize = 128;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -132,7 +133,7 @@ impl Shape {
 }
 
 /// Most keys of a source in the plan's bucket.
-fn most_keys(plan: &Plan, source: &KeySource, mask: &Mask) -> usize {
+pub(super) fn most_keys(plan: &Plan, source: &KeySource, mask: &Mask) -> usize {
     match source.rows {
         KeyRows::Causal => match mask {
             Mask::SlidingWindow { window, sinks } => plan
@@ -149,7 +150,7 @@ fn most_keys(plan: &Plan, source: &KeySource, mask: &Mask) -> usize {
 }
 
 /// Most shares that the last block of a token's heads puts together (`kFolded`).
-const FOLDED: usize = 32;
+pub(super) const FOLDED: usize = 32;
 /// Keys from which on more shares, and a launch that puts them together, are worth it.
 const MANY_KEYS: usize = 4096;
 
@@ -300,8 +301,9 @@ pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     else {
         return 0;
     };
-    let row = RowShape::of(plan, op).map(|s| s.splits);
-    let splits = row.or(Shape::of(plan, op).map(|s| s.splits)).unwrap_or(1);
+    let cut = MmaShape::of(plan, op).map(|s| s.splits);
+    let cut = cut.or_else(|| RowShape::of(plan, op).map(|s| s.splits));
+    let splits = cut.or(Shape::of(plan, op).map(|s| s.splits)).unwrap_or(1);
     if splits == 1 || score.is_some() || matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
         return 0;
     }
@@ -332,8 +334,11 @@ pub(super) fn turned<'a>(plan: &Plan, attend: &Op, next: Option<&'a Op>) -> Opti
     else {
         return None;
     };
-    let shape = RowShape::of(plan, attend)?;
     let fits = x == out && h == heads && d == head_dim && offset.is_multiple_of(4) && dims.is_multiple_of(4);
+    if MmaShape::of(plan, attend).is_some() {
+        return fits.then_some(next);
+    }
+    let shape = RowShape::of(plan, attend)?;
     (fits && *dims <= 512 && (shape.splits == 1 || shape.folds(plan, *heads))).then_some(next)
 }
 
@@ -411,6 +416,9 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr
     if let Some(program) = score {
         return super::score::attend(cx, program, &args, [*heads, q.rows, 1], 4 * head_dim);
     }
+    if let Some(shape) = MmaShape::of(cx.plan, op) {
+        return attend_mma(cx, &shape, turn, args);
+    }
     if let Some(row) = RowShape::of(cx.plan, op) {
         return attend_row(cx, op, &row, turn, args);
     }
@@ -433,6 +441,35 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr
         launch(cx, "attend_combine", [*heads, q.rows, 1], block, 0, &args)?;
     }
     Ok(())
+}
+
+/// Attention on tensor cores.
+fn attend_mma(cx: &LaunchCx<'_>, shape: &MmaShape, turn: Option<&Op>, mut args: AttendArgs) -> Result<(), ExecError> {
+    if let Some(Op::Rope {
+        offset,
+        dims,
+        table,
+        inverse,
+        ..
+    }) = turn
+    {
+        (args.turn_freqs, args.turn_inverse) = (cx.rope(*table).freqs, u32::from(*inverse));
+        (args.turn_offset, args.turn_dims) = (*offset as u32, *dims as u32);
+    }
+    let (heads, tokens) = (args.heads as usize, cx.plan.token_bucket);
+    args.block_heads = args.heads / args.kv_heads;
+    (args.splits, args.block_tokens) = (shape.splits as u32, u32::from(shape.single));
+    (args.fold, args.arrived) = (u32::from(shape.folds), cx.arrived);
+    let grid = [shape.runs, args.kv_heads as usize, shape.splits];
+    launch(cx, shape.kernel, grid, shape.threads, shape.shared, &args)?;
+    if shape.splits == 1 || shape.folds {
+        return Ok(());
+    }
+    if shape.splits <= FOLDED {
+        let grid = [(heads * tokens).div_ceil(THREADS / 32), 1, 1];
+        return launch(cx, "attend_shares_few", grid, THREADS, 0, &args);
+    }
+    launch(cx, "attend_shares", [heads, tokens, 1], 512, 0, &args)
 }
 
 fn attend_row(

@@ -2,6 +2,7 @@
 
 mod args;
 mod attend;
+mod attend_mma;
 mod chain;
 mod dense;
 mod fuse;

@@ -70,15 +70,65 @@ __device__ __forceinline__ void load_matrices_turned(uint32_t (&r)[4], const uin
 #endif
 }
 
+// Two neighbours rounded to bf16, the first in the lower half.
+__device__ __forceinline__ uint32_t bf16_pair(float a, float b) {
+#ifdef MODEL1_EMULATE
+    return f32_to_bf16(a) | f32_to_bf16(b) << 16;
+#else
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
+    return pair;
+#endif
+}
+
+// Products of two pairs of bf16.
+__device__ __forceinline__ uint32_t bf16_products(uint32_t a, uint32_t b) {
+#ifdef MODEL1_EMULATE
+    return bf16_pair(bf16_to_f32(a & 0xffffu) * bf16_to_f32(b & 0xffffu), bf16_to_f32(a >> 16) * bf16_to_f32(b >> 16));
+#else
+    uint32_t pair;
+    // a b - 0: products alone are Hopper's.
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(a), "r"(b), "r"(0x80008000u));
+    return pair;
+#endif
+}
+
+// 2^(byte - 127) twice as bf16.
+__device__ __forceinline__ uint32_t ue8m0_pair(uint32_t byte) { return byte == 0 ? 0x00400040u : byte * 0x00800080u; }
+
+// Four E4M3 codes with their scale as bf16, exact. Exponents and mantissas are moved into a bf16's, 120 binades too low.
+__device__ __forceinline__ uint2 e4m3_pairs(uint32_t codes, uint32_t scale) {
+    uint32_t words[2];
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t wide = __byte_perm(codes, 0, i == 0 ? 0x1404 : 0x3424);
+        words[i] = bf16_products(bf16_products((wide & 0x80008000u) | (wide >> 4 & 0x07f007f0u), 0x7b807b80u), scale);
+    }
+    const uint32_t nan = ((codes & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
+    if (nan != 0) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint32_t marks = __byte_perm(nan, 0, i == 0 ? 0x1404 : 0x3424);
+            words[i] |= marks - (marks >> 15);
+        }
+    }
+    return make_uint2(words[0], words[1]);
+}
+
+// Two E2M1 codes (a byte), likewise: 126 binades.
+__device__ __forceinline__ uint32_t e2m1_pair(uint32_t byte, uint32_t scale) {
+    const uint32_t wide = (byte & 7u) << 6 | (byte & 8u) << 12 | (byte & 0x70u) << 18 | (byte & 0x80u) << 24;
+    return bf16_products(bf16_products(wide, 0x7e807e80u), scale);
+}
+
 // Two neighbours as bf16 in one word per part: part p holds what parts 0 .. p - 1 left.
 template <uint32_t P>
 __device__ __forceinline__ void split_pair(float a, float b, uint32_t (&words)[P]) {
 #pragma unroll
     for (uint32_t p = 0; p < P; p++) {
-        const uint32_t ha = f32_to_bf16(a), hb = f32_to_bf16(b);
-        words[p] = ha | hb << 16;
-        a -= bf16_to_f32(ha);
-        b -= bf16_to_f32(hb);
+        words[p] = bf16_pair(a, b);
+        a -= __uint_as_float(words[p] << 16);
+        b -= __uint_as_float(words[p] & 0xffff0000u);
     }
 }
 
@@ -116,9 +166,16 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
         }
     });
 #else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
+}
+
+// The same with two neighbouring fragments of b: the two halves of each lie NEXT matrices apart.
+template <uint32_t NEXT>
+__device__ __forceinline__ void mma_two(float (&left)[4], float (&right)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+    const uint32_t first[2] = {b[0], b[NEXT]}, second[2] = {b[3 - NEXT], b[3]};
+    mma(left, a, first);
+    mma(right, a, second);
 }

@@ -113,6 +113,9 @@ groups! {
     dense_attention = "dense attention";
     dense_attention_over_stored_rows = "dense attention over stored rows";
     window_and_compressed_rows = "window and compressed rows";
+    attention_of_many_tokens = "attention of many tokens";
+    attention_over_long_contexts = "attention over long contexts";
+    latents_of_many_tokens = "latents of many tokens";
     score_expressions = "score expressions";
     routers_and_experts = "routers and experts";
     draws = "draws";

@@ -140,7 +140,10 @@ fn table(b: &Bench, engine: &Arc<Engine>, cuda: &Cuda, depths: &[usize], prompt:
     for &depth in depths.iter().filter(|d| **d + 200 < limit as usize) {
         text += &decode(engine, read, limit, depth);
     }
-    text + &slowest(engine, limit)
+    for &depth in depths.iter().filter(|d| **d > 4096 && **d + 3000 < limit as usize) {
+        text += &slowest(engine, limit, depth, 6);
+    }
+    text + &slowest(engine, limit, 0, 24)
 }
 
 /// Seconds of each of `STEPS` decode steps behind `depth` tokens, and the session.
@@ -189,17 +192,19 @@ fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
     )
 }
 
-/// The launches that take longest in a traced decode step and in a traced chunk of the longest kind: by the ops they stand for.
-fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
+/// The `most` launches that take longest in a traced decode step and in a traced chunk of the longest kind, behind `depth` tokens:
+/// by the ops they stand for.
+fn slowest(engine: &Arc<Engine>, limit: u64, depth: usize, most: usize) -> String {
     let mut text = String::new();
     // Chunks stay within one bucket of contexts: two before, two that count.
     let mut chunk = engine.chunk();
-    while 4 * chunk as u64 > limit.min(4096) {
+    let bucket = (depth + 1).next_power_of_two().max(4096).min(limit as usize);
+    while 4 * chunk > bucket - depth {
         chunk /= 2;
     }
     for (what, n, before, steps) in [
-        ("decode".to_string(), 1, 256, 6),
-        (format!("prefill of {chunk}"), chunk, 0, 2),
+        (format!("decode at {}", depth.max(256)), 1, depth.max(256), 6),
+        (format!("prefill of {chunk} at {depth}"), chunk, depth, 2),
     ] {
         let mut s = session(engine, limit, false);
         if before > 0 {
@@ -244,7 +249,7 @@ fn slowest(engine: &Arc<Engine>, limit: u64) -> String {
         );
         let mut list: Vec<_> = sums.into_iter().collect();
         list.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-        for (name, (nanos, bytes, n)) in list.into_iter().take(24) {
+        for (name, (nanos, bytes, n)) in list.into_iter().take(most) {
             let n = n / steps;
             text += &format!(
                 "  {:5.1} % {:7.2} us each, {n:3} of {name}, {:.0} GB/s\n",

@@ -1,13 +1,20 @@
 //! Attention over every kind of source, and the indexer.
 
 use kernels::ir::{
-    CacheFormat, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions, ScoreOp, ScoreProgram,
+    BufId, CacheFormat, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions, ScoreOp,
+    ScoreProgram,
 };
 
 use super::{CLOSE, Case, On, check};
 
-/// An indexer over rows of `rate`: keys are written step by step.
-fn indexer(c: &mut Case, format: CacheFormat, (heads, dim): (usize, usize), (rate, k): (usize, usize), zero: bool) {
+/// An indexer over rows of `rate`: keys are written step by step. Returns what it chooses.
+pub(super) fn indexer(
+    c: &mut Case,
+    format: CacheFormat,
+    (heads, dim): (usize, usize),
+    (rate, k): (usize, usize),
+    zero: bool,
+) -> BufId {
     let ring = CacheRows::Ring {
         capacity: rate,
         live: rate,
@@ -52,6 +59,7 @@ fn indexer(c: &mut Case, format: CacheFormat, (heads, dim): (usize, usize), (rat
         out: chosen,
     });
     c.probe(chosen, "chosen");
+    chosen
 }
 
 pub(super) fn the_indexer_selects_what_the_cpu_selects(on: &On) {
@@ -82,7 +90,7 @@ pub(super) fn the_indexer_selects_what_the_cpu_selects(on: &On) {
 }
 
 /// Queries over a growing cache of keys and one of values.
-fn dense(c: &mut Case, shape: (usize, usize, usize), format: CacheFormat, mask: Mask, sinks: bool) {
+pub(super) fn dense(c: &mut Case, shape: (usize, usize, usize), format: CacheFormat, mask: Mask, sinks: bool) {
     scored(c, shape, format, (mask, None), sinks);
 }
 
@@ -225,20 +233,7 @@ fn sparse(
         cache: rows,
         rows: Positions::Closed { rate },
     });
-    let selection = k.map(|k| {
-        indexer(c, CacheFormat::F32, (4, 8), (rate, k), false);
-        let Some(Op::SelectTopK { out, .. }) = c
-            .plan
-            .ops
-            .iter()
-            .rev()
-            .map(|o| &o.op)
-            .find(|o| matches!(o, Op::SelectTopK { .. }))
-        else {
-            panic!("the indexer selects")
-        };
-        *out
-    });
+    let selection = k.map(|k| indexer(c, CacheFormat::F32, (4, 8), (rate, k), false));
     let out = c.floats(heads * d);
     let sinks = Some(c.normal(1, heads, 1.0));
     c.op(Op::Attend {

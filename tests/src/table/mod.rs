@@ -3,6 +3,7 @@
 
 mod attention;
 mod choices;
+mod many;
 mod products;
 mod rows;
 
@@ -212,7 +213,7 @@ impl Case {
 
     /// A buffer `[tokens, width]` filled by an embedding: row t of `values` for token t of the step.
     pub fn input(&mut self, width: usize, s: f32) -> BufId {
-        let tokens = self.plan.token_bucket.max(64);
+        let tokens = self.plan.token_bucket.max(57) + 7;
         let table = self.normal(tokens, width, s);
         let out = self.floats(width);
         self.op(Op::Embed { table, out, copies: 1 });
@@ -417,7 +418,7 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 23] = [
+pub const GROUPS: [Group; 26] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
@@ -447,6 +448,9 @@ pub const GROUPS: [Group; 23] = [
         attention::dense_attention_over_stored_rows,
     ),
     ("window and compressed rows", attention::window_and_compressed_rows),
+    ("attention of many tokens", many::attention_of_many_tokens),
+    ("attention over long contexts", many::attention_over_long_contexts),
+    ("latents of many tokens", many::latents_of_many_tokens),
     ("score expressions", attention::score_expressions),
     ("routers and experts", choices::routers_and_experts),
     ("draws", choices::draws),

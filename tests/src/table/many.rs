@@ -1,0 +1,181 @@
+//! Attention of many tokens, and of few over long contexts: what goes to tensor cores.
+
+use kernels::ir::{CacheFormat, CacheId, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions};
+
+use super::attention::{dense, indexer};
+use super::{CLOSE, Case, On, check};
+
+const STORED: [CacheFormat; 3] = [CacheFormat::Bf16, CacheFormat::Fp8B64, CacheFormat::Fp4];
+
+pub(super) fn attention_of_many_tokens(on: &On) {
+    let masks = [
+        Mask::None,
+        Mask::SlidingWindow { window: 9, sinks: 2 },
+        Mask::SlidingWindow { window: 70, sinks: 0 },
+    ];
+    // (heads, key heads, width): groups of 6, 1, 20, 3; widths that pass through different kernels.
+    let shapes = [(12, 2, 128), (4, 4, 32), (20, 1, 64), (3, 1, 256), (2, 2, 128)];
+    for (i, (heads, kv_heads, d)) in shapes.into_iter().enumerate() {
+        for (j, mask) in masks.into_iter().enumerate() {
+            let format = STORED[(i + j) % 3];
+            let mut c = Case::new(64, 4096);
+            dense(&mut c, (heads, kv_heads, d), format, mask, (i + j) % 2 == 0);
+            let what = format!("{format:?} {heads}/{kv_heads} x {d} {mask:?}");
+            check(on, &what, &c, 0, &[64, 1, 63, 30], CLOSE);
+        }
+    }
+    let mut c = Case::new(512, 4096);
+    dense(&mut c, (2, 1, 64), CacheFormat::Bf16, Mask::None, true);
+    check(on, "512 tokens", &c, 0, &[512, 17], CLOSE);
+}
+
+pub(super) fn attention_over_long_contexts(on: &On) {
+    let steps: [(usize, &[usize]); 3] = [(1, &[1; 20]), (8, &[8; 18]), (16, &[16, 16, 16, 16, 16, 16, 3, 16])];
+    let shapes = [(12, 2, 128), (3, 3, 64), (8, 2, 32), (2, 1, 256), (4, 4, 128)];
+    for (i, (heads, kv_heads, d)) in shapes.into_iter().enumerate() {
+        for (j, (bucket, steps)) in steps.into_iter().enumerate() {
+            let format = STORED[(i + j) % 3];
+            let mut c = Case::new(bucket, 1 << 14);
+            dense(&mut c, (heads, kv_heads, d), format, Mask::None, heads == 8);
+            let what = format!("{format:?} {heads}/{kv_heads} x {d}, up to {bucket} tokens");
+            check(on, &what, &c, 0, steps, CLOSE);
+        }
+    }
+}
+
+/// Latents: keys that are values, in a window and in compressed rows.
+struct Latents {
+    heads: usize,
+    width: usize,
+    rope: usize,
+    format: CacheFormat,
+    rate: usize,
+    /// Rows a token chooses.
+    chosen: Option<usize>,
+    /// 0 = compressed rows alone: the first tokens see nothing.
+    window: usize,
+    sinks: bool,
+}
+
+impl Latents {
+    /// Rows of `rate` tokens: their plain mean, so that they are the same bits everywhere.
+    fn compressed(&self, c: &mut Case) -> CacheId {
+        let (d, rate) = (self.width, self.rate);
+        let (x, gate) = (c.input(d, 1.0), c.input(d, 0.0));
+        let ape = c.normal(rate, d, 0.0);
+        let ring = CacheRows::Ring {
+            capacity: rate,
+            live: rate,
+        };
+        let state = c.rows(Component::Pooling, ring, 1, (2 * d, 0), CacheFormat::F32);
+        let out = c.buffer(Dim::Closed(rate), Dim::Const(d), ElemType::F32);
+        c.op(Op::Pool {
+            kv: x,
+            gate,
+            ape,
+            state,
+            out,
+            rate,
+            overlap: false,
+        });
+        let growing = CacheRows::Growing { rate };
+        let cache = c.rows(Component::Rows, growing, 1, (d, self.rope), self.format);
+        c.op(Op::CacheWrite {
+            src: out,
+            cache,
+            rows: Positions::Closed { rate },
+        });
+        cache
+    }
+
+    fn window(&self, c: &mut Case) -> CacheId {
+        let x = c.input(self.width, 1.0);
+        let ring = CacheRows::Ring {
+            capacity: self.window + c.plan.token_bucket,
+            live: self.window,
+        };
+        let cache = c.rows(Component::Window, ring, 1, (self.width, self.rope), self.format);
+        c.op(Op::CacheWrite {
+            src: x,
+            cache,
+            rows: Positions::Tokens,
+        });
+        cache
+    }
+
+    fn plan(&self, c: &mut Case) {
+        let source = |cache: CacheId, rows: KeyRows| KeySource {
+            keys: cache,
+            values: cache,
+            rows,
+        };
+        let mut sources = Vec::new();
+        if self.window > 0 {
+            let window = self.window;
+            sources.push(source(self.window(c), KeyRows::Window { window }));
+        }
+        let rows = self.compressed(c);
+        let selection = self
+            .chosen
+            .map(|k| indexer(c, CacheFormat::F32, (4, 8), (self.rate, k), false));
+        sources.push(source(
+            rows,
+            KeyRows::Compressed {
+                rate: self.rate,
+                selection,
+            },
+        ));
+        let q = c.input(self.heads * self.width, 1.0);
+        let out = c.floats(self.heads * self.width);
+        let sinks = self.sinks.then(|| c.normal(1, self.heads, 1.0));
+        c.op(Op::Attend {
+            q,
+            out,
+            heads: self.heads,
+            kv_heads: 1,
+            head_dim: self.width,
+            scale: 1.0 / (self.width as f32).sqrt(),
+            sources,
+            sinks,
+            mask: Mask::None,
+            score: None,
+        });
+        c.probe(out, "attention");
+    }
+}
+
+pub(super) fn latents_of_many_tokens(on: &On) {
+    let shapes = [
+        (16, 512, 64, CacheFormat::Bf16),
+        (16, 512, 64, CacheFormat::Fp8Model1),
+        (4, 512, 64, CacheFormat::Fp8Model1),
+        (20, 256, 0, CacheFormat::Fp8B64),
+        (3, 32, 8, CacheFormat::Bf16),
+        (24, 64, 0, CacheFormat::Fp4),
+    ];
+    for (heads, width, rope, format) in shapes {
+        for (i, (rate, chosen)) in [(2, Some(5)), (4, None), (2, Some(200)), (16, None)]
+            .into_iter()
+            .enumerate()
+        {
+            let windows = [(40, true), (0, i % 2 == 0)];
+            for (window, sinks) in windows {
+                let mut c = Case::new(48, 4096);
+                let latents = Latents {
+                    heads,
+                    width,
+                    rope,
+                    format,
+                    rate,
+                    chosen,
+                    window,
+                    sinks,
+                };
+                latents.plan(&mut c);
+                let what = format!("{format:?} {heads} x {width}, rate {rate}, {chosen:?}, window {window}");
+                let steps: &[usize] = if width == 512 { &[20, 1, 13] } else { &[48, 1, 33] };
+                check(on, &what, &c, 0, steps, CLOSE);
+            }
+        }
+    }
+}
