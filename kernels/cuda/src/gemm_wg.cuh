@@ -68,6 +68,7 @@ struct WgTile {
     const uint8_t* weights;
     const uint8_t* up;
     uint32_t count, first, n0, begin, end, share;
+    uint32_t steps;  // of the first part of the weights
 };
 
 // Tiles of the same outputs follow each other: their weights are still in the second-level cache. False: there is nothing to do.
@@ -95,7 +96,8 @@ __device__ __forceinline__ bool tile_at(const WgArgs& a, uint32_t number, WgTile
         t->count = min(all - t->first, kWgTokens);
         t->weights = matrix.w.data;
     }
-    const uint32_t steps = matrix.parts * ((matrix.w.cols + kWgStep - 1) / kWgStep), per = (steps + a.splits - 1) / a.splits;
+    t->steps = (matrix.w.cols + kWgStep - 1) / kWgStep;
+    const uint32_t steps = matrix.parts * t->steps, per = (steps + a.splits - 1) / a.splits;
     t->begin = min(t->share * per, steps);
     t->end = min(t->begin + per, steps);
     return true;
@@ -129,11 +131,12 @@ struct WgCopier {
         const size_t part = (size_t)a.bucket * a.runs * a.pitch;
         // Inputs of the step; the second part of the weights meets the same ones.
         const WeightRef& w = t.matrix->w;
-        const uint32_t steps = (w.cols + kWgStep - 1) / kWgStep, again = step < steps ? 0 : steps * kWgStep;
+        const uint32_t again = step < t.steps ? 0 : t.steps * kWgStep;
         const uint32_t c = step * kWgStep + 8 * chunk - again;
         buffer += swizzled(row, chunk);
 #pragma unroll
         for (uint32_t p = 0; p < XP; p++) {
+            if (p > 0 && again != 0) break;
 #pragma unroll
             for (uint32_t j = 0; j < kWgTokens / 16; j++) {
                 copy_async((uint32_t*)(buffer + p * Ring::kX + 16 * kRowBytes * j), a.parts + p * part + from[j] + c,
@@ -156,14 +159,20 @@ struct WgCopier {
 // The sums of a tile: 64 tokens of 128 each.
 typedef float WgSums[2][kWgRows / 2];
 
-template <uint32_t XP>
+template <uint32_t P>
+struct WgParts {
+    static constexpr uint32_t value = P;
+};
+
+// A step with P parts of the activations.
+template <uint32_t XP, uint32_t P>
 __device__ __forceinline__ void multiply(WgSums& sums, const unsigned char* buffer) {
     typedef WgRing<XP> Ring;
 #pragma unroll
     for (uint32_t k = 0; k < kWgStep / 16; k++) {
         // Small products first.
 #pragma unroll
-        for (int p = (int)XP - 1; p >= 0; p--) {
+        for (int p = (int)P - 1; p >= 0; p--) {
 #pragma unroll
             for (uint32_t m = 0; m < 2; m++) {
                 wgmma(sums[m], operand(buffer + p * Ring::kX + m * 64 * kRowBytes, k), operand(buffer + XP * Ring::kX, k));
@@ -298,7 +307,8 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
             unsigned char* buffer = ring + step % Ring::kStages * Ring::kBytes;
             if (group == 2) copier.copy(a, t, step, buffer);
             __syncthreads();
-            if (mine) multiply<XP>(sums, buffer);
+            if (mine && step < t.steps) multiply<XP, XP>(sums, buffer);
+            if (mine && step >= t.steps) multiply<XP, 1>(sums, buffer);
         }
         if (mine) finish(sums);
         __syncthreads();
@@ -346,20 +356,25 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
         hold(sums[0]);
         hold(sums[1]);
         uint32_t before = 0;
+        const auto go_through = [&](auto parts, uint32_t begin, uint32_t end) {
 #pragma unroll 1
-        for (uint32_t step = t.begin; step < t.end; step++, done++) {
-            const uint32_t stage = done % Ring::kStages;
-            barrier_await(full + 8 * stage, done / Ring::kStages & 1);
-            fence_products();
-            begin_products();
-            multiply<XP>(sums, ring + stage * Ring::kBytes);
-            close_products();
-            if (step + 1 == t.end && threadIdx.x % 32 == 0) barrier_arrive(turn + 8 * (group ^ 1));
-            // The products of the step before are done, and its buffer is free.
-            await_products<1>();
-            if (step > t.begin && threadIdx.x % 32 == 0) barrier_arrive(free + 8 * before);
-            before = stage;
-        }
+            for (uint32_t step = begin; step < end; step++, done++) {
+                const uint32_t stage = done % Ring::kStages;
+                barrier_await(full + 8 * stage, done / Ring::kStages & 1);
+                fence_products();
+                begin_products();
+                multiply<XP, decltype(parts)::value>(sums, ring + stage * Ring::kBytes);
+                close_products();
+                if (step + 1 == t.end && threadIdx.x % 32 == 0) barrier_arrive(turn + 8 * (group ^ 1));
+                // The products of the step before are done, and its buffer is free.
+                await_products<1>();
+                if (step > t.begin && threadIdx.x % 32 == 0) barrier_arrive(free + 8 * before);
+                before = stage;
+            }
+        };
+        go_through(WgParts<XP>(), t.begin, min(t.end, t.steps));
+        // What the second parts of weights and activations give together is below the last bit that is looked at.
+        go_through(WgParts<1>(), max(t.begin, t.steps), t.end);
         await_products<0>();
         if (t.begin < t.end && threadIdx.x % 32 == 0) barrier_arrive(free + 8 * before);
         hold(sums[0]);
