@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::args::{WeightArg, launch};
 use super::matmul::MatMulArgs;
 use super::pointwise::{self, NormArgs};
-use super::{fuse, gemv};
+use super::{fuse, gemm_wg, gemv};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::{ALIGN, DevPtr};
 use crate::ir::{BufId, ExecError, Format, Layout, Op, OpId, Plan, ScaleFormat, WeightDesc};
@@ -14,6 +14,8 @@ use crate::ir::{BufId, ExecError, Format, Layout, Op, OpId, Plan, ScaleFormat, W
 pub(super) const TILE: usize = 64;
 /// Tokens of a block where there are many.
 const MANY: usize = 128;
+/// Rows of x in parts begin at multiples of this (two of `kStep`, one of `kWgStep`).
+const PITCH: usize = 64;
 /// Inputs per step (`kStep`).
 const STEP: usize = 32;
 /// Blocks that fill a large device; inputs are shared out to reach it.
@@ -39,7 +41,7 @@ struct SplitArgs {
     pitch: u32,
     bucket: u32,
     n_parts: u32,
-    pad: u32,
+    tiled: u32,
 }
 
 #[repr(C)]
@@ -211,13 +213,13 @@ pub(super) fn runs(op: &Op, d: &WeightDesc) -> (usize, usize) {
         Op::ExpertMatMul { k, per_slot: true, .. } => *k,
         _ => 1,
     };
-    (runs, d.cols.next_multiple_of(STEP))
+    (runs, d.cols.next_multiple_of(PITCH))
 }
 
 /// Bytes of x in parts.
 pub(super) fn parts_bytes(op: &Op, d: &WeightDesc, bucket: usize) -> usize {
     let (runs, pitch) = runs(op, d);
-    (2 * PARTS * bucket * runs * pitch).next_multiple_of(ALIGN)
+    (2 * PARTS * bucket.next_multiple_of(gemm_wg::TOKENS) * runs * pitch).next_multiple_of(ALIGN)
 }
 
 /// Working memory, bytes: x in parts, then shares of the sums, or the tiles of experts.
@@ -302,14 +304,14 @@ pub(super) fn rows(plan: &Plan, b: BufId) -> usize {
 
 /// What products of one input share: x in parts at the beginning of the scratch memory and, behind them (the address comes
 /// back), slots sorted by expert in tiles of up to `run`. `matrices` are those of all the products,
-/// `norm` is what makes x.
+/// `norm` is what makes x. `tiled`: in the order of `gemm_wg`'s tiles.
 pub(super) fn prepare(
     cx: &LaunchCx<'_>,
     norm: Option<&Op>,
     op: &Op,
     a: &MatMulArgs,
     matrices: &[&WeightDesc],
-    run: usize,
+    (run, tiled): (usize, bool),
 ) -> Result<DevPtr, ExecError> {
     let (bucket, d) = (bucket(cx, op), matrices[0]);
     let n_parts = matrices.iter().map(|d| Kernel::of(cx.plan, d).parts.0).max();
@@ -325,7 +327,7 @@ pub(super) fn prepare(
         pitch: pitch as u32,
         bucket: bucket as u32,
         n_parts: n_parts.unwrap_or(PARTS) as u32,
-        pad: 0,
+        tiled: u32::from(tiled),
     };
     if let Some(norm) = norm {
         let norm = pointwise::norm_args(cx, norm)?;

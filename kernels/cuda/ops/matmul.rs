@@ -103,11 +103,13 @@ pub(super) fn products<'a>(cx: &LaunchCx<'a>, group: &'a [OpId]) -> Result<(), E
         Vec::new()
     };
     let run = if wide.is_empty() { gemm::TILE } else { gemm_wg::TOKENS };
-    let rest = gemm::prepare(cx, norm, op(first), a, &matrices, run)?;
+    let tiled = wide.len() == group.len() && gemm_wg::tiled(op(first));
+    let rest = gemm::prepare(cx, norm, op(first), a, &matrices, (run, tiled))?;
     let (mine, others): (Vec<_>, Vec<_>) = group.iter().zip(all).partition(|(id, _)| wide.contains(id));
     let mine: Vec<gemm_wg::Part<'_>> = mine.into_iter().map(|(_, part)| part).collect();
     let places = gemm_wg::Places {
         parts: cx.scratch,
+        tiled,
         tiles: rest,
         partial: rest,
     };
@@ -125,15 +127,15 @@ pub(super) fn added(cx: &LaunchCx<'_>, group: &[OpId]) -> Result<(), ExecError> 
         products(cx, &group[..1])?;
         return pointwise::add(cx, op(1));
     }
-    let (mut args, d) = arguments(cx, op(0), 0)?;
-    args.out = cx.buf(out).ptr;
-    let rest = gemm::prepare(cx, None, op(0), &args, &[d], gemm_wg::TOKENS)?;
+    let (args, d) = arguments(cx, op(0), 0)?;
+    let rest = gemm::prepare(cx, None, op(0), &args, &[d], (gemm_wg::TOKENS, true))?;
     let places = gemm_wg::Places {
         parts: cx.scratch,
+        tiled: true,
         tiles: 0,
         partial: rest,
     };
-    let last = gemm_wg::Last::Add(cx.buf(residual).ptr);
+    let last = gemm_wg::Last::Add(cx.buf(residual).ptr, cx.buf(out).ptr, op(1));
     gemm_wg::gemm_wg(cx, op(0), &[(args, d)], &places, &last)
 }
 

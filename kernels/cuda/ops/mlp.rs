@@ -130,31 +130,34 @@ pub(super) fn mlp(cx: &LaunchCx<'_>, all: &[OpId]) -> Result<(), ExecError> {
         return super::args::unsupported("a group that is none of the plan's");
     };
     let part = |i: usize| -> Result<Part<'_>, ExecError> { matmul::arguments(cx, op(i), cx.experts[group[i].index()]) };
-    let (first, second, mut down) = (part(0)?, part(1)?, part(3)?);
+    let (first, second, down) = (part(0)?, part(1)?, part(3)?);
     let (d, bucket) = (first.1, gemm::bucket(cx, op(0)));
-    let tiles = gemm::prepare(cx, norm, op(0), &first.0, &[d, second.1], gemm_wg::TOKENS)?;
+    let tiled = gemm_wg::tiled(op(0));
+    let tiles = gemm::prepare(cx, norm, op(0), &first.0, &[d, second.1], (gemm_wg::TOKENS, tiled))?;
     let next = tiles + sorted_bytes(op(0), bucket) as u64;
     let joined = Joined {
         next,
         pitch: gemm::runs(op(3), down.1).1,
+        tiled,
         slot_weights: gate.row_weights.map_or(0, |b| cx.buf(b).ptr),
         limit: gate.limit.unwrap_or(f32::INFINITY),
     };
     let places = Places {
         parts: cx.scratch,
+        tiled,
         tiles,
         partial: 0,
     };
     gemm_wg::gemm_wg(cx, op(0), &[first, second], &places, &Last::Join(joined))?;
     let places = Places {
         parts: next,
+        tiled,
         tiles,
         partial: next + gemm::parts_bytes(op(3), down.1, bucket) as u64,
     };
     let residual = gemm_wg::residual(cx.plan, group[3].index()).filter(|_| group.len() > LENGTH);
     let last = residual.map_or(Last::Store, |(residual, out)| {
-        down.0.out = cx.buf(out).ptr;
-        Last::Add(cx.buf(residual).ptr)
+        Last::Add(cx.buf(residual).ptr, cx.buf(out).ptr, op(4))
     });
     gemm_wg::gemm_wg(cx, op(3), &[down], &places, &last)
 }

@@ -35,7 +35,7 @@ KERNEL(gemm_split, SplitArgs, 256) {
     uint32_t left[3], right[3];
     split_pair(v.x, v.y, left);
     split_pair(v.z, v.w, right);
-    const size_t part = (size_t)a.bucket * a.runs * a.pitch / 4, at = ((size_t)run * a.pitch + c) / 4;
+    const size_t part = split_part(a) / 4, at = split_at(a, run, c) / 4;
 #pragma unroll
     for (uint32_t p = 0; p < 3; p++) {
         if (p < a.n_parts) ((uint2*)a.parts)[p * part + at] = make_uint2(left[p], right[p]);
@@ -52,13 +52,13 @@ KERNEL(norm_split, NormSplitArgs, 256) {
     __shared__ float sums[8];
     const uint32_t row = blockIdx.x;
     if (row >= step_rows(*a.norm.step, a.norm.rows)) return;
-    const size_t part = (size_t)a.split.bucket * a.split.pitch;
-    uint16_t* to = a.split.parts + (size_t)row * a.split.pitch;
+    const size_t part = split_part(a.split);
     const auto store = [&](uint32_t i, float v) {
+        uint16_t* to = a.split.parts + split_at(a.split, row, i);
 #pragma unroll
         for (uint32_t p = 0; p < 3; p++) {
             const uint32_t bits = f32_to_bf16(v);
-            if (p < a.split.n_parts) to[p * part + i] = (uint16_t)bits;
+            if (p < a.split.n_parts) to[p * part] = (uint16_t)bits;
             v -= bf16_to_f32(bits);
         }
     };

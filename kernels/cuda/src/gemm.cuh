@@ -18,17 +18,32 @@ struct ExpertTile {
 // What all products of one input share. `SplitArgs` in ../ops/gemm.rs.
 struct SplitArgs {
     const float* x;      // [rows, x_stride]
-    uint16_t* parts;     // [number of parts, bucket * runs, pitch], bf16, zeros behind `cols`
+    uint16_t* parts;     // [number of parts, bucket * runs, pitch] or in tiles, bf16, zeros behind `cols`
     const DevStep* step;
     uint32_t tokens;     // code of x's rows
     uint32_t x_stride;
     uint32_t runs;       // of `cols` inputs in a row of x: groups, or slots of experts; 1 = the row itself
     uint32_t cols;
-    uint32_t pitch;      // a multiple of 32
+    uint32_t pitch;      // a multiple of 64
     uint32_t bucket;     // rows of x in the plan's bucket
     uint32_t n_parts;
-    uint32_t pad;
+    uint32_t tiled;      // 1 = as in `tiled_at`: one run per row, pitch a multiple of 64
 };
+
+// Where number c of row `row` is that gemm_wg.cuh copies as a whole: tiles of 128 rows x 64 numbers, one behind the other along
+// a row of tiles, each as it lies in shared memory (wgmma.cuh).
+__device__ __forceinline__ size_t tiled_at(uint32_t row, uint32_t c, uint32_t pitch) {
+    const size_t tile = (size_t)(row / 128) * (pitch / 64) + c / 64;
+    return tile * 8192 + row % 128 * 64 + ((c % 64 / 8 ^ row % 8) * 8 + c % 8);
+}
+
+// The same as the product asks for, and the numbers of a part.
+__device__ __forceinline__ size_t split_at(const SplitArgs& a, uint32_t run, uint32_t c) {
+    return a.tiled != 0 ? tiled_at(run, c, a.pitch) : (size_t)run * a.pitch + c;
+}
+__device__ __forceinline__ size_t split_part(const SplitArgs& a) {
+    return (size_t)(a.tiled != 0 ? (a.bucket + 127) / 128 * 128 : a.bucket * a.runs) * a.pitch;
+}
 
 struct GemmArgs {
     WeightRef w;

@@ -5,8 +5,9 @@
 // A block goes through tiles of 128 tokens x 128 outputs of several matrices that share their input, 64 inputs at a time.
 // Warps 8 to 11 copy into a ring of buffers in shared memory and run ahead into the next tile; warps 0 to 3 and 4 to 7 take
 // tiles in turns, so that one group stores its sums while the other multiplies (with both on one tile, storing and the
-// first copies took 4.5 of 20 us). A buffer has two barriers: `full` (128 copying threads) and `free` (4 multiplying warps).
-// A group begins when the other has begun its last step (`turn`): whoever waits for a buffer may be one round behind at most.
+// first copies took 4.5 of 20 us). A buffer has two barriers: `full` (128 copying threads, and one for what it has copied as
+// a whole) and `free` (4 multiplying warps). A group begins when the other has begun its last step (`turn`): whoever waits
+// for a buffer may be one round behind at most.
 #pragma once
 
 #include "wgmma.cuh"
@@ -18,7 +19,7 @@ struct WgMatrix {
     WeightRef w;
     WeightRef bias;            // [rows], null data = none
     float* out;                // [tokens, out_stride]
-    const float* residual;     // as out, which it may be: added to it, null = none
+    const float* residual;     // as out, which it may be: gemm_wg_sum adds it, null = none
     const DevExpert* experts;  // as in MatMulArgs
     uint32_t out_stride;
     uint32_t first_tile;       // row tile of its first rows
@@ -51,6 +52,8 @@ struct WgArgs {
     const float* slot_weights;  // [tokens, k] multiplies it, null = none
     uint32_t next_pitch;
     float limit;              // infinity = none
+    uint32_t tiled;           // 1 = `parts` lie as in `tiled_at`
+    uint32_t next_tiled;      // 1 = so shall `next`
 };
 
 // Shared memory: the ring, from the next multiple of 1024 on; then two barriers per buffer and one per group. `shared_bytes` in
@@ -103,17 +106,32 @@ __device__ __forceinline__ bool tile_at(const WgArgs& a, uint32_t number, WgTile
     return true;
 }
 
-// Copies the tiles of one step: a thread brings chunk `chunk` of every 16th row.
+// 16 bytes into shared memory, of which the first `bytes` (0 or 16) are copied and the others zeros.
+__device__ __forceinline__ void copy_bytes(unsigned char* to, const uint16_t* from, uint32_t bytes) {
+#ifdef MODEL1_EMULATE
+    memset(to, 0, 16);
+    memcpy(to, from, bytes);
+#else
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+#endif
+}
+
+// Copies the tiles of one step: a thread brings chunk `chunk` of every 16th row. Where they come from is worked out once per
+// tile: with it in every step, four warps of copies were what the tensor cores waited for (1,536 x 8,960 for 1,024 tokens: 96
+// us instead of 88).
 template <uint32_t XP, bool GLU>
 struct WgCopier {
+    static constexpr uint32_t kX = kWgTokens / 16, kW = kWgRows / 16, kEach = GLU ? kW / 2 : kW;
     uint32_t chunk, row;
-    uint32_t from[kWgTokens / 16];
+    const uint16_t *x[kX], *w[kW];
+    uint32_t x_bytes[kX], w_bytes[kW];
 
     __device__ __forceinline__ void place(const WgArgs& a, const WgTile& t, uint32_t thread) {
         chunk = thread % 8;
         row = thread / 8;
 #pragma unroll
-        for (uint32_t j = 0; j < kWgTokens / 16; j++) {
+        for (uint32_t j = 0; j < kX; j++) {
             const uint32_t r = row + 16 * j;
             uint32_t run = 0;
             if (r < t.count && t.matrix->experts != nullptr) {
@@ -122,39 +140,49 @@ struct WgCopier {
             } else if (r < t.count) {
                 run = (t.first + r) * a.runs + (a.group_rows != 0 ? t.n0 / a.group_rows : 0);
             }
-            from[j] = run * a.pitch;
+            x[j] = a.parts + (size_t)run * a.pitch + 8 * chunk;
+            x_bytes[j] = r < t.count ? 16 : 0;
+        }
+        const WeightRef& m = t.matrix->w;
+#pragma unroll
+        for (uint32_t j = 0; j < kW; j++) {
+            const uint32_t r = t.n0 + row + 16 * (j % kEach);
+            const bool there = r < m.rows;
+            w[j] = (const uint16_t*)((j < kEach ? t.weights : t.up) + (size_t)(there ? r : 0) * m.row_bytes) + 8 * chunk;
+            w_bytes[j] = there ? 16 : 0;
         }
     }
 
-    __device__ __forceinline__ void copy(const WgArgs& a, const WgTile& t, uint32_t step, unsigned char* buffer) const {
+    // Those of the activations come as they are, or (`whole`) somebody else brings them.
+    __device__ __forceinline__ void copy(const WgArgs& a, const WgTile& t, uint32_t step, unsigned char* buffer,
+                                         bool whole) const {
         typedef WgRing<XP> Ring;
         const size_t part = (size_t)a.bucket * a.runs * a.pitch;
         // Inputs of the step; the second part of the weights meets the same ones.
-        const WeightRef& w = t.matrix->w;
-        const uint32_t again = step < t.steps ? 0 : t.steps * kWgStep;
-        const uint32_t c = step * kWgStep + 8 * chunk - again;
+        const uint32_t cols = t.matrix->w.cols, c = (step < t.steps ? step : step - t.steps) * kWgStep;
+        const uint32_t x_there = c + 8 * chunk < a.pitch ? 16 : 0, w_there = c + 8 * chunk < cols ? 16 : 0;
         buffer += swizzled(row, chunk);
 #pragma unroll
         for (uint32_t p = 0; p < XP; p++) {
-            if (p > 0 && again != 0) break;
+            if (whole || (p > 0 && step >= t.steps)) break;
 #pragma unroll
-            for (uint32_t j = 0; j < kWgTokens / 16; j++) {
-                copy_async((uint32_t*)(buffer + p * Ring::kX + 16 * kRowBytes * j), a.parts + p * part + from[j] + c,
-                           row + 16 * j < t.count && c < a.pitch);
+            for (uint32_t j = 0; j < kX; j++) {
+                copy_bytes(buffer + p * Ring::kX + 16 * kRowBytes * j, x[j] + p * part + c, x_bytes[j] & x_there);
             }
         }
-        constexpr uint32_t kEach = GLU ? kWgRows / 32 : kWgRows / 16;
-        const size_t place = (size_t)(t.n0 + row) * w.row_bytes + 2 * (c + again);
-        const uint8_t* at = t.weights + place;
 #pragma unroll
-        for (uint32_t j = 0; j < kWgRows / 16; j++) {
-            if (j == kEach) at = t.up + place;
-            copy_async((uint32_t*)(buffer + XP * Ring::kX + 16 * kRowBytes * j), (const uint16_t*)at,
-                       t.n0 + row + 16 * (j % kEach) < w.rows && c < w.cols);
-            at += 16 * (size_t)w.row_bytes;
+        for (uint32_t j = 0; j < kW; j++) {
+            copy_bytes(buffer + XP * Ring::kX + 16 * kRowBytes * j, w[j] + step * kWgStep, w_bytes[j] & w_there);
         }
     }
 };
+
+// Where the activations of a step lie that are copied as a whole.
+__device__ __forceinline__ const uint16_t* whole_tile(const WgArgs& a, const WgTile& t, uint32_t step, uint32_t p) {
+    const uint32_t k = step < t.steps ? step : step - t.steps;
+    const size_t part = (size_t)a.token_tiles * kWgTokens * a.pitch;
+    return a.parts + p * part + tiled_at(t.first, k * kWgStep, a.pitch);
+}
 
 // The sums of a tile: 64 tokens of 128 each.
 typedef float WgSums[2][kWgRows / 2];
@@ -208,33 +236,19 @@ __device__ __forceinline__ void store(const WgArgs& a, const WgTile& t, WgSums& 
         const uint32_t r = m / 2 * 64 + warp * 16 + lane / 4 + m % 2 * 8;
         if (r >= t.count) continue;
         float* out = matrix.out;
-        const float* residual = nullptr;
         if (matrix.experts != nullptr) {
             const uint32_t slot = a.order[t.first + r];
             out += (size_t)(slot / a.k) * matrix.out_stride + (size_t)(slot % a.k) * rows;
         } else if (a.splits > 1) {
             out = a.partial + ((size_t)t.share * a.bucket + t.first + r) * a.rows + matrix.first_row;
         } else {
-            const size_t place = (size_t)(t.first + r) * matrix.out_stride;
-            out += place;
-            if (matrix.residual != nullptr) residual = matrix.residual + place + t.n0 + pair;
+            out += (size_t)(t.first + r) * matrix.out_stride;
         }
         out += t.n0 + pair;
-        // Eight loads on their way at a time: out may be the residual, so that the compiler keeps loads and stores in order.
 #pragma unroll
-        for (uint32_t first = 0; first < kWgRows / 8; first += 8) {
-            float2 before[8];
-#pragma unroll
-            for (uint32_t i = 0; i < 8; i++) {
-                const bool there = residual != nullptr && first + i < eights;
-                before[i] = there ? *(const float2*)(residual + 8 * (first + i)) : make_float2(0.0f, 0.0f);
-            }
-#pragma unroll
-            for (uint32_t i = 0; i < 8; i++) {
-                if (first + i >= eights) break;
-                const uint32_t at = 4 * (first + i) + m % 2 * 2;
-                *(float2*)(out + 8 * (first + i)) = make_float2(sums[m / 2][at] + before[i].x, sums[m / 2][at + 1] + before[i].y);
-            }
+        for (uint32_t i = 0; i < kWgRows / 8; i++) {
+            if (i >= eights) break;
+            *(float2*)(out + 8 * i) = make_float2(sums[m / 2][4 * i + m % 2 * 2], sums[m / 2][4 * i + m % 2 * 2 + 1]);
         }
     }
 }
@@ -244,7 +258,8 @@ __device__ __forceinline__ void store(const WgArgs& a, const WgTile& t, WgSums& 
 template <uint32_t XP>
 __device__ __forceinline__ void store_glu(const WgArgs& a, const WgTile& t, const WgSums& sums) {
     const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, odd = lane & 1;
-    const size_t part = (size_t)a.bucket * a.k * a.next_pitch;
+    const bool tiled = a.next_tiled != 0;
+    const size_t part = (size_t)(tiled ? a.token_tiles * kWgTokens : a.bucket * a.k) * a.next_pitch;
 #pragma unroll
     for (uint32_t m = 0; m < 4; m++) {
         const uint32_t r = m / 2 * 64 + warp * 16 + lane / 4 + m % 2 * 8;
@@ -252,7 +267,10 @@ __device__ __forceinline__ void store_glu(const WgArgs& a, const WgTile& t, cons
         uint32_t run = t.first + r;
         if (t.matrix->experts != nullptr) run = there ? a.order[run] : 0;
         const float factor = a.slot_weights != nullptr && there ? a.slot_weights[run] : 1.0f;
-        uint16_t* to = a.next + (size_t)run * a.next_pitch + t.n0 + 8 * odd + lane % 4 / 2 * 4;
+        // Chunks of eight: the tile's are a row of eight of them, either way.
+        uint16_t* to = a.next + (tiled ? tiled_at(run, t.n0, a.next_pitch) & ~63ull : (size_t)run * a.next_pitch + t.n0);
+        const uint32_t turn = tiled ? run % 8 : 0;
+        to += lane % 4 / 2 * 4;
 #pragma unroll
         for (uint32_t i = 0; i < kWgRows / 16; i += 2) {
             uint32_t words[2][XP];
@@ -271,7 +289,7 @@ __device__ __forceinline__ void store_glu(const WgArgs& a, const WgTile& t, cons
             for (uint32_t p = 0; p < XP; p++) {
                 const uint32_t other = __shfl_xor_sync(kAll, odd ? words[0][p] : words[1][p], 1);
                 const uint2 both = odd ? make_uint2(other, words[1][p]) : make_uint2(words[0][p], other);
-                if (there) *(uint2*)(to + p * part + 8 * i) = both;
+                if (there) *(uint2*)(to + p * part + 8 * ((i + odd) ^ turn)) = both;
             }
         }
     }
@@ -305,7 +323,13 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
         copier.place(a, t, threadIdx.x % 128);
         for (uint32_t step = t.begin; step < t.end; step++) {
             unsigned char* buffer = ring + step % Ring::kStages * Ring::kBytes;
-            if (group == 2) copier.copy(a, t, step, buffer);
+            if (group == 2) copier.copy(a, t, step, buffer, a.tiled != 0);
+            for (uint32_t p = 0; p < (step < t.steps ? XP : 1) && group == 2 && a.tiled != 0; p++) {
+                const uint16_t* from = whole_tile(a, t, step, p);
+                for (uint32_t i = threadIdx.x % 128; i < Ring::kX / 16; i += 128) {
+                    memcpy(buffer + p * Ring::kX + 16 * i, from + 8 * i, 16);
+                }
+            }
             __syncthreads();
             if (mine && step < t.steps) multiply<XP, XP>(sums, buffer);
             if (mine && step >= t.steps) multiply<XP, 1>(sums, buffer);
@@ -319,7 +343,7 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
     if (threadIdx.x == 0) {
 #pragma unroll
         for (uint32_t i = 0; i < Ring::kStages; i++) {
-            barrier_init(full + 8 * i, 128);
+            barrier_init(full + 8 * i, 129);
             barrier_init(free + 8 * i, 4);
         }
         barrier_init(turn, 4);
@@ -337,7 +361,19 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
                 const uint32_t stage = done % Ring::kStages;
                 // The first round finds all buffers free.
                 barrier_await(free + 8 * stage, (done / Ring::kStages & 1) ^ 1);
-                copier.copy(a, t, step, ring + stage * Ring::kBytes);
+                if (threadIdx.x == 256 && a.tiled != 0) {
+                    const uint32_t parts = step < t.steps ? XP : 1;
+                    barrier_expect(full + 8 * stage, parts * Ring::kX);
+#pragma unroll
+                    for (uint32_t p = 0; p < XP; p++) {
+                        if (p >= parts) break;
+                        copy_whole(ring + stage * Ring::kBytes + p * Ring::kX, whole_tile(a, t, step, p), Ring::kX,
+                                   full + 8 * stage);
+                    }
+                } else if (threadIdx.x == 256) {
+                    barrier_arrive(full + 8 * stage);
+                }
+                copier.copy(a, t, step, ring + stage * Ring::kBytes, a.tiled != 0);
                 barrier_arrive_copied(full + 8 * stage);
             }
         }

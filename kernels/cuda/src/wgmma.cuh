@@ -86,6 +86,17 @@ __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) {
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// Arrives; the phase ends when `bytes` bytes have come, too.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// Copies `bytes` bytes, a multiple of 16, and tells a barrier.
+__device__ __forceinline__ void copy_whole(unsigned char* to, const uint16_t* from, uint32_t bytes, uint32_t barrier) {
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(at), "l"(from),
+                 "r"(bytes), "r"(barrier)
+                 : "memory");
+}
 // Arrives when this thread's copies so far are there.
 __device__ __forceinline__ void barrier_arrive_copied(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
