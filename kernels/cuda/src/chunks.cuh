@@ -145,7 +145,7 @@ struct Factors : Sixteen {
         return scale_row(w, scales, row);
     }
     static __device__ __forceinline__ void scale(const WeightRef& w, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
-        s[0] = scale_bits(w.scale_format, scales, chunk * LEN / w.block_cols);
+        s[0] = scale_bits(w.scale_format, scales, divided(chunk * LEN, w.block_cols));
     }
 };
 

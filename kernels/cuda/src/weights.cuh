@@ -52,10 +52,15 @@ __device__ __forceinline__ uint32_t scale_bytes(uint32_t format) {
     return (uint32_t)(sizes >> 8 * format) & 255u;
 }
 
+// n / d, in two instructions where d is a power of two, as blocks are: kernels of one token look scales up for every row.
+__device__ __forceinline__ uint32_t divided(uint32_t n, uint32_t d) {
+    return (d & (d - 1)) == 0 ? n >> (31 - __clz((int)d)) : n / d;
+}
+
 // Scales of stored row `row`.
 __device__ __forceinline__ const uint8_t* scale_row(const WeightRef& w, const uint8_t* scales, uint32_t row) {
-    const uint32_t per_row = (w.cols + w.block_cols - 1) / w.block_cols;
-    return scales + (size_t)(row / w.block_rows) * per_row * scale_bytes(w.scale_format);
+    const uint32_t per_row = divided(w.cols + w.block_cols - 1, w.block_cols);
+    return scales + (size_t)divided(row, w.block_rows) * per_row * scale_bytes(w.scale_format);
 }
 
 // Four of the 8 nibbles of a word of a plane, each times 8 in a byte: values 0 to 3 (`half` 0) or 4 to 7 of the word.
