@@ -75,6 +75,23 @@ struct SkipArgs {
     pad: u32,
 }
 
+impl AttendArgs {
+    /// Has the output rotated as the op that [`turned`] found says.
+    fn turn(&mut self, cx: &LaunchCx<'_>, op: Option<&Op>) {
+        if let Some(Op::Rope {
+            offset,
+            dims,
+            table,
+            inverse,
+            ..
+        }) = op
+        {
+            (self.turn_freqs, self.turn_inverse) = (cx.rope(*table).freqs, u32::from(*inverse));
+            (self.turn_offset, self.turn_dims) = (*offset as u32, *dims as u32);
+        }
+    }
+}
+
 /// How the work is cut; depends on the plan's buckets alone.
 struct Shape {
     /// Lanes (a head of a token) a block has room for: 4, 8 or 16.
@@ -445,17 +462,7 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr
 
 /// Attention on tensor cores.
 fn attend_mma(cx: &LaunchCx<'_>, shape: &MmaShape, turn: Option<&Op>, mut args: AttendArgs) -> Result<(), ExecError> {
-    if let Some(Op::Rope {
-        offset,
-        dims,
-        table,
-        inverse,
-        ..
-    }) = turn
-    {
-        (args.turn_freqs, args.turn_inverse) = (cx.rope(*table).freqs, u32::from(*inverse));
-        (args.turn_offset, args.turn_dims) = (*offset as u32, *dims as u32);
-    }
+    args.turn(cx, turn);
     let (heads, tokens) = (args.heads as usize, cx.plan.token_bucket);
     args.block_heads = args.heads / args.kv_heads;
     (args.splits, args.block_tokens) = (shape.splits as u32, u32::from(shape.single));
@@ -500,17 +507,7 @@ fn attend_row(
         .map(|c| cache_code(cx.cache(c).desc.format));
     let first = formats.next().unwrap_or(u32::MAX);
     args.format = if formats.all(|f| f == first) { first } else { u32::MAX };
-    if let Some(Op::Rope {
-        offset,
-        dims,
-        table,
-        inverse,
-        ..
-    }) = turn
-    {
-        (args.turn_freqs, args.turn_inverse) = (cx.rope(*table).freqs, u32::from(*inverse));
-        (args.turn_offset, args.turn_dims) = (*offset as u32, *dims as u32);
-    }
+    args.turn(cx, turn);
     match KeysShape::of(shape, cx.plan.token_bucket, &args) {
         Some(keys) => {
             args.block_heads = keys.heads as u32;
