@@ -6,7 +6,7 @@ use super::args::{launch, unsupported};
 use super::{fuse, hc, mixing, pointwise};
 use crate::cuda::cx::{LaunchCx, rows_code};
 use crate::cuda::device::DevPtr;
-use crate::ir::{BufId, ExecError, Op, OpId, Plan};
+use crate::ir::{BufId, CacheFormat, ExecError, Op, OpId, Plan};
 
 /// Ops of a chain (`kLinks`).
 pub(super) const LINKS: usize = 8;
@@ -103,6 +103,10 @@ fn runs(plan: &Plan, op: &Op) -> usize {
         Op::Norm { x, group, .. } => width(x) / group,
         Op::Rope { x, heads, head_dim, .. } if heads * head_dim == width(x) => *heads,
         Op::Hadamard { x, width: w, .. } | Op::RoundTrip { x, width: w, .. } => width(x) / w,
+        Op::CacheWrite { cache, .. } => match plan.caches[cache.index()].format {
+            CacheFormat::F32 | CacheFormat::Bf16 => plan.caches[cache.index()].records,
+            _ => 1,
+        },
         _ => 1,
     }
 }

@@ -52,7 +52,7 @@ KERNEL(row_chain, ChainArgs, 512) {
         switch (l.kind) {
             case kLinkNorm: norm_row(link_args<NormArgs>(l), row, slice, slices); break;
             case kLinkRope: rope_row(link_args<RopeArgs>(l), step, row, slice, slices); break;
-            case kLinkCacheWrite: cache_write_row(link_args<CacheWriteArgs>(l), step, row); break;
+            case kLinkCacheWrite: cache_write_row(link_args<CacheWriteArgs>(l), step, row, slice, slices); break;
             case kLinkHadamard:
             case kLinkRoundTrip: {
                 const RunsArgs& r = link_args<RunsArgs>(l);

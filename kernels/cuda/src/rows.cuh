@@ -136,7 +136,9 @@ __device__ inline void write_stats(const RoundTrip& trip, DevRowStats* out) {
 }
 
 // Warps take blocks of values that share a scale.
-__device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& step, uint32_t row) {
+// Plain formats can be shared out by records; others are written by slice 0 of 1.
+__device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& step, uint32_t row, uint32_t slice = 0,
+                                       uint32_t slices = 1) {
     const CacheRef& c = a.cache;
     const uint32_t rows = step_rows(step, a.src_rows);
     const uint64_t index = (a.rate == 0 ? step.position : first_closed(step, a.rate)) + row;
@@ -148,20 +150,21 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     const uint32_t nope =
         c.format == kCacheFp8Model1 || c.format == kCacheFp8B64 || v32 ? c.width - c.rope : c.width;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, warps = blockDim.x / 32;
-    if (c.format <= kCacheBf16 && !hidden) {
-        // Records of a row lie side by side.
-        const uint32_t n = c.records * c.width;
-        const float* v = a.src + (size_t)row * n;
+    if (c.format <= kCacheBf16) {
+        // Records of a row lie side by side; nothing is lost that would have to be counted.
+        const uint2 mine = runs_of(c.records, slice, slices);
+        const float* v = a.src + (size_t)row * c.records * c.width;
         uint8_t* data = c.data + slot * c.records * c.data_bytes;
+        if (a.stats != nullptr && slice == 0 && threadIdx.x == 0) a.stats[row] = {0.0f, 0.0f, 0, 0};
+        if (hidden) return;
 #pragma unroll 4
-        for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+        for (uint32_t i = mine.x * c.width + threadIdx.x; i < mine.y * c.width; i += blockDim.x) {
             if (c.format == kCacheF32) {
                 ((float*)data)[i] = v[i];
             } else {
                 ((uint16_t*)data)[i] = (uint16_t)f32_to_bf16(v[i]);
             }
         }
-        write_stats(trip, a.stats == nullptr ? nullptr : a.stats + row);
         return;
     }
     // Warps take blocks of all records.
