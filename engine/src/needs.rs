@@ -108,7 +108,7 @@ impl Needs {
 
 /// Bytes of working memory a step of this plan takes on a GPU: buffers, each aligned, the token history, and what its
 /// kernels put aside; inputs, outputs and counters are small beside the alignment that is counted twice.
-fn working_bytes(plan: &Plan) -> u64 {
+pub(crate) fn working_bytes(plan: &Plan) -> u64 {
     let align = kernels::cuda::device::ALIGN as u64;
     let buffers = (0..plan.buffers.len() as u32).map(|i| 4 * plan.buffer_len(BufId(i)) as u64);
     let aligned: u64 = buffers.map(|b| b.next_multiple_of(align) + align).sum();

@@ -13,6 +13,7 @@ use protocol::StepRecord;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::memory;
+use crate::needs::working_bytes;
 use crate::recipe::Recipe;
 use crate::session::{Session, SessionOptions};
 use crate::watch::Watch;
@@ -200,9 +201,7 @@ impl Bench {
         let mut session = self.engine.session(self.recipe.clone(), options)?;
         session.room_for(test.depth + n)?;
         let kv_bytes = session.predicted_bytes(test.depth + n);
-        let workspace = session
-            .plan(n.min(session.chunk_len() as u64) as usize, test.depth)
-            .workspace_bytes();
+        let workspace = self.workspace(&mut session, test);
         let warm = match test.work {
             Work::Prompt(n) => self.warm_up() * n,
             Work::Generate(n) if self.on_device() => n + self.warm_up() * n,
@@ -247,6 +246,26 @@ impl Bench {
                 + workspace,
             peak_memory,
         })
+    }
+
+    /// Working memory of the largest step of a test: of those that fill the context before it, and its own (a test that
+    /// generates is also read as a prompt once).
+    fn workspace(&self, session: &mut Session, test: Test) -> u64 {
+        let chunk = session.chunk_len() as u64;
+        let (n, before) = (test.tokens().min(chunk), test.depth.min(chunk));
+        let mut steps = vec![(n, test.depth), (1, test.depth + test.tokens() - 1)];
+        if before > 0 {
+            steps.push((before, test.depth - before));
+        }
+        let of = |(tokens, at): (u64, u64)| {
+            let plan = session.plan(tokens as usize, at);
+            if self.on_device() {
+                working_bytes(&plan)
+            } else {
+                plan.workspace_bytes()
+            }
+        };
+        steps.into_iter().map(of).max().unwrap_or(0)
     }
 
     /// Makes room for the whole test, so that no cache grows while it is timed, and runs every plan often enough that its
