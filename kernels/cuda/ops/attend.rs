@@ -171,6 +171,16 @@ pub(super) const FOLDED: usize = 32;
 /// Keys from which on more shares, and a launch that puts them together, are worth it.
 const MANY_KEYS: usize = 4096;
 
+/// `KeySpan` of `src/attend_keys.cuh`.
+const SPAN: usize = 72;
+
+/// Shared memory of a block with room for `lanes` heads: the sums of its eight warps, then `HeadShares`
+/// (`src/attend_heads.cuh`).
+fn heads_bytes(lanes: usize, head_dim: usize) -> usize {
+    const WARPS: usize = THREADS / 32;
+    4 * WARPS * lanes * head_dim + 4 * lanes * (2 * WARPS + FOLDED + 1) + 8 * 256 + 16
+}
+
 /// How `attend_row_*` cuts the work; depends on the plan's buckets alone.
 struct RowShape {
     kernel: &'static str,
@@ -241,10 +251,9 @@ impl RowShape {
         self.splits > 1 && self.splits <= FOLDED && plan.token_bucket * heads / self.heads <= ARRIVALS
     }
 
-    /// Shared memory: the sums of eight warps, then `RowShared`.
+    /// Shared memory of a block.
     fn shared_bytes(&self, head_dim: usize) -> usize {
-        const WARPS: usize = THREADS / 32;
-        4 * WARPS * self.lanes * head_dim + 4 * self.lanes * (2 * WARPS + FOLDED + 1) + 8 * 256 + 16
+        heads_bytes(self.lanes, head_dim)
     }
 }
 
@@ -296,8 +305,8 @@ impl KeysShape {
         let heads = (1..=lanes).rev().find(|n| row.heads.is_multiple_of(*n)).unwrap_or(1);
         let blocks = args.heads as usize / heads;
         let fits = tokens == 1 && args.sources[..args.n_sources as usize].iter().all(plain);
-        // The sums of eight warps, then `KeysShared`.
-        let shared = 4 * 8 * lanes * args.head_dim as usize + 2 * 72 + 4 * lanes * (2 * 8 + FOLDED + 1) + 8 * 256 + 32;
+        // `KeysShared` begins with where the keys of each source lie (`KeySpan`).
+        let shared = SOURCES * SPAN + heads_bytes(lanes, args.head_dim as usize);
         (fits && (args.fold == 0 || blocks <= ARRIVALS)).then_some(Self {
             kernel: kernels[format.min(2)],
             heads,

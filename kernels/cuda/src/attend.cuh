@@ -95,11 +95,18 @@ __device__ __forceinline__ bool sees(const AttendArgs& a, uint64_t t, uint64_t r
 
 constexpr float kLog2e = 1.4426950408889634f;
 
+// Whether an output's column is among the rotated ones, and the two pairs in four neighbouring values rotated.
+__device__ __forceinline__ bool turns_column(const AttendArgs& a, uint32_t column) {
+    return a.turn_dims != 0 && column >= a.turn_offset && column < a.turn_offset + a.turn_dims;
+}
+__device__ __forceinline__ float4 turn_pairs(float4 v, float2 t, float2 u) {
+    return make_float4(v.x * t.y - v.y * t.x, v.x * t.x + v.y * t.y, v.z * u.y - v.w * u.x, v.z * u.x + v.w * u.y);
+}
+
 // Rotates the two pairs in four neighbouring values of a token's output.
 __device__ __forceinline__ float4 turned_at(const AttendArgs& a, uint64_t position, uint32_t column, float4 v) {
-    if (a.turn_dims == 0 || column < a.turn_offset || column >= a.turn_offset + a.turn_dims) return v;
+    if (!turns_column(a, column)) return v;
     const uint32_t pair = (column - a.turn_offset) / 2;
     const float2 t = turn_at(position, a.turn_freqs[pair], a.turn_inverse != 0);
-    const float2 u = turn_at(position, a.turn_freqs[pair + 1], a.turn_inverse != 0);
-    return make_float4(v.x * t.y - v.y * t.x, v.x * t.x + v.y * t.y, v.z * u.y - v.w * u.x, v.z * u.x + v.w * u.y);
+    return turn_pairs(v, t, turn_at(position, a.turn_freqs[pair + 1], a.turn_inverse != 0));
 }

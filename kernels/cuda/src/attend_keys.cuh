@@ -5,13 +5,8 @@
 // are always on their way.
 #pragma once
 
-#include "attend.cuh"
+#include "attend_heads.cuh"
 #include "chunks.cuh"
-
-constexpr uint32_t kKeyWarps = 8, kKeyShares = 32;
-
-// Below every score; finite, so that differences are never NaN.
-constexpr float kNoScore = -1e30f;
 
 // The keys of a source that a token sees: key j has the slot selection[j], or j below `kept` and start + j - kept from there
 // on, less `ring` where that is beyond it.
@@ -22,14 +17,12 @@ struct KeySpan {
     uint32_t row_bytes, scale_row, plain, count;  // bytes of a slot; values before the part kept for rotation; keys
     uint32_t kept, start, ring, pad;
 };
+static_assert(sizeof(KeySpan) == 72, "SPAN in ../ops/attend.rs");
 
 template <uint32_t L>
 struct KeysShared {
     KeySpan spans[kSources];
-    float tops[kKeyWarps][L], sums[kKeyWarps][L];
-    float factors[kKeyShares][L], scale[L];
-    float2 turns[256];
-    uint32_t last;
+    HeadShares<L> heads;
 };
 
 __device__ __forceinline__ KeySpan key_span(const AttendArgs& a, const Source& from, const DevStep& step, uint32_t kv) {
@@ -122,52 +115,8 @@ struct KeyFp8 {
     }
 };
 
-__device__ __forceinline__ float keys_weight(float value, float top) { return power_of_two(value - top); }
-
-// Rotates the pairs that four neighbouring values hold.
-__device__ __forceinline__ float4 turned_back(const AttendArgs& a, const float2* turns, uint32_t column, float4 v) {
-    if (a.turn_dims == 0 || column < a.turn_offset || column >= a.turn_offset + a.turn_dims) return v;
-    const float2 t = turns[(column - a.turn_offset) / 2], u = turns[(column - a.turn_offset) / 2 + 1];
-    return make_float4(v.x * t.y - v.y * t.x, v.x * t.x + v.y * t.y, v.z * u.y - v.w * u.x, v.z * u.x + v.w * u.y);
-}
-
-// Puts the shares of the block's heads together; called by all threads of the last block to arrive. Maxima are logarithms
-// to base 2 here and in `attend_keys`, natural ones in memory, as attend_combine reads them.
-template <uint32_t L, uint32_t D>
-__device__ __forceinline__ void fold_keys(const AttendArgs& a, KeysShared<L>& s, size_t at0) {
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    constexpr uint32_t stride = D + 4;
-    if (warp < a.block_heads) {
-        const float* tail = a.partial + ((at0 + warp) * a.splits + lane) * stride + D;
-        const bool there = lane < a.splits;
-        const float best = there ? __ldcg(tail) * kLog2e : kNoScore, mass = there ? __ldcg(tail + 1) : 0.0f;
-        const float sink = a.sinks.data == nullptr ? kNoScore : vector_at(a.sinks, (uint32_t)(at0 % a.heads) + warp) * kLog2e;
-        const float top = fmaxf(sink, warp_max(best));
-        // A share without keys (and a head that sees nothing at all) weighs nothing.
-        const float factor = keys_weight(best, top);
-        const float all = warp_sum(mass * factor) + (a.sinks.data == nullptr ? 0.0f : keys_weight(sink, top));
-        s.factors[lane][warp] = factor;
-        if (lane == 0) s.scale[warp] = all > 0.0f ? __fdividef(1.0f, all) : 0.0f;
-    }
-    __syncthreads();
-    for (uint32_t n = threadIdx.x; n < a.block_heads * (D / 4); n += blockDim.x) {
-        const uint32_t l = n / (D / 4), c = n % (D / 4);
-        const float* from = a.partial + (at0 + l) * a.splits * stride + 4 * c;
-        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-        for (uint32_t i = 0; i < a.splits; i++) {
-            const float4 part = __ldcg((const float4*)(from + i * stride));
-            const float f = s.factors[i][l];
-            v.x += part.x * f;
-            v.y += part.y * f;
-            v.z += part.z * f;
-            v.w += part.w * f;
-        }
-        const float f = s.scale[l];
-        v = turned_back(a, s.turns, 4 * c, make_float4(v.x * f, v.y * f, v.z * f, v.w * f));
-        ((float4*)(a.out + (at0 + l) * D))[c] = v;
-    }
-}
+// The same as weight_of for logarithms to base 2, as scores are while keys are looked at.
+__device__ __forceinline__ float weight_of_log2(float value, float top) { return power_of_two(value - top); }
 
 // One block: heads `block_heads` of token 0, share blockIdx.z of the keys. SAME: keys are values.
 template <class K, uint32_t L, uint32_t C, uint32_t G, bool SAME>
@@ -175,16 +124,14 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
     constexpr uint32_t D = C * G, F = C / 4, TEAMS = 256 / G;
     DYNAMIC_SHARED(memory);
     float* pool = (float*)memory;  // [8][L][D]
-    KeysShared<L>& s = *(KeysShared<L>*)(pool + kKeyWarps * L * D);
+    KeysShared<L>& s = *(KeysShared<L>*)(pool + kRowWarps * L * D);
     const uint32_t parts = a.heads / a.kv_heads / a.block_heads, kv = blockIdx.y / parts;
     const uint32_t at0 = kv * (a.heads / a.kv_heads) + blockIdx.y % parts * a.block_heads;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31, team = threadIdx.x / G, column = threadIdx.x % G * C;
+    const uint32_t team = threadIdx.x / G, column = threadIdx.x % G * C;
     if (threadIdx.x < kSources && threadIdx.x < a.n_sources) {
         s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
     }
-    for (uint32_t i = threadIdx.x; i < a.turn_dims / 2; i += blockDim.x) {
-        s.turns[i] = turn_at(a.step->position, a.turn_freqs[i], a.turn_inverse != 0);
-    }
+    s.heads.make_turns(a, a.step->position);
     await_predecessor();
     __syncthreads();
     const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
@@ -195,7 +142,7 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
     float top[L], sum[L];
 #pragma unroll
     for (uint32_t l = 0; l < L; l++) {
-        top[l] = kNoScore;
+        top[l] = kLowest;
         sum[l] = 0.0f;
 #pragma unroll
         for (uint32_t i = 0; i < F; i++) {
@@ -243,8 +190,8 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
             for (uint32_t m = G / 2; m > 0; m >>= 1) z[l] += __shfl_xor_sync(kAll, z[l], m);
             z[l] = now.there ? z[l] : -INFINITY;
             const float best = fmaxf(top[l], z[l]);
-            keep[l] = keys_weight(top[l], best);
-            e[l] = keys_weight(z[l], best);
+            keep[l] = weight_of_log2(top[l], best);
+            e[l] = weight_of_log2(z[l], best);
             top[l] = best;
             sum[l] = sum[l] * keep[l] + e[l];
         }
@@ -282,76 +229,7 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
         }
     }
 
-    // The teams of a warp, then the warps.
 #pragma unroll
-    for (uint32_t l = 0; l < L; l++) {
-        float best = top[l];
-#pragma unroll
-        for (uint32_t m = G; m < 32; m <<= 1) best = fmaxf(best, __shfl_xor_sync(kAll, best, m));
-        const float factor = keys_weight(top[l], best);
-        sum[l] *= factor;
-#pragma unroll
-        for (uint32_t m = G; m < 32; m <<= 1) sum[l] += __shfl_xor_sync(kAll, sum[l], m);
-#pragma unroll
-        for (uint32_t i = 0; i < F; i++) {
-            float4 v = make_float4(acc[l][i].x * factor, acc[l][i].y * factor, acc[l][i].z * factor, acc[l][i].w * factor);
-#pragma unroll
-            for (uint32_t m = G; m < 32; m <<= 1) {
-                v.x += __shfl_xor_sync(kAll, v.x, m);
-                v.y += __shfl_xor_sync(kAll, v.y, m);
-                v.z += __shfl_xor_sync(kAll, v.z, m);
-                v.w += __shfl_xor_sync(kAll, v.w, m);
-            }
-            if (lane < G) *(float4*)(pool + (warp * L + l) * D + column + 4 * i) = v;
-        }
-        if (lane == 0) {
-            s.tops[warp][l] = best;
-            s.sums[warp][l] = sum[l];
-        }
-    }
-    __syncthreads();
-    for (uint32_t n = threadIdx.x; n < a.block_heads * (D / 4); n += blockDim.x) {
-        const uint32_t l = n / (D / 4), c = n % (D / 4);
-        const bool sunk = a.splits == 1 && a.sinks.data != nullptr;
-        const float sink = sunk ? vector_at(a.sinks, at0 + l) * kLog2e : kNoScore;
-        float best = sink;
-#pragma unroll
-        for (uint32_t w = 0; w < kKeyWarps; w++) best = fmaxf(best, s.tops[w][l]);
-        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        // The sink only enlarges the denominator.
-        float all = sunk ? keys_weight(sink, best) : 0.0f;
-#pragma unroll
-        for (uint32_t w = 0; w < kKeyWarps; w++) {
-            const float f = keys_weight(s.tops[w][l], best);
-            const float4 part = ((const float4*)(pool + (w * L + l) * D))[c];
-            all += s.sums[w][l] * f;
-            v.x += part.x * f;
-            v.y += part.y * f;
-            v.z += part.z * f;
-            v.w += part.w * f;
-        }
-        if (a.splits == 1) {
-            const float f = all > 0.0f ? __fdividef(1.0f, all) : 0.0f;
-            v = turned_back(a, s.turns, 4 * c, make_float4(v.x * f, v.y * f, v.z * f, v.w * f));
-            ((float4*)(a.out + (size_t)(at0 + l) * D))[c] = v;
-        } else {
-            float* to = a.partial + ((size_t)(at0 + l) * a.splits + blockIdx.z) * (D + 4);
-            ((float4*)to)[c] = v;
-            if (c == 0) {
-                to[D] = best == kNoScore ? kNoScore : best * (1.0f / kLog2e);
-                to[D + 1] = all;
-            }
-        }
-    }
-    if (a.fold == 0) return;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t* arrived = a.arrived + blockIdx.y;
-        s.last = atomicAdd(arrived, 1u) + 1 == a.splits ? 1u : 0u;
-        if (s.last != 0) *arrived = 0;
-        __threadfence();
-    }
-    __syncthreads();
-    if (s.last != 0) fold_keys<L, D>(a, s, at0);
+    for (uint32_t l = 0; l < L; l++) top[l] = top[l] == kLowest ? kLowest : top[l] * (1.0f / kLog2e);
+    finish_heads<L, C, G>(a, pool, s.heads, top, sum, acc, at0, at0, [&](uint32_t i) { return column / 4 + i; });
 }

@@ -22,6 +22,22 @@ struct SiteArgs {
     uint32_t pad;
 };
 
+// A warp makes the coefficients of row t that are wanted later, of the products `mixed` scaled by `rho`.
+__device__ __forceinline__ void site_coefficients(const HcMixArgs& m, uint32_t t, const float* mixed, float rho, float* comb) {
+    const uint32_t lane = threadIdx.x & 31;
+    if (lane < kSiteStreams) {
+        m.pre[t * 4 + lane] = sigmoid(mixed[lane] * rho * vector_at(m.scale, 0) + vector_at(m.base, lane)) + m.eps;
+        if (m.post != nullptr) {
+            m.post[t * 4 + lane] = 2.0f * sigmoid(mixed[4 + lane] * rho * vector_at(m.scale, 1) + vector_at(m.base, 4 + lane));
+        }
+    }
+    if (m.comb == nullptr) return;
+    if (lane < 16) comb[lane] = mixed[8 + lane] * rho * vector_at(m.scale, 2) + vector_at(m.base, 8 + lane);
+    __syncwarp();
+    sinkhorn(comb, kSiteStreams, m.iterations, m.eps);
+    if (lane < 16) m.comb[(size_t)t * 16 + lane] = comb[lane];
+}
+
 __device__ __forceinline__ float dot_columns(float2 m, const float* v) { return m.x * v[0] + m.y * v[1]; }
 
 // grid (slices, rows)
@@ -163,19 +179,7 @@ EARLY_KERNEL(hc_site, SiteArgs, 256, 2) {
     float2 kept[kSitePairs];
     float square = 0.0f;
     if (warp == 0) {
-        if (lane < kSiteStreams) {
-            m.pre[t * 4 + lane] = lane < 2 ? (lane == 0 ? pre[0] : pre[1]) : (lane == 2 ? pre[2] : pre[3]);
-            if (m.post != nullptr) {
-                m.post[t * 4 + lane] =
-                    2.0f * sigmoid(mixed[4 + lane] * rho * vector_at(m.scale, 1) + vector_at(m.base, 4 + lane));
-            }
-        }
-        if (m.comb != nullptr) {
-            if (lane < 16) comb[lane] = mixed[8 + lane] * rho * vector_at(m.scale, 2) + vector_at(m.base, 8 + lane);
-            __syncwarp();
-            sinkhorn(comb, kSiteStreams, m.iterations, m.eps);
-            if (lane < 16) m.comb[(size_t)t * 16 + lane] = comb[lane];
-        }
+        site_coefficients(m, t, mixed, rho, comb);
     } else {
 #pragma unroll
         for (uint32_t k = 0; k < kSitePairs; k++) {
@@ -329,21 +333,7 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
     if (warp == 7) {
         // The last warp of the first block makes the coefficients for later.
         if (a.normed != 0) near_arrive();
-        if (rank == 0) {
-            if (lane < kSiteStreams) {
-                m.pre[t * 4 + lane] = sigmoid(mixed[lane] * rho * vector_at(m.scale, 0) + vector_at(m.base, lane)) + m.eps;
-                if (m.post != nullptr) {
-                    m.post[t * 4 + lane] =
-                        2.0f * sigmoid(mixed[4 + lane] * rho * vector_at(m.scale, 1) + vector_at(m.base, 4 + lane));
-                }
-            }
-            if (m.comb != nullptr) {
-                if (lane < 16) comb[lane] = mixed[8 + lane] * rho * vector_at(m.scale, 2) + vector_at(m.base, 8 + lane);
-                __syncwarp();
-                sinkhorn(comb, kSiteStreams, m.iterations, m.eps);
-                if (lane < 16) m.comb[(size_t)t * 16 + lane] = comb[lane];
-            }
-        }
+        if (rank == 0) site_coefficients(m, t, mixed, rho, comb);
         if (a.normed != 0) near_wait();
     } else {
         float pre[kSiteStreams];
