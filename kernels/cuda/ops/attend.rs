@@ -4,9 +4,14 @@ use bytemuck::{Pod, Zeroable};
 
 use super::args::{CacheArg, WeightArg, launch, unsupported};
 use super::attend_mma::MmaShape;
-use crate::cuda::cx::{ARRIVALS, LaunchCx, cache_code};
+use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
-use crate::ir::{CacheFormat, CacheId, ExecError, KeyRows, KeySource, Mask, Op, Plan, Positions, RopeStyle};
+use crate::ir::{ExecError, KeyRows, KeySource, Mask, Op, Plan, Positions, RopeStyle};
+
+mod row;
+
+pub(super) use row::before;
+use row::{RowShape, attend_row};
 
 /// Sources of keys one attention takes (`kSources`).
 const SOURCES: usize = 2;
@@ -63,6 +68,8 @@ pub(super) struct AttendArgs {
     turn_offset: u32,
     turn_dims: u32,
     turn_inverse: u32,
+    prepare: u32,
+    q_eps: f32,
     pad: u32,
 }
 
@@ -171,150 +178,6 @@ pub(super) const FOLDED: usize = 32;
 /// Keys from which on more shares, and a launch that puts them together, are worth it.
 const MANY_KEYS: usize = 4096;
 
-/// `KeySpan` of `src/attend_keys.cuh`.
-const SPAN: usize = 72;
-
-/// Shared memory of a block with room for `lanes` heads: the sums of its eight warps, then `HeadShares`
-/// (`src/attend_heads.cuh`).
-fn heads_bytes(lanes: usize, head_dim: usize) -> usize {
-    const WARPS: usize = THREADS / 32;
-    4 * WARPS * lanes * head_dim + 4 * lanes * (2 * WARPS + FOLDED + 1) + 8 * 256 + 16
-}
-
-/// How `attend_row_*` cuts the work; depends on the plan's buckets alone.
-struct RowShape {
-    kernel: &'static str,
-    /// Heads the kernel has room for.
-    lanes: usize,
-    /// Heads per block.
-    heads: usize,
-    /// Shares of the keys.
-    splits: usize,
-}
-
-impl RowShape {
-    /// `None` for shapes and masks that go to other kernels.
-    fn of(plan: &Plan, op: &Op) -> Option<Self> {
-        let Op::Attend {
-            heads,
-            kv_heads,
-            head_dim,
-            sources,
-            mask,
-            score,
-            ..
-        } = op
-        else {
-            return None;
-        };
-        if score.is_some() || matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
-            return None;
-        }
-        let group = heads / kv_heads;
-        let (kernel, lanes, team) = match (head_dim, group) {
-            (32, _) => ("attend_row_32x4", 4, 8),
-            (64, 1) => ("attend_row_64x1", 1, 8),
-            (64, _) => ("attend_row_64x4", 4, 8),
-            (128, 1) => ("attend_row_128x1", 1, 16),
-            (128, _) => ("attend_row_128x4", 4, 16),
-            (256, _) => ("attend_row_256x4", 4, 32),
-            (512, _) => ("attend_row_512x4", 4, 32),
-            _ => return None,
-        };
-        let fits = |c: CacheId| {
-            let d = &plan.caches[c.index()];
-            d.width == *head_dim && d.width.is_multiple_of(4) && d.rope.is_multiple_of(4)
-        };
-        if !sources.iter().all(|s| fits(s.keys) && fits(s.values)) {
-            return None;
-        }
-        let per_block = (1..=group.min(lanes))
-            .rev()
-            .find(|n| group.is_multiple_of(*n))
-            .unwrap_or(1);
-        let keys: usize = sources.iter().map(|s| most_keys(plan, s, mask)).sum();
-        let blocks = plan.token_bucket * heads / per_block;
-        // A team has some keys of its own to go through, unless the device would stand idle.
-        let wanted = keys.div_ceil(4 * THREADS / team);
-        let most = if keys >= MANY_KEYS { SPLITS } else { FOLDED };
-        let splits = (BLOCKS / 2).div_ceil(blocks).min(wanted).clamp(1, most);
-        Some(Self {
-            kernel,
-            lanes,
-            heads: per_block,
-            splits,
-        })
-    }
-
-    /// Whether the last block puts the shares together.
-    fn folds(&self, plan: &Plan, heads: usize) -> bool {
-        self.splits > 1 && self.splits <= FOLDED && plan.token_bucket * heads / self.heads <= ARRIVALS
-    }
-
-    /// Shared memory of a block.
-    fn shared_bytes(&self, head_dim: usize) -> usize {
-        heads_bytes(self.lanes, head_dim)
-    }
-}
-
-/// Attention of one token by `attend_keys_*` (`src/attend_keys.cuh`): a kernel per cache format, for the plainer caches.
-struct KeysShape {
-    kernel: &'static str,
-    /// Heads per block.
-    heads: usize,
-    /// Shared memory of a block, bytes.
-    shared: usize,
-}
-
-impl KeysShape {
-    /// `None` for more tokens, and for caches that go to `attend_row_*`. `args` are otherwise those of that kernel.
-    fn of(row: &RowShape, tokens: usize, args: &AttendArgs) -> Option<Self> {
-        macro_rules! kernels {
-            ($shape:literal) => {
-                [
-                    concat!("attend_keys_", $shape, "_f32"),
-                    concat!("attend_keys_", $shape, "_bf16"),
-                    concat!("attend_keys_", $shape, "_fp8"),
-                ]
-            };
-        }
-        let (kernels, lanes, columns) = match row.kernel {
-            "attend_row_64x1" => (kernels!("64x1"), 1, 8),
-            "attend_row_64x4" => (kernels!("64x3"), 3, 8),
-            "attend_row_128x1" => (kernels!("128x1"), 1, 8),
-            "attend_row_128x4" => (kernels!("128x3"), 3, 8),
-            "attend_row_512x4" => (kernels!("512x2"), 2, 16),
-            _ => return None,
-        };
-        let formats = [
-            CacheFormat::F32,
-            CacheFormat::Bf16,
-            CacheFormat::Fp8Model1,
-            CacheFormat::Fp8B64,
-        ]
-        .map(cache_code);
-        let format = formats.iter().position(|f| *f == args.format)?;
-        let plain = |s: &SourceArg| {
-            let (k, v) = (&s.keys, &s.values);
-            let of = |c: &CacheArg| [c.data_bytes, c.scale_bytes, c.records, c.width, c.rope, c.ring];
-            // Latents are read once, as keys and as values; a thread's columns lie before or behind the border of the part kept
-            // for rotation.
-            let same = columns == 8 || k.data == v.data;
-            of(k) == of(v) && same && (k.width - k.rope).is_multiple_of(columns) && k.data_bytes.is_multiple_of(8)
-        };
-        let heads = (1..=lanes).rev().find(|n| row.heads.is_multiple_of(*n)).unwrap_or(1);
-        let blocks = args.heads as usize / heads;
-        let fits = tokens == 1 && args.sources[..args.n_sources as usize].iter().all(plain);
-        // `KeysShared` begins with where the keys of each source lie (`KeySpan`).
-        let shared = SOURCES * SPAN + heads_bytes(lanes, args.head_dim as usize);
-        (fits && (args.fold == 0 || blocks <= ARRIVALS)).then_some(Self {
-            kernel: kernels[format.min(2)],
-            heads,
-            shared,
-        })
-    }
-}
-
 /// Working memory of an attention, bytes.
 pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     let Op::Attend {
@@ -378,9 +241,15 @@ fn shared_bytes(lanes: usize, dim: usize, separate: bool) -> usize {
     4 * (lanes * dim + tile + lanes * KEYS + 3 * lanes + 3 * KEYS)
 }
 
-/// Enqueues an attention, with the rotation of its output that [`turned`] found. `kept`: where an attention that skips
-/// blocks counts its keys.
-pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr) -> Result<(), ExecError> {
+/// Enqueues an attention, with the norm and the rotation of its queries that [`before`] found and the rotation of its output
+/// that [`turned`] found. `kept`: where an attention that skips blocks counts its keys.
+pub(super) fn attend(
+    cx: &LaunchCx<'_>,
+    op: &Op,
+    first: Option<[&Op; 2]>,
+    turn: Option<&Op>,
+    kept: DevPtr,
+) -> Result<(), ExecError> {
     let (
         Op::Attend {
             q,
@@ -446,7 +315,7 @@ pub(super) fn attend(cx: &LaunchCx<'_>, op: &Op, turn: Option<&Op>, kept: DevPtr
         return attend_mma(cx, &shape, turn, args);
     }
     if let Some(row) = RowShape::of(cx.plan, op) {
-        return attend_row(cx, op, &row, turn, args);
+        return attend_row(cx, op, &row, (first, turn), args);
     }
     args.splits = shape.splits as u32;
     (args.block_heads, args.block_tokens) = (shape.heads as u32, shape.tokens as u32);
@@ -486,53 +355,6 @@ fn attend_mma(cx: &LaunchCx<'_>, shape: &MmaShape, turn: Option<&Op>, mut args: 
         return launch(cx, "attend_shares_few", grid, THREADS, 0, &args);
     }
     launch(cx, "attend_shares", [heads, tokens, 1], 512, 0, &args)
-}
-
-fn attend_row(
-    cx: &LaunchCx<'_>,
-    op: &Op,
-    shape: &RowShape,
-    turn: Option<&Op>,
-    mut args: AttendArgs,
-) -> Result<(), ExecError> {
-    let Op::Attend {
-        heads,
-        head_dim,
-        sources,
-        out,
-        ..
-    } = op
-    else {
-        return unsupported("this op as attention");
-    };
-    let rows = cx.buf(*out).rows;
-    args.splits = shape.splits as u32;
-    (args.block_heads, args.block_tokens) = (shape.heads as u32, 1);
-    let folds = shape.folds(cx.plan, *heads);
-    (args.fold, args.arrived) = (u32::from(folds), cx.arrived);
-    let mut formats = sources
-        .iter()
-        .flat_map(|s| [s.keys, s.values])
-        .map(|c| cache_code(cx.cache(c).desc.format));
-    let first = formats.next().unwrap_or(u32::MAX);
-    args.format = if formats.all(|f| f == first) { first } else { u32::MAX };
-    args.turn(cx, turn);
-    match KeysShape::of(shape, cx.plan.token_bucket, &args) {
-        Some(keys) => {
-            args.block_heads = keys.heads as u32;
-            let grid = [rows, heads / keys.heads, shape.splits];
-            launch(cx, keys.kernel, grid, THREADS, keys.shared, &args)?;
-        }
-        None => {
-            let grid = [rows, heads / shape.heads, shape.splits];
-            launch(cx, shape.kernel, grid, THREADS, shape.shared_bytes(*head_dim), &args)?;
-        }
-    }
-    if shape.splits > 1 && !folds {
-        let block = head_dim.next_multiple_of(32).clamp(SPLITS, 512);
-        launch(cx, "attend_combine", [*heads, rows, 1], block, 0, &args)?;
-    }
-    Ok(())
 }
 
 /// Counts beyond any context stay beyond it.

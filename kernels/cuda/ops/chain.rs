@@ -9,7 +9,7 @@ use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, CacheFormat, ExecError, Op, OpId, Plan};
 
 /// Ops of a chain (`kLinks`).
-pub(super) const LINKS: usize = 8;
+pub(super) const LINKS: usize = 12;
 /// Room for a parameter struct (`kLinkBytes`).
 const BYTES: usize = 240;
 /// Threads of a block; and where there are many rows, of which six then fit a multiprocessor instead of one.
@@ -22,7 +22,7 @@ const MANY: usize = 32;
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct LinkArg {
     kind: u32,
-    pad: u32,
+    rows: u32,
     args: [u64; BYTES / 8],
 }
 
@@ -31,11 +31,11 @@ struct LinkArg {
 struct ChainArgs {
     links: [LinkArg; LINKS],
     step: DevPtr,
-    rows: u32,
     parts: u32,
+    pad: u32,
     first: [u32; LINKS + 1],
     slices: [u32; LINKS],
-    pad: u32,
+    pad2: u32,
 }
 
 /// The buffer whose rows an op goes through, for ops that can be part of a chain.
@@ -50,20 +50,29 @@ pub(super) fn domain(op: &Op) -> Option<BufId> {
         | Op::HcCollapse { x, .. }
         | Op::HcExpand { x, .. } => Some(*x),
         Op::CacheWrite { src, .. } => Some(*src),
+        Op::Pool { kv, .. } => Some(*kv),
         _ => None,
     }
 }
 
-/// How many ops from `first` on make a chain (0: that op is none of a chain).
+/// How many ops from `first` on make a chain (0: that op is none of a chain). In steps of one token rows that close in a step
+/// and those of the token go through a chain together, with the pooling before; elsewhere a chain is about rows of one kind.
 pub(super) fn length(plan: &Plan, first: usize) -> usize {
+    let one = plan.token_bucket == 1;
     let code = |i: usize| {
         let op = &plan.ops.get(i)?.op;
-        domain(op).map(|b| rows_code(plan, plan.buffers[b.index()].rows))
+        let rows = domain(op).map(|b| rows_code(plan, plan.buffers[b.index()].rows))?;
+        match op {
+            Op::Pool { .. } => one.then_some(rows),
+            _ => Some(rows),
+        }
     };
     let Some(rows) = code(first) else { return 0 };
     // The mixing matrix takes a launch of its own first, so that it can only begin a chain.
     (first..plan.ops.len().min(first + LINKS))
-        .take_while(|&i| code(i) == Some(rows) && (i == first || !matches!(plan.ops[i].op, Op::HcMix { .. })))
+        .take_while(|&i| {
+            code(i).is_some_and(|r| r == rows || one) && (i == first || !matches!(plan.ops[i].op, Op::HcMix { .. }))
+        })
         .count()
 }
 
@@ -76,7 +85,7 @@ fn link<T: Pod>(kind: u32, args: &T) -> LinkArg {
 
 fn link_of(cx: &LaunchCx<'_>, id: OpId) -> Result<LinkArg, ExecError> {
     let op = &cx.plan.ops[id.index()].op;
-    Ok(match op {
+    let mut link = match op {
         Op::Norm { .. } => link(0, &pointwise::norm_args(cx, op)?),
         Op::Rope { .. } => link(1, &pointwise::rope_args(cx, op)?),
         Op::CacheWrite { src, cache, rows } => {
@@ -89,8 +98,12 @@ fn link_of(cx: &LaunchCx<'_>, id: OpId) -> Result<LinkArg, ExecError> {
         Op::HcMix { .. } => link(6, &hc::args(cx, op)?),
         Op::HcCollapse { .. } => link(7, &pointwise::streams_args(cx, op)?.1),
         Op::HcExpand { .. } => link(8, &pointwise::streams_args(cx, op)?.1),
+        Op::Pool { .. } => link(9, &mixing::pool_args(cx, op)?),
         _ => return unsupported("this op in a chain"),
-    })
+    };
+    // Pooling is about the token, whether a row closes or not.
+    link.rows = domain(op).map_or(0, |b| cx.buf(b).code);
+    Ok(link)
 }
 
 /// Runs per block where a part's rows are shared out.
@@ -120,7 +133,7 @@ fn parts(plan: &Plan, origin: &[OpId]) -> Vec<Vec<OpId>> {
         let op = &plan.ops[id.index()].op;
         let mut all: Vec<Place> = fuse::reads(op).into_iter().map(|b| (false, b.index())).collect();
         all.extend(fuse::writes(op).into_iter().map(|b| (false, b.index())));
-        if let Op::CacheWrite { cache, .. } = op {
+        if let Op::CacheWrite { cache, .. } | Op::Pool { state: cache, .. } = op {
             all.push((true, cache.index()));
         }
         all
@@ -147,7 +160,7 @@ fn parts(plan: &Plan, origin: &[OpId]) -> Vec<Vec<OpId>> {
 /// Enqueues a chain.
 pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> {
     let ops = || origin.iter().map(|id| &cx.plan.ops[id.index()].op);
-    let Some(rows) = ops().next().and_then(domain).map(|b| cx.buf(b)) else {
+    let Some(rows) = ops().filter_map(domain).map(|b| cx.buf(b).rows).max() else {
         return unsupported("a chain of this op");
     };
     if let Some(op @ Op::HcMix { .. }) = ops().next() {
@@ -168,7 +181,7 @@ pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError>
         }
     }
     args.first[parts.len()] = at as u32;
-    (args.step, args.rows, args.parts) = (cx.step, rows.code, parts.len() as u32);
+    (args.step, args.parts) = (cx.step, parts.len() as u32);
     let shared = ops().map(|op| match op {
         Op::Hadamard { width, .. } => 4 * width,
         _ => 0,
@@ -178,8 +191,8 @@ pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError>
     launch(
         cx,
         "row_chain",
-        [rows.rows, parts.len(), slices],
-        if rows.rows > MANY { MANY_THREADS } else { THREADS },
+        [rows, parts.len(), slices],
+        if rows > MANY { MANY_THREADS } else { THREADS },
         shared,
         &args,
     )

@@ -1,7 +1,9 @@
 //! Groups of base ops that are launched together.
 
+use std::collections::{HashMap, HashSet};
+
 use super::gemv::{self, Experts, Product, Project};
-use super::{Group, GroupKind, attend, chain, gemm, gemm_wg, hc, mlp};
+use super::{Group, GroupKind, attend, chain, gemm, gemm_wg, hc, index, mlp};
 use crate::ir::{BufId, KeyRows, NormKind, Op, OpId, Plan};
 
 /// Buffers an op reads. What it changes in place counts.
@@ -101,16 +103,25 @@ pub(super) fn dead(plan: &Plan, b: BufId, from: usize) -> bool {
     true
 }
 
-/// The groups of a plan, in order.
+/// The groups of a plan, in order. What an attention does with its queries first stands before other ops in a plan; it comes
+/// with the attention, and nothing in between has to do with it.
 pub(super) fn groups(plan: &Plan) -> Vec<Group> {
+    let before: HashMap<usize, [usize; 2]> = (0..plan.ops.len())
+        .filter_map(|i| Some((i, attend::before(plan, i)?)))
+        .collect();
+    let later: HashSet<usize> = before.values().flatten().copied().collect();
     let mut out = Vec::new();
     let mut i = 0;
     while i < plan.ops.len() {
+        if later.contains(&i) {
+            i += 1;
+            continue;
+        }
+        let turned = attend::turned(plan, &plan.ops[i].op, plan.ops.get(i + 1).map(|o| &o.op)).is_some();
         let (kind, n) = match (projection(plan, i), chain::length(plan, i)) {
             _ if hc::length(plan, i) > 0 => (GroupKind::Site, hc::length(plan, i)),
-            _ if attend::turned(plan, &plan.ops[i].op, plan.ops.get(i + 1).map(|o| &o.op)).is_some() => {
-                (GroupKind::Attend, 2)
-            }
+            _ if index::length(plan, i) > 0 => (GroupKind::Index, index::length(plan, i)),
+            _ if turned => (GroupKind::Attend, 2),
             (n, _) if n > 1 => (GroupKind::Project, n),
             _ if mlp::length(plan, i) > 0 => (GroupKind::Mlp, mlp::length(plan, i)),
             _ if gemm_wg::residual(plan, i).is_some() => (GroupKind::Added, 2),
@@ -122,9 +133,10 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
             (_, n) if n > 1 => (GroupKind::Chain, trim(plan, i, n)),
             _ => (GroupKind::Single, 1),
         };
+        let first = before.get(&i).into_iter().flatten().copied();
         out.push(Group {
             kind: if n == 1 { GroupKind::Single } else { kind },
-            origin: (i..i + n).map(|i| OpId(i as u32)).collect(),
+            origin: first.chain(i..i + n).map(|i| OpId(i as u32)).collect(),
         });
         i += n;
     }

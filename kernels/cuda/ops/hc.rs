@@ -3,11 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch, unsupported};
-use super::fuse;
+use super::mixing::RouteArgs;
 use super::pointwise::MAX_STREAMS;
+use super::{fuse, matmul, mixing};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
-use crate::ir::{BufId, ExecError, Format, NormKind, Op, OpId, Plan};
+use crate::ir::{BufId, ExecError, Format, Layout, NormKind, Op, OpId, Plan};
 
 /// Values of the width per block (`kHcSlice`).
 const SLICE: usize = 256;
@@ -94,11 +95,10 @@ pub(super) fn partial(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
 /// Columns per block of `hc_site` (`kSiteColumns`), and its streams (`kSiteStreams`).
 const COLUMNS: usize = 64;
 const STREAMS: usize = 4;
-/// Blocks of `hc_site_near`, the columns one of them can have, and the outputs of the mixing matrix it takes (`kNear`,
-/// `kNearColumns`).
+/// Blocks of `hc_site_near` (`kNear`), the columns one of them can have, and the outputs of the mixing matrix it takes.
 const NEAR: usize = 8;
 const NEAR_COLUMNS: usize = 512;
-const NEAR_OUTPUTS: u32 = 24;
+const NEAR_OUTPUTS: usize = 24;
 /// Narrower streams are sooner through without: what starts a cluster costs more than it saves.
 const NEAR_LEAST: usize = 1024;
 /// Most tokens of a step that a site is one launch for.
@@ -125,13 +125,27 @@ struct SiteArgs {
     pad: u32,
 }
 
-/// Ops of a site: an optional sum of experts, an optional expansion, mixing, collapse, an optional norm of what comes out.
+/// Most experts whose router a site can take along (`route_warp`).
+const EXPERTS: usize = 32;
+
+/// What `hc_site_near` is given.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NearSiteArgs {
+    site: SiteArgs,
+    router: WeightArg,
+    route: RouteArgs,
+}
+
+/// Ops of a site: an optional sum of experts, an optional expansion, mixing, collapse, an optional norm of what comes out, and
+/// an optional router (its product and its choice) for that.
 struct Site<'a> {
     sum: Option<&'a Op>,
     expand: Option<&'a Op>,
     mix: &'a Op,
     collapse: &'a Op,
     norm: Option<&'a Op>,
+    router: Option<[&'a Op; 2]>,
 }
 
 /// The ops from `first` on that `hc_site` runs together, and how many they are.
@@ -145,7 +159,7 @@ fn describe(plan: &Plan, first: usize) -> Option<(Site<'_>, usize)> {
     let (mix, collapse) = (op(at)?, op(at + 1)?);
     let (
         Op::HcMix {
-            x,
+            x: streams,
             matrix,
             pre,
             streams: STREAMS,
@@ -163,24 +177,58 @@ fn describe(plan: &Plan, first: usize) -> Option<(Site<'_>, usize)> {
     };
     let d = plan.weight(*matrix);
     let fits = plan.token_bucket <= TOKENS && d.format == Format::F32 && plan.width(*out).is_multiple_of(2);
-    let same = |e: &Op| matches!(e, Op::HcExpand { x: streams, streams: STREAMS, .. } if streams == x);
+    let same = |e: &Op| matches!(e, Op::HcExpand { x, streams: STREAMS, .. } if x == streams);
     let given = match (sum, expand) {
         (Some(Op::ExpertSum { out, .. }), Some(Op::HcExpand { o, .. })) => out == o,
         (Some(_), _) => false,
         _ => true,
     };
     let norm = op(at + 2).filter(|n| takes_norm(plan, n, *out, at + 3));
-    let n = at + 2 + usize::from(norm.is_some()) - first;
-    (fits && given && from == x && by == pre && expand.is_none_or(same)).then_some((
+    at += 2 + usize::from(norm.is_some());
+    let x = match norm {
+        Some(Op::Norm { out, .. }) => *out,
+        _ => *out,
+    };
+    let router = takes_router(plan, at, x, d.rows);
+    let n = at + 2 * usize::from(router.is_some()) - first;
+    (fits && given && from == streams && by == pre && expand.is_none_or(same)).then_some((
         Site {
             sum,
             expand,
             mix,
             collapse,
             norm,
+            router,
         },
         n,
     ))
+}
+
+/// Whether streams are wide enough, and no wider than fits, for blocks that see each other's shared memory.
+fn near(hidden: usize, outputs: usize) -> bool {
+    hidden >= NEAR_LEAST && hidden.div_ceil(2 * NEAR) * 2 <= NEAR_COLUMNS && outputs <= NEAR_OUTPUTS
+}
+
+/// A router's product of `x` and its choice at ops `at` and the next, where blocks that have x can make them.
+fn takes_router(plan: &Plan, at: usize, x: BufId, outputs: usize) -> Option<[&Op; 2]> {
+    let [product, choice] = [at, at + 1].map(|i| plan.ops.get(i).map(|o| &o.op));
+    let (
+        product @ Op::MatMul {
+            x: from,
+            weight,
+            bias: None,
+            out,
+        },
+        choice @ Op::Route { logits, k, .. },
+    ) = (product?, choice?)
+    else {
+        return None;
+    };
+    let d = plan.weight(*weight);
+    let plain = matches!(d.format, Format::F32 | Format::Bf16) && d.layout == Layout::OutIn && d.scales.is_none();
+    let fits =
+        *from == x && out == logits && d.rows.max(*k) <= EXPERTS && near(d.cols, outputs) && plan.width(x) == d.cols;
+    (plain && fits && fuse::dead(plan, *logits, at + 2)).then_some([product, choice])
 }
 
 /// Whether an op is a norm of what a site collapses that nobody wants as it was, from op `after` on.
@@ -232,13 +280,30 @@ pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> 
         args.out = ptr(out);
     }
     let hidden = cx.buf(*out).width;
-    let fits = hidden >= NEAR_LEAST && hidden.div_ceil(2 * NEAR) * 2 <= NEAR_COLUMNS;
-    if cx.device.info().clusters && fits && args.mix.outputs <= NEAR_OUTPUTS {
-        return launch(cx, "hc_site_near", [NEAR, cx.buf(*x).rows, 1], 256, 0, &args);
+    if cx.device.info().clusters && near(hidden, args.mix.outputs as usize) {
+        let mut near = NearSiteArgs::zeroed();
+        near.site = args;
+        if let Some([Op::MatMul { weight, .. }, choice]) = site.router {
+            near.router = WeightArg::get(cx, *weight);
+            near.route = mixing::route_args(cx, choice, chosen(cx, origin))?;
+        }
+        return launch(cx, "hc_site_near", [NEAR, cx.buf(*x).rows, 1], 256, 0, &near);
     }
     let slices = hidden.div_ceil(COLUMNS);
     args.mix.slices = slices as u32;
-    launch(cx, "hc_site", [slices, cx.buf(*x).rows, 1], 256, 0, &args)
+    launch(cx, "hc_site", [slices, cx.buf(*x).rows, 1], 256, 0, &args)?;
+    match site.router {
+        Some([_, choice]) => {
+            matmul::matmul(cx, origin[n - 2])?;
+            mixing::route(cx, choice, chosen(cx, origin))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Where the choice of a site's router is noted: the last op's.
+fn chosen(cx: &LaunchCx<'_>, origin: &[OpId]) -> DevPtr {
+    origin.last().map_or(0, |id| cx.stats[id.index()])
 }
 
 /// Working memory, bytes.

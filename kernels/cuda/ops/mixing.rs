@@ -1,4 +1,4 @@
-//! Caches, compressor, indexer, router, stream mixing, sampler.
+//! Caches, compressor, router, stream mixing, sampler.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -95,7 +95,7 @@ pub(super) fn runs(cx: &LaunchCx<'_>, x: BufId, width: usize, format: Option<Cac
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct PoolArgs {
+pub(super) struct PoolArgs {
     ape: WeightArg,
     kv: DevPtr,
     gate: DevPtr,
@@ -108,7 +108,7 @@ struct PoolArgs {
     slots: u32,
 }
 
-pub(super) fn pool(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+pub(super) fn pool_args(cx: &LaunchCx<'_>, op: &Op) -> Result<PoolArgs, ExecError> {
     let Op::Pool {
         kv,
         gate,
@@ -122,8 +122,7 @@ pub(super) fn pool(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
         return unsupported("this op as pooling");
     };
     let (kv, gate, out) = (cx.buf(*kv), cx.buf(*gate), cx.buf(*out));
-    let slots = rate * if *overlap { 2 } else { 1 };
-    let args = PoolArgs {
+    Ok(PoolArgs {
         ape: WeightArg::get(cx, *ape),
         kv: kv.ptr,
         gate: gate.ptr,
@@ -133,101 +132,26 @@ pub(super) fn pool(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
         c: kv.width as u32,
         d: out.width as u32,
         rate: *rate as u32,
-        slots: slots as u32,
+        slots: (rate * if *overlap { 2 } else { 1 }) as u32,
+    })
+}
+
+pub(super) fn pool(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
+    let (Op::Pool { kv, out, .. }, args) = (op, pool_args(cx, op)?) else {
+        return unsupported("this op as pooling");
     };
+    let (kv, out) = (cx.buf(*kv), cx.buf(*out));
     if cx.plan.token_bucket == 1 {
         return launch(cx, "pool_one", [kv.width.div_ceil(64), 1, 1], 64, 0, &args);
     }
     launch(cx, "pool_rows", [out.width.div_ceil(64), out.rows, 1], 64, 0, &args)?;
-    let grid = [kv.width.div_ceil(256), slots.min(kv.rows), 1];
+    let grid = [kv.width.div_ceil(256), (args.slots as usize).min(kv.rows), 1];
     launch(cx, "pool_state", grid, 256, 0, &args)
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct IndexScoreArgs {
-    keys: CacheArg,
-    q: DevPtr,
-    weights: DevPtr,
-    out: DevPtr,
-    step: DevPtr,
-    heads: u32,
-    dim: u32,
-    rate: u32,
-    skip: u32,
-    width: u32,
-    scale: f32,
-}
-
-pub(super) fn index_score(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
-    let Op::IndexScore {
-        q,
-        weights,
-        keys,
-        heads,
-        dim,
-        rate,
-        scale,
-        skip,
-        out,
-    } = op
-    else {
-        return unsupported("this op as an indexer");
-    };
-    if !dim.is_multiple_of(4) {
-        return unsupported(format!("an indexer dimension of {dim} (multiples of 4)"));
-    }
-    let (q, out) = (cx.buf(*q), cx.buf(*out));
-    let args = IndexScoreArgs {
-        keys: CacheArg::of(&cx.cache(*keys)),
-        q: q.ptr,
-        weights: cx.buf(*weights).ptr,
-        out: out.ptr,
-        step: cx.step,
-        heads: *heads as u32,
-        dim: *dim as u32,
-        rate: *rate as u32,
-        skip: *skip as u32,
-        width: out.width as u32,
-        scale: *scale,
-    };
-    let blocks = out.width.div_ceil(64);
-    // Few rows: the tokens are shared out over more blocks. Many tokens: 16 each, since the last rows are seen by few.
-    let shares = q.rows.min(264usize.div_ceil(blocks.max(1)).max(q.rows / 16));
-    let shared = 4 * (64 * (dim + 4) + 16 * dim + 16 + 256);
-    launch(cx, "index_score", [blocks, shares, 1], 256, shared, &args)
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct SelectArgs {
-    scores: DevPtr,
-    out: DevPtr,
-    step: DevPtr,
-    width: u32,
-    k: u32,
-    rate: u32,
-    pad: u32,
-}
-
-pub(super) fn select(cx: &LaunchCx<'_>, scores: BufId, k: usize, rate: usize, out: BufId) -> Result<(), ExecError> {
-    let (scores, out) = (cx.buf(scores), cx.buf(out));
-    let args = SelectArgs {
-        scores: scores.ptr,
-        out: out.ptr,
-        step: cx.step,
-        width: scores.width as u32,
-        k: k as u32,
-        rate: rate as u32,
-        pad: 0,
-    };
-    let block = scores.width.next_multiple_of(32).clamp(32, 1024);
-    launch(cx, "select_top_k", [out.rows, 1, 1], block, 0, &args)
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct RouteArgs {
+pub(super) struct RouteArgs {
     bias: WeightArg,
     table: WeightArg,
     logits: DevPtr,
@@ -244,7 +168,8 @@ struct RouteArgs {
     pad: u32,
 }
 
-pub(super) fn route(cx: &LaunchCx<'_>, op: &Op, copy: DevPtr) -> Result<(), ExecError> {
+/// `copy`: where the choice is noted for telemetry, 0 = nowhere.
+pub(super) fn route_args(cx: &LaunchCx<'_>, op: &Op, copy: DevPtr) -> Result<RouteArgs, ExecError> {
     let Op::Route {
         logits,
         bias,
@@ -263,7 +188,7 @@ pub(super) fn route(cx: &LaunchCx<'_>, op: &Op, copy: DevPtr) -> Result<(), Exec
     if logits.width > 1024 {
         return unsupported(format!("{} experts (at most 1024)", logits.width));
     }
-    let args = RouteArgs {
+    Ok(RouteArgs {
         bias: WeightArg::optional(cx, *bias),
         table: WeightArg::optional(cx, *table),
         logits: logits.ptr,
@@ -282,7 +207,14 @@ pub(super) fn route(cx: &LaunchCx<'_>, op: &Op, copy: DevPtr) -> Result<(), Exec
         normalise: u32::from(*normalise),
         factor: *factor,
         pad: 0,
+    })
+}
+
+pub(super) fn route(cx: &LaunchCx<'_>, op: &Op, copy: DevPtr) -> Result<(), ExecError> {
+    let (Op::Route { logits, k, .. }, args) = (op, route_args(cx, op, copy)?) else {
+        return unsupported("this op as a router");
     };
+    let logits = cx.buf(*logits);
     if logits.width.max(*k) <= 32 {
         return launch(cx, "route_few", [logits.rows, 1, 1], 32, 0, &args);
     }

@@ -10,6 +10,7 @@ mod gemm;
 mod gemm_wg;
 mod gemv;
 mod hc;
+mod index;
 mod matmul;
 mod mixing;
 mod mlp;
@@ -37,13 +38,16 @@ pub enum GroupKind {
     Experts,
     /// Ops that go row by row.
     Chain,
-    /// Attention, and the rotation of what comes out.
+    /// What is done with the queries of an attention first (norm and rotation, if any), attention, and the rotation of what
+    /// comes out.
     Attend,
+    /// The rotation and rounding of an indexer's queries, and its scores.
+    Index,
     /// An mHC site: what goes into the streams, the next coefficients, what is taken out.
     Site,
 }
 
-/// Base ops that are launched together, in plan order. Every op of a plan is in exactly one group.
+/// Base ops that are launched together, in plan order; what other ops stand between them has nothing to do with them. Every op of a plan is in exactly one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// What it is run as.
@@ -89,11 +93,13 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
         GroupKind::Added => matmul::added(cx, &group.origin),
         GroupKind::Mlp => mlp::mlp(cx, &group.origin),
         GroupKind::Chain => chain::chain(cx, &group.origin),
+        GroupKind::Index => index::group(cx, &group.origin),
         GroupKind::Site => hc::site(cx, &group.origin),
         GroupKind::Attend => {
-            let op = |i: usize| group.origin.get(i).map(|id| &cx.plan.ops[id.index()].op);
-            match op(0) {
-                Some(first) if group.origin.len() == 2 => attend::attend(cx, first, op(1), 0),
+            let op = |i: usize| &cx.plan.ops[group.origin[i].index()].op;
+            match group.origin.len() {
+                2 => attend::attend(cx, op(0), None, Some(op(1)), 0),
+                4 => attend::attend(cx, op(2), Some([op(0), op(1)]), Some(op(3)), 0),
                 _ => args::unsupported("a group that is none of the plan's"),
             }
         }
@@ -130,9 +136,9 @@ fn single(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
         Op::Pool { .. } => mixing::pool(cx, op),
         Op::Hadamard { x, width, .. } => mixing::runs(cx, *x, *width, None),
         Op::RoundTrip { x, width, format } => mixing::runs(cx, *x, *width, Some(*format)),
-        Op::IndexScore { .. } => mixing::index_score(cx, op),
-        Op::SelectTopK { scores, k, rate, out } => mixing::select(cx, *scores, *k, *rate, *out),
-        Op::Attend { .. } => attend::attend(cx, op, None, stats),
+        Op::IndexScore { .. } => index::score(cx, op),
+        Op::SelectTopK { scores, k, rate, out } => index::select(cx, *scores, *k, *rate, *out),
+        Op::Attend { .. } => attend::attend(cx, op, None, None, stats),
         Op::Slice { x, offset, out } => pointwise::rows(cx, "slice", *x, None, *out, *offset),
         Op::Add { .. } => pointwise::add(cx, op),
         Op::Glu { .. } | Op::Activate { .. } => pointwise::glu(cx, op),

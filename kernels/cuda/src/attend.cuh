@@ -46,6 +46,8 @@ struct AttendArgs {
     uint32_t turn_offset;  // first rotated value of a head's output
     uint32_t turn_dims;    // rotated values, in pairs (2i, 2i + 1); 0 = none
     uint32_t turn_inverse;
+    uint32_t prepare;      // 1 = heads of `q` are normalised (RMS, no weights) and rotated the other way first (attend_keys)
+    float q_eps;
     uint32_t pad;
 };
 

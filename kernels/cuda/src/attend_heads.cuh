@@ -72,15 +72,13 @@ __device__ __forceinline__ void fold_shares(const AttendArgs& a, HeadShares<L>& 
     }
 }
 
-// `top` (a score), `sum` and `acc` are a thread's; `place(i)` is where its four columns `i` lie in a head, in fours. Heads
-// head0 to head0 + block_heads - 1 of token blockIdx.x, from `at0` on among those of all tokens; share blockIdx.z.
+// Puts the sums of a warp's teams together and leaves them in shared memory. `top` (a score), `sum` and `acc` are a thread's;
+// `place(i)` is where its four columns `i` lie in a head, in fours.
 template <uint32_t L, uint32_t C, uint32_t G, class Place>
-__device__ __forceinline__ void finish_heads(const AttendArgs& a, float* pool, HeadShares<L>& s, const float (&top)[L],
-                                             float (&sum)[L], const float4 (&acc)[L][C / 4], size_t at0, uint32_t head0,
-                                             Place place) {
+__device__ __forceinline__ void leave_warps(const AttendArgs& a, float* pool, HeadShares<L>& s, const float (&top)[L],
+                                            float (&sum)[L], const float4 (&acc)[L][C / 4], Place place) {
     constexpr uint32_t D = C * G, F = C / 4;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    // The teams of a warp, then the warps.
 #pragma unroll
     for (uint32_t l = 0; l < L; l++) {
         if (l >= a.block_heads) break;
@@ -108,26 +106,48 @@ __device__ __forceinline__ void finish_heads(const AttendArgs& a, float* pool, H
             s.sums[warp][l] = sum[l];
         }
     }
+}
+
+// Four columns `c` of head l, summed over keys: unscaled, with the largest score and the denominator.
+struct HeadShare {
+    float4 v;
+    float best, all;
+};
+
+// A block's: of what `leave_warps` left, and of a score that only enlarges the denominator.
+template <uint32_t L, uint32_t D>
+__device__ __forceinline__ HeadShare block_share(const float* pool, const HeadShares<L>& s, uint32_t l, uint32_t c, float sink) {
+    HeadShare h = {make_float4(0.0f, 0.0f, 0.0f, 0.0f), sink, 0.0f};
+#pragma unroll
+    for (uint32_t w = 0; w < kRowWarps; w++) h.best = fmaxf(h.best, s.tops[w][l]);
+    h.all = sink == kLowest ? 0.0f : weight_of(sink, h.best);
+#pragma unroll
+    for (uint32_t w = 0; w < kRowWarps; w++) {
+        const float f = weight_of(s.tops[w][l], h.best);
+        const float4 part = ((const float4*)(pool + (w * L + l) * D))[c];
+        h.all += s.sums[w][l] * f;
+        h.v.x += part.x * f;
+        h.v.y += part.y * f;
+        h.v.z += part.z * f;
+        h.v.w += part.w * f;
+    }
+    return h;
+}
+
+// Heads head0 to head0 + block_heads - 1 of token blockIdx.x, from `at0` on among those of all tokens; share blockIdx.z.
+template <uint32_t L, uint32_t C, uint32_t G, class Place>
+__device__ __forceinline__ void finish_heads(const AttendArgs& a, float* pool, HeadShares<L>& s, const float (&top)[L],
+                                             float (&sum)[L], const float4 (&acc)[L][C / 4], size_t at0, uint32_t head0,
+                                             Place place) {
+    constexpr uint32_t D = C * G;
+    leave_warps<L, C, G>(a, pool, s, top, sum, acc, place);
     __syncthreads();
     for (uint32_t n = threadIdx.x; n < a.block_heads * (D / 4); n += blockDim.x) {
         const uint32_t l = n / (D / 4), c = n % (D / 4);
-        const float sink = a.splits > 1 || a.sinks.data == nullptr ? kLowest : vector_at(a.sinks, head0 + l);
-        float best = sink;
-#pragma unroll
-        for (uint32_t w = 0; w < kRowWarps; w++) best = fmaxf(best, s.tops[w][l]);
-        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        // The sink only enlarges the denominator.
-        float all = sink == kLowest ? 0.0f : weight_of(sink, best);
-#pragma unroll
-        for (uint32_t w = 0; w < kRowWarps; w++) {
-            const float f = weight_of(s.tops[w][l], best);
-            const float4 part = ((const float4*)(pool + (w * L + l) * D))[c];
-            all += s.sums[w][l] * f;
-            v.x += part.x * f;
-            v.y += part.y * f;
-            v.z += part.z * f;
-            v.w += part.w * f;
-        }
+        const bool sunk = a.splits == 1 && a.sinks.data != nullptr;
+        const HeadShare h = block_share<L, D>(pool, s, l, c, sunk ? vector_at(a.sinks, head0 + l) : kLowest);
+        float4 v = h.v;
+        const float best = h.best, all = h.all;
         if (a.splits == 1) {
             const float f = all > 0.0f ? 1.0f / all : 0.0f;
             v = turned(a, s.turns, 4 * c, make_float4(v.x * f, v.y * f, v.z * f, v.w * f));

@@ -1,8 +1,8 @@
 // Attention of one token's heads per block, for one token at a time: teams of G threads take whole keys, each thread the same
 // C neighbouring columns of query, key and value, so that nothing but the final sums passes through shared memory. A block
 // has up to L query heads that share their keys; keys are split over blocks, and the last block of the heads puts the shares
-// together. Where keys lie is worked out once per block, in 32 bits (attend.cuh has the general rules), and two keys per team
-// are always on their way.
+// together. Where keys lie is worked out once per block, in 32 bits (attend.cuh has the general rules), and the next keys of a
+// team are always on their way.
 #pragma once
 
 #include "attend_heads.cuh"
@@ -24,6 +24,22 @@ struct KeysShared {
     KeySpan spans[kSources];
     HeadShares<L> heads;
 };
+
+// Normalises a head's queries (the squares of all their columns are summed up in `square`) and rotates them, the other way
+// round than what comes out.
+template <uint32_t C>
+__device__ __forceinline__ void prepare_query(const AttendArgs& a, const float2* turns, uint32_t column, float square,
+                                              float4 (&q)[C / 4]) {
+    const float f = rsqrtf(square / (float)a.head_dim + a.q_eps);
+#pragma unroll
+    for (uint32_t i = 0; i < C / 4; i++) {
+        q[i] = make_float4(q[i].x * f, q[i].y * f, q[i].z * f, q[i].w * f);
+        if (!turns_column(a, column + 4 * i)) continue;
+        const uint32_t pair = (column + 4 * i - a.turn_offset) / 2;
+        const float2 t = turns[pair], u = turns[pair + 1];
+        q[i] = turn_pairs(q[i], make_float2(-t.x, t.y), make_float2(-u.x, u.y));
+    }
+}
 
 __device__ __forceinline__ KeySpan key_span(const AttendArgs& a, const Source& from, const DevStep& step, uint32_t kv) {
     const CacheRef& c = from.keys;
@@ -118,8 +134,20 @@ struct KeyFp8 {
 // The same as weight_of for logarithms to base 2, as scores are while keys are looked at.
 __device__ __forceinline__ float weight_of_log2(float value, float top) { return power_of_two(value - top); }
 
+// How the shares of a token's heads are put together: by finish_heads, or (attend_near.cu) by blocks that see each other's
+// shared memory.
+struct FinishHeads {
+    static __device__ __forceinline__ void begin(const AttendArgs&) { await_predecessor(); }
+    template <uint32_t L, uint32_t C, uint32_t G>
+    static __device__ __forceinline__ void finish(const AttendArgs& a, float* pool, HeadShares<L>& s, const float (&top)[L],
+                                                  float (&sum)[L], const float4 (&acc)[L][C / 4], uint32_t at0) {
+        const uint32_t first = threadIdx.x % G * C / 4;
+        finish_heads<L, C, G>(a, pool, s, top, sum, acc, at0, at0, [&](uint32_t i) { return first + i; });
+    }
+};
+
 // One block: heads `block_heads` of token 0, share blockIdx.z of the keys. SAME: keys are values.
-template <class K, uint32_t L, uint32_t C, uint32_t G, bool SAME>
+template <class K, uint32_t L, uint32_t C, uint32_t G, bool SAME, class Finish = FinishHeads>
 __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
     constexpr uint32_t D = C * G, F = C / 4, TEAMS = 256 / G;
     DYNAMIC_SHARED(memory);
@@ -132,104 +160,153 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
         s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
     }
     s.heads.make_turns(a, a.step->position);
-    await_predecessor();
     __syncthreads();
+    Finish::begin(a);
     const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
     const uint32_t per = (total + a.splits - 1) / a.splits;
     const uint32_t begin = min(blockIdx.z * per, total), end = min(begin + per, total);
 
     float4 q[L][F], acc[L][F];
     float top[L], sum[L];
+    const auto ask_queries = [&] {
 #pragma unroll
-    for (uint32_t l = 0; l < L; l++) {
-        top[l] = kLowest;
-        sum[l] = 0.0f;
+        for (uint32_t l = 0; l < L; l++) {
 #pragma unroll
-        for (uint32_t i = 0; i < F; i++) {
-            acc[l][i] = q[l][i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (l >= a.block_heads) continue;
-            const float4 v = *(const float4*)(a.q + (size_t)(at0 + l) * D + column + 4 * i);
-            const float f = a.scale * kLog2e;
-            q[l][i] = make_float4(v.x * f, v.y * f, v.z * f, v.w * f);
+            for (uint32_t i = 0; i < F; i++) {
+                acc[l][i] = q[l][i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (l < a.block_heads) q[l][i] = *(const float4*)(a.q + (size_t)(at0 + l) * D + column + 4 * i);
+            }
         }
-    }
+    };
+    const auto prepare_queries = [&] {
+#pragma unroll
+        for (uint32_t l = 0; l < L; l++) {
+            top[l] = kLowest;
+            sum[l] = 0.0f;
+            if (SAME && a.prepare != 0) {
+                float square = 0.0f;
+#pragma unroll
+                for (uint32_t i = 0; i < F; i++) {
+                    square += q[l][i].x * q[l][i].x + q[l][i].y * q[l][i].y + q[l][i].z * q[l][i].z + q[l][i].w * q[l][i].w;
+                }
+#pragma unroll
+                for (uint32_t m = G / 2; m > 0; m >>= 1) square += __shfl_xor_sync(kAll, square, m);
+                prepare_query<C>(a, s.heads.turns, column, square, q[l]);
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < F; i++) {
+                const float f = a.scale * kLog2e;
+                q[l][i] = make_float4(q[l][i].x * f, q[l][i].y * f, q[l][i].z * f, q[l][i].w * f);
+            }
+        }
+    };
     struct Pair {
         K key, value;
         bool there;
     };
-    const auto ask = [&](Pair& to, uint32_t j) {
-        const KeySpan& span = s.spans[j >= first && j < end ? 1 : 0];
-        to.there = j < end;
+    // Where key j lies. Chosen rows are asked for ahead of the keys.
+    struct Place {
+        const KeySpan* span;
+        uint32_t slot;
+        bool there;
+    };
+    const auto find = [&](uint32_t j) {
+        Place p = {&s.spans[j >= first && j < end ? 1 : 0], 0, j < end};
         if (j >= first) j -= first;
-        uint32_t slot = 0;
-        if (to.there) {
-            const int32_t row = span.selection != nullptr ? span.selection[j]
-                                                           : (int32_t)(j < span.kept ? j : span.start + j - span.kept);
-            to.there = row >= 0;
-            slot = to.there ? (uint32_t)row : 0;
-            if (span.ring != 0 && slot >= span.ring) slot -= span.ring;
-        }
+        if (p.there) p.slot = p.span->selection != nullptr ? (uint32_t)p.span->selection[j]
+                                                            : j < p.span->kept ? j : p.span->start + j - p.span->kept;
+        return p;
+    };
+    const auto ask = [&](Pair& to, const Place& p) {
+        const KeySpan& span = *p.span;
+        to.there = p.there && (int32_t)p.slot >= 0;
+        uint32_t slot = to.there ? p.slot : 0;
+        if (span.ring != 0 && slot >= span.ring) slot -= span.ring;
         const size_t at = (size_t)slot * span.row_bytes, scale = (size_t)slot * span.scale_row;
         to.key.load(span.keys + at, span.key_scales + scale, span.plain, column);
         if (!SAME) to.value.load(span.values + at, span.value_scales + scale, span.plain, column);
     };
-    const auto look = [&](const Pair& now) {
-        float z[L] = {};
+    // Scores and sums of N keys at once: what they wait for, they wait for together.
+    const auto look = [&](auto... now) {
+        constexpr uint32_t N = sizeof...(now);
+        const Pair* const keys[N] = {&now...};
+        float z[N][L] = {}, keep[L], e[N][L];
 #pragma unroll
-        for (uint32_t i = 0; i < F; i++) {
-            const float4 k = now.key.four(i);
+        for (uint32_t n = 0; n < N; n++) {
 #pragma unroll
-            for (uint32_t l = 0; l < L; l++) {
-                z[l] += q[l][i].x * k.x + q[l][i].y * k.y + q[l][i].z * k.z + q[l][i].w * k.w;
+            for (uint32_t i = 0; i < F; i++) {
+                const float4 k = keys[n]->key.four(i);
+#pragma unroll
+                for (uint32_t l = 0; l < L; l++) {
+                    z[n][l] += q[l][i].x * k.x + q[l][i].y * k.y + q[l][i].z * k.z + q[l][i].w * k.w;
+                }
             }
         }
-        float keep[L], e[L];
+#pragma unroll
+        for (uint32_t m = G / 2; m > 0; m >>= 1) {
+#pragma unroll
+            for (uint32_t n = 0; n < N; n++) {
+#pragma unroll
+                for (uint32_t l = 0; l < L; l++) z[n][l] += __shfl_xor_sync(kAll, z[n][l], m);
+            }
+        }
 #pragma unroll
         for (uint32_t l = 0; l < L; l++) {
+            float best = top[l];
 #pragma unroll
-            for (uint32_t m = G / 2; m > 0; m >>= 1) z[l] += __shfl_xor_sync(kAll, z[l], m);
-            z[l] = now.there ? z[l] : -INFINITY;
-            const float best = fmaxf(top[l], z[l]);
+            for (uint32_t n = 0; n < N; n++) best = fmaxf(best, z[n][l] = keys[n]->there ? z[n][l] : -INFINITY);
             keep[l] = weight_of_log2(top[l], best);
-            e[l] = weight_of_log2(z[l], best);
             top[l] = best;
-            sum[l] = sum[l] * keep[l] + e[l];
+            sum[l] *= keep[l];
+#pragma unroll
+            for (uint32_t n = 0; n < N; n++) sum[l] += e[n][l] = weight_of_log2(z[n][l], best);
         }
 #pragma unroll
         for (uint32_t i = 0; i < F; i++) {
-            float4 v = SAME ? now.key.four(i) : now.value.four(i);
-            // What stands in a slot that is not meant may be anything, NaN too.
-            if (!now.there) v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-            for (uint32_t l = 0; l < L; l++) {
-                acc[l][i].x = acc[l][i].x * keep[l] + e[l] * v.x;
-                acc[l][i].y = acc[l][i].y * keep[l] + e[l] * v.y;
-                acc[l][i].z = acc[l][i].z * keep[l] + e[l] * v.z;
-                acc[l][i].w = acc[l][i].w * keep[l] + e[l] * v.w;
+            for (uint32_t n = 0; n < N; n++) {
+                float4 v = SAME ? keys[n]->key.four(i) : keys[n]->value.four(i);
+                // What stands in a slot that is not meant may be anything, NaN too.
+                if (!keys[n]->there) v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+                for (uint32_t l = 0; l < L; l++) {
+                    const float f = n == 0 ? keep[l] : 1.0f;
+                    acc[l][i].x = acc[l][i].x * f + e[n][l] * v.x;
+                    acc[l][i].y = acc[l][i].y * f + e[n][l] * v.y;
+                    acc[l][i].z = acc[l][i].z * f + e[n][l] * v.z;
+                    acc[l][i].w = acc[l][i].w * f + e[n][l] * v.w;
+                }
             }
         }
     };
-    if (begin < end) {
-        // As many registers as there are decide how many keys are on their way.
-        constexpr bool kTwo = (SAME ? sizeof(K) : 2 * sizeof(K) + 4 * L * F) <= 40;
-        Pair one = {}, two = {};
-        ask(one, begin + team);
-        if (kTwo) ask(two, begin + TEAMS + team);
+    // As many registers as there are decide how many keys are on their way.
+    constexpr bool kTwo = (SAME ? sizeof(K) : 2 * sizeof(K) + 4 * L * F) <= 40;
+    constexpr uint32_t STEP = (kTwo ? 2 : 1) * TEAMS;
+    Pair one = {}, two = {};
+    Place next[2];
+    const auto find_both = [&](uint32_t j) {
+        next[0] = find(j);
+        if (kTwo) next[1] = find(j + TEAMS);
+    };
+    const auto ask_both = [&] {
+        ask(one, next[0]);
+        if (kTwo) ask(two, next[1]);
+    };
+    find_both(begin + team);
+    ask_queries();
+    ask_both();
+    find_both(begin + STEP + team);
+    prepare_queries();
 #pragma unroll 1
-        for (uint32_t base = begin; base < end; base += (kTwo ? 2 : 1) * TEAMS) {
-            const Pair now = one;
-            if (kTwo) one = two;
-            ask(kTwo ? two : one, base + (kTwo ? 2 : 1) * TEAMS + team);
-            look(now);
-            if (!kTwo) continue;
-            const Pair then = one;
-            one = two;
-            ask(two, base + 3 * TEAMS + team);
-            look(then);
-        }
+    for (uint32_t base = begin; base < end; base += STEP) {
+        const Pair now = one, then = two;
+        ask_both();
+        find_both(base + 2 * STEP + team);
+        if constexpr (kTwo) look(now, then);
+        else look(now);
     }
 
 #pragma unroll
     for (uint32_t l = 0; l < L; l++) top[l] = top[l] == kLowest ? kLowest : top[l] * (1.0f / kLog2e);
-    finish_heads<L, C, G>(a, pool, s.heads, top, sum, acc, at0, at0, [&](uint32_t i) { return column / 4 + i; });
+    Finish::template finish<L, C, G>(a, pool, s.heads, top, sum, acc, at0);
 }

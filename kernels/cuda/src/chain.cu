@@ -1,5 +1,6 @@
 // Ops that work on rows one by one, several of them in one launch: a block takes a row through all of them. Saves what a
 // launch costs, which at one token is more than most of these ops.
+#include "pool.cuh"
 #include "rows.cuh"
 
 enum LinkKind : uint32_t {
@@ -12,24 +13,26 @@ enum LinkKind : uint32_t {
     kLinkHcMix,
     kLinkHcCollapse,
     kLinkHcExpand,
+    kLinkPool,
 };
 
-constexpr uint32_t kLinks = 8, kLinkBytes = 240;
+constexpr uint32_t kLinks = 12, kLinkBytes = 240;
 
 // One op with its parameter struct. `LinkArg` in ../ops/chain.rs.
 struct Link {
-    uint32_t kind, pad;
+    uint32_t kind;
+    uint32_t rows;  // code
     __align__(8) unsigned char args[kLinkBytes];
 };
 
 struct ChainArgs {
     Link links[kLinks];
     const DevStep* step;
-    uint32_t rows;  // code
     uint32_t parts;
+    uint32_t pad;
     uint32_t first[kLinks + 1];  // part p: links first[p] to first[p + 1] - 1; parts have nothing to do with each other
     uint32_t slices[kLinks];     // blocks that share out the runs of a part's rows
-    uint32_t pad;
+    uint32_t pad2;
 };
 
 template <class T>
@@ -44,9 +47,10 @@ KERNEL(row_chain, ChainArgs, 512) {
     const DevStep step = *a.step;
     const uint32_t row = blockIdx.x;
     const uint32_t part = blockIdx.y, slice = blockIdx.z, slices = a.slices[part];
-    if (row >= step_rows(step, a.rows) || slice >= slices) return;
+    if (slice >= slices) return;
     for (uint32_t i = a.first[part]; i < a.first[part + 1]; i++) {
         const Link& l = a.links[i];
+        if (row >= step_rows(step, l.rows)) continue;
         // The row as the link before left it.
         if (i > a.first[part]) __syncthreads();
         switch (l.kind) {
@@ -73,6 +77,11 @@ KERNEL(row_chain, ChainArgs, 512) {
             case kLinkHcCollapse: {
                 const StreamsArgs& s = link_args<StreamsArgs>(l);
                 for (uint32_t c = threadIdx.x; c < s.width; c += blockDim.x) hc_collapse_at(s, row, c);
+                break;
+            }
+            case kLinkPool: {
+                const PoolArgs& p = link_args<PoolArgs>(l);
+                for (uint32_t c = threadIdx.x; c < p.c; c += blockDim.x) pool_channel(p, step, c);
                 break;
             }
             default: {

@@ -129,6 +129,28 @@ enum Activation : uint32_t { kSilu = 0, kGelu, kGeluTanh, kRelu, kRelu2, kIdenti
 // their own instructions first.
 __device__ __forceinline__ float sigmoid(float z) { return __fdividef(1.0f, 1.0f + expf(-z)); }
 
+// 1 / x for what is neither tiny nor huge.
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef MODEL1_EMULATE
+    return 1.0f / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// The square root of what is not tiny.
+__device__ __forceinline__ float root(float x) {
+#ifdef MODEL1_EMULATE
+    return sqrtf(x);
+#else
+    float y;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 // 2^x, 0 for -infinity.
 __device__ __forceinline__ float power_of_two(float x) {
 #ifdef MODEL1_EMULATE

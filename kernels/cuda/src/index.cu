@@ -1,19 +1,5 @@
-// The lightning indexer: scores of compressed rows, and the rows with the largest ones.
-#include "records.cuh"
-
-struct IndexScoreArgs {
-    CacheRef keys;         // one record of `dim` values per row
-    const float* q;        // [tokens, heads * dim]
-    const float* weights;  // [tokens, heads]
-    float* out;            // [tokens, width]
-    const DevStep* step;
-    uint32_t heads;
-    uint32_t dim;          // a multiple of 4
-    uint32_t rate;
-    uint32_t skip;         // queries with at most this many visible rows are not scored
-    uint32_t width;
-    float scale;
-};
+// The lightning indexer's scores of compressed rows (select.cu chooses the rows with the largest ones).
+#include "index.cuh"
 
 constexpr uint32_t kIndexRows = 64, kIndexHeads = 16;
 
@@ -72,50 +58,5 @@ KERNEL(index_score, IndexScoreArgs, 256) {
             a.out[(size_t)t * a.width + from + row] =
                 parts[row] + parts[kIndexRows + row] + parts[2 * kIndexRows + row] + parts[3 * kIndexRows + row];
         }
-    }
-}
-
-struct SelectArgs {
-    const float* scores;  // [tokens, width]
-    int32_t* out;         // [tokens, k]
-    const DevStep* step;
-    uint32_t width;
-    uint32_t k;
-    uint32_t rate;
-    uint32_t pad;
-};
-
-#include "topk.cuh"
-
-// Exact: the key of the k-th largest score by radix selection, then the rows in ascending order. grid (tokens)
-KERNEL(select_top_k, SelectArgs, 1024) {
-    __shared__ TopK top;
-    const DevStep s = *a.step;
-    const uint32_t t = blockIdx.x;
-    if (t >= s.tokens) return;
-    const uint32_t n = (uint32_t)rows_visible(s, a.rate, t);
-    const float* scores = a.scores + (size_t)t * a.width;
-    int32_t* out = a.out + (size_t)t * a.k;
-    if (n <= a.k) {
-        for (uint32_t i = threadIdx.x; i < a.k; i += blockDim.x) out[i] = i < n ? (int32_t)i : -1;
-        return;
-    }
-    top_k_threshold(top, n, a.k, [&](uint32_t i) { return ordered_key(scores[i]); });
-    const uint32_t key = top.key, ties = top.ties;
-    uint32_t kept = 0, equal = 0;
-    for (uint32_t base = 0; base < n; base += blockDim.x) {
-        const uint32_t i = base + threadIdx.x;
-        const uint32_t mine = i < n ? ordered_key(scores[i]) : 0;
-        const bool is_equal = i < n && mine == key, above = i < n && mine > key;
-        // Both running counts in one scan: equals in the high half.
-        uint32_t total;
-        const uint32_t before = block_scan((above ? 1u : 0u) + (is_equal ? 1u << 16 : 0u), top.scan, &total);
-        const uint32_t equal_before = equal + (before >> 16);
-        const bool stays = above || (is_equal && equal_before < ties);
-        // Kept rows before this one: those above, and of the equals as many as still fit.
-        const uint32_t place = kept + (before & 0xffffu) + min(before >> 16, ties - min(equal, ties));
-        if (stays) out[place] = (int32_t)i;
-        kept += (total & 0xffffu) + min(total >> 16, ties - min(equal, ties));
-        equal += total >> 16;
     }
 }

@@ -128,11 +128,17 @@ __device__ inline void rope_row(const RopeArgs& a, const DevStep& step, uint32_t
 
 // Adds up what the threads of a block noted and stores it.
 __device__ inline void write_stats(const RoundTrip& trip, DevRowStats* out) {
-    __shared__ float floats[2][32];
-    __shared__ uint32_t counts[2][32];
-    const float err = block_sum(trip.err, floats[0]), ref = block_sum(trip.ref, floats[1]);
-    const uint32_t saturated = block_sum(trip.saturated, counts[0]), flushed = block_sum(trip.flushed, counts[1]);
-    if (threadIdx.x == 0 && out != nullptr) *out = {err, ref, saturated, flushed};
+    if (out == nullptr) return;
+    __shared__ DevRowStats warps[32];
+    const uint32_t lane = threadIdx.x & 31;
+    const DevRowStats mine = {warp_sum(trip.err), warp_sum(trip.ref), warp_sum(trip.saturated), warp_sum(trip.flushed)};
+    if (lane == 0) warps[threadIdx.x / 32] = mine;
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    DevRowStats all = {};
+    if (lane < (blockDim.x + 31) / 32) all = warps[lane];
+    all = {warp_sum(all.sum_sq_err), warp_sum(all.sum_sq), warp_sum(all.saturated), warp_sum(all.flushed)};
+    if (lane == 0) *out = all;
 }
 
 // Warps take blocks of values that share a scale.
@@ -352,29 +358,31 @@ __device__ inline void hc_expand_at(const StreamsArgs& a, uint32_t t, uint32_t c
 __device__ inline void sinkhorn(float* c, uint32_t n, uint32_t iterations, float eps) {
     const uint32_t i = threadIdx.x & 31;
     if (n == 4) {
-        // Every lane has the whole matrix in registers: no exchanges, and a reciprocal per row or column.
+        // A lane has an element, then every lane the whole matrix in registers: no exchanges, and a reciprocal per row or column.
+        const float mine = c[i % 16];
+        float best = fmaxf(mine, __shfl_xor_sync(kAll, mine, 1));
+        best = fmaxf(best, __shfl_xor_sync(kAll, best, 2));
+        const float e = expf(mine - best);
+        float sum = e + __shfl_xor_sync(kAll, e, 1);
+        sum += __shfl_xor_sync(kAll, sum, 2);
+        __syncwarp();
+        if (i < 16) c[i] = __fdividef(e, sum) + eps;
+        __syncwarp();
         float v[4][4];
 #pragma unroll
-        for (uint32_t r = 0; r < 4; r++) {
-            float best = -INFINITY, sum = 0.0f;
-#pragma unroll
-            for (uint32_t k = 0; k < 4; k++) best = fmaxf(best, v[r][k] = c[4 * r + k]);
-#pragma unroll
-            for (uint32_t k = 0; k < 4; k++) sum += v[r][k] = expf(v[r][k] - best);
-#pragma unroll
-            for (uint32_t k = 0; k < 4; k++) v[r][k] = __fdividef(v[r][k], sum) + eps;
-        }
+        for (uint32_t k = 0; k < 16; k++) v[k / 4][k % 4] = c[k];
+#pragma unroll 1
         for (uint32_t round = 0; round < iterations; round++) {
 #pragma unroll
             for (uint32_t r = 0; r < 4; r++) {
                 if (round == 0) break;
-                const float f = __fdividef(1.0f, (v[r][0] + v[r][1]) + (v[r][2] + v[r][3]) + eps);
+                const float f = reciprocal((v[r][0] + v[r][1]) + (v[r][2] + v[r][3]) + eps);
 #pragma unroll
                 for (uint32_t k = 0; k < 4; k++) v[r][k] *= f;
             }
 #pragma unroll
             for (uint32_t k = 0; k < 4; k++) {
-                const float f = __fdividef(1.0f, (v[0][k] + v[1][k]) + (v[2][k] + v[3][k]) + eps);
+                const float f = reciprocal((v[0][k] + v[1][k]) + (v[2][k] + v[3][k]) + eps);
 #pragma unroll
                 for (uint32_t r = 0; r < 4; r++) v[r][k] *= f;
             }

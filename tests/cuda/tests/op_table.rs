@@ -109,6 +109,7 @@ groups! {
     rounding_and_hadamard = "rounding and hadamard";
     pooling = "pooling";
     streams = "streams";
+    sites_between_blocks = "sites between blocks";
     the_indexer_selects_what_the_cpu_selects = "the indexer selects what the cpu selects";
     dense_attention = "dense attention";
     dense_attention_over_stored_rows = "dense attention over stored rows";

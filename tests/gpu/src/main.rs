@@ -88,6 +88,7 @@ fn cases() -> Vec<Case> {
     all.extend(checks::goldens());
     all.extend(checks::sessions());
     all.extend(timing::cases());
+    all.extend(timing::by_depth());
     all.extend(timing::telemetry());
     all
 }

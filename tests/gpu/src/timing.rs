@@ -52,6 +52,34 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
+/// Decode of MODEL1's shape behind ever more tokens of one text, group by group.
+pub fn by_depth() -> Vec<Case> {
+    [Storage::Bf16, Storage::Fp8]
+        .into_iter()
+        .map(|storage| {
+            let name = format!("{} {} by depth", Shape::Model15.name(), storage.name());
+            Case::new("timing", name, move |b| {
+                let model = RandomModel::new(Shape::Model15, storage).unwrap();
+                let engine = model.engine(b.cuda(), &Silent).unwrap();
+                let mut text = String::new();
+                let mut s = session(&engine, 131_072, false);
+                let mut fed = 0;
+                let most = if b.quick { 2048 } else { 130_000 };
+                for depth in [256, 2048, 30_000, 130_000].into_iter().filter(|d| *d <= most) {
+                    s.feed(&ids(&engine, depth - fed), None, &Cancel::default(), &mut ())
+                        .unwrap();
+                    s.set_trace(false);
+                    let t = median(draw(&engine, &mut s));
+                    text += &format!("decode at {depth}: {:.0} tokens/s ({:.3} ms)\n", 1.0 / t, t * 1e3);
+                    text += &groups_of(&engine, &mut s, &format!("decode at {depth}"), 1, 6, 40);
+                    fed = s.tokens().len();
+                }
+                text
+            })
+        })
+        .collect()
+}
+
 /// What L0 telemetry costs: the same steps with and without, by turns.
 pub fn telemetry() -> Vec<Case> {
     [(Shape::Qwen15, Storage::Bf16), (Shape::Model15, Storage::Fp8)]
@@ -148,11 +176,16 @@ fn table(b: &Bench, engine: &Arc<Engine>, cuda: &Cuda, depths: &[usize], prompt:
 
 /// Seconds of each of `STEPS` decode steps behind `depth` tokens, and the session.
 fn steps(engine: &Arc<Engine>, limit: u64, depth: usize) -> (Vec<f64>, Session) {
-    let sampler = SamplerParams::default();
     let mut s = session(engine, limit, false);
     if depth > 0 {
         s.feed(&ids(engine, depth), None, &Cancel::default(), &mut ()).unwrap();
     }
+    (draw(engine, &mut s), s)
+}
+
+/// Seconds of each of `STEPS` decode steps behind a session's text.
+fn draw(engine: &Engine, s: &mut Session) -> Vec<f64> {
+    let sampler = SamplerParams::default();
     let mut each = Vec::new();
     let mut token = 5u32;
     for i in 0..STEPS as u32 + 8 {
@@ -165,7 +198,7 @@ fn steps(engine: &Arc<Engine>, limit: u64, depth: usize) -> (Vec<f64>, Session) 
         // A model of random weights may repeat one token; the next one is varied so that experts vary.
         token = (token + i) % (engine.facts().vocab as u32 - 2) + 2;
     }
-    (each, s)
+    each
 }
 
 fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
@@ -210,54 +243,57 @@ fn slowest(engine: &Arc<Engine>, limit: u64, depth: usize, most: usize) -> Strin
         if before > 0 {
             s.feed(&ids(engine, before), None, &Cancel::default(), &mut ()).unwrap();
         }
-        let mut sums: std::collections::BTreeMap<String, (f64, u64, usize)> = Default::default();
-        // The first two make the plan's graphs.
-        for step in 0..steps + 2 {
-            s.set_trace(step > 0);
-            s.feed(
-                &ids(engine, n),
-                Some(&SamplerParams::default()),
-                &Cancel::default(),
-                &mut (),
-            )
+        text += &groups_of(engine, &mut s, &what, n, steps, most);
+    }
+    text
+}
+
+/// The `most` launches that take longest in `steps` traced steps of `n` tokens behind a session's text.
+fn groups_of(engine: &Engine, s: &mut Session, what: &str, n: usize, steps: usize, most: usize) -> String {
+    let mut sums: std::collections::BTreeMap<String, (f64, u64, usize)> = Default::default();
+    // The first two make the plan's graphs.
+    for step in 0..steps + 2 {
+        s.set_trace(step > 0);
+        let before = s.position();
+        let sampler = SamplerParams::default();
+        s.feed(&ids(engine, n), Some(&sampler), &Cancel::default(), &mut ())
             .unwrap();
-            if step < 2 {
-                continue;
-            }
-            let plan = s.plan(n, before as u64);
-            let by_op: std::collections::HashMap<u32, _> =
-                s.output().times.iter().map(|t| (t.op, (t.nanos, t.bytes))).collect();
-            for group in kernels::cuda::ops::groups(&plan) {
-                let name = |id: &kernels::ir::OpId| plan.ops[id.index()].name.clone();
-                let key = match &group.origin[..] {
-                    [one] => name(one),
-                    all => format!("{} .. {} ({})", name(&all[0]), name(&all[all.len() - 1]), all.len()),
-                };
-                let e = sums.entry(key).or_default();
-                for id in &group.origin {
-                    let (nanos, bytes) = by_op.get(&id.0).copied().unwrap_or_default();
-                    *e = (e.0 + nanos / steps as f64, e.1 + bytes, e.2);
-                }
-                e.2 += 1;
-            }
+        if step < 2 {
+            continue;
         }
-        let total: f64 = sums.values().map(|s| s.0).sum();
-        let launches = sums.values().map(|s| s.2).sum::<usize>() / steps;
+        let plan = s.plan(n, before);
+        let by_op: std::collections::HashMap<u32, _> =
+            s.output().times.iter().map(|t| (t.op, (t.nanos, t.bytes))).collect();
+        for group in kernels::cuda::ops::groups(&plan) {
+            let name = |id: &kernels::ir::OpId| plan.ops[id.index()].name.clone();
+            let key = match &group.origin[..] {
+                [one] => name(one),
+                all => format!("{} .. {} ({})", name(&all[0]), name(&all[all.len() - 1]), all.len()),
+            };
+            let e = sums.entry(key).or_default();
+            for id in &group.origin {
+                let (nanos, bytes) = by_op.get(&id.0).copied().unwrap_or_default();
+                *e = (e.0 + nanos / steps as f64, e.1 + bytes, e.2);
+            }
+            e.2 += 1;
+        }
+    }
+    let total: f64 = sums.values().map(|s| s.0).sum();
+    let launches = sums.values().map(|s| s.2).sum::<usize>() / steps;
+    let mut text = format!(
+        "{what}, group by group in a graph: {:.3} ms in {launches} groups\n",
+        total / 1e6
+    );
+    let mut list: Vec<_> = sums.into_iter().collect();
+    list.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+    for (name, (nanos, bytes, n)) in list.into_iter().take(most) {
+        let n = n / steps;
         text += &format!(
-            "{what}, group by group in a graph: {:.3} ms in {launches} groups\n",
-            total / 1e6
+            "  {:5.1} % {:7.2} us each, {n:3} of {name}, {:.0} GB/s\n",
+            nanos / total * 100.0,
+            nanos / 1e3 / n as f64,
+            bytes as f64 / steps as f64 / nanos
         );
-        let mut list: Vec<_> = sums.into_iter().collect();
-        list.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-        for (name, (nanos, bytes, n)) in list.into_iter().take(most) {
-            let n = n / steps;
-            text += &format!(
-                "  {:5.1} % {:7.2} us each, {n:3} of {name}, {:.0} GB/s\n",
-                nanos / total * 100.0,
-                nanos / 1e3 / n as f64,
-                bytes as f64 / steps as f64 / nanos
-            );
-        }
     }
     text
 }

@@ -1,11 +1,49 @@
 //! Attention over every kind of source, and the indexer.
 
 use kernels::ir::{
-    BufId, CacheFormat, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions, ScoreOp,
-    ScoreProgram,
+    BufId, CacheFormat, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, NormKind, Op, Positions, RopeId,
+    RopeStyle, ScoreOp, ScoreProgram,
 };
 
-use super::{CLOSE, Case, On, check};
+use super::{CLOSE, Case, On, Random, check};
+
+/// An indexer's queries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Queries {
+    Random,
+    /// All scores are equal.
+    Zero,
+    /// Random ones, rotated and, for keys in FP4, rounded to that.
+    Turned,
+}
+
+/// Rotates the last half of every head of an indexer's queries and rounds them to FP4.
+fn turn_queries(c: &mut Case, x: BufId, (heads, dim): (usize, usize), rounded: bool) {
+    let table = c.rope_table(dim / 4);
+    c.op(Op::Rope {
+        x,
+        heads,
+        head_dim: dim,
+        offset: dim / 2,
+        dims: dim / 2,
+        style: RopeStyle::Interleaved,
+        table,
+        positions: Positions::Tokens,
+        inverse: false,
+    });
+    if rounded {
+        c.op(Op::Hadamard {
+            x,
+            width: dim,
+            rows: Positions::Tokens,
+        });
+        c.op(Op::RoundTrip {
+            x,
+            width: dim,
+            format: CacheFormat::Fp4,
+        });
+    }
+}
 
 /// An indexer over rows of `rate`: keys are written step by step. Returns what it chooses.
 pub(super) fn indexer(
@@ -13,7 +51,7 @@ pub(super) fn indexer(
     format: CacheFormat,
     (heads, dim): (usize, usize),
     (rate, k): (usize, usize),
-    zero: bool,
+    queries: Queries,
 ) -> BufId {
     let ring = CacheRows::Ring {
         capacity: rate,
@@ -38,7 +76,13 @@ pub(super) fn indexer(
         cache: keys,
         rows: Positions::Closed { rate },
     });
-    let (q, weights) = (c.input(heads * dim, if zero { 0.0 } else { 1.0 }), c.input(heads, 1.0));
+    let (q, weights) = (
+        c.input(heads * dim, if queries == Queries::Zero { 0.0 } else { 1.0 }),
+        c.input(heads, 1.0),
+    );
+    if queries == Queries::Turned {
+        turn_queries(c, q, (heads, dim), format == CacheFormat::Fp4);
+    }
     let scores = c.buffer(Dim::Tokens, Dim::ContextRows(rate), ElemType::F32);
     c.op(Op::IndexScore {
         q,
@@ -72,7 +116,7 @@ pub(super) fn the_indexer_selects_what_the_cpu_selects(on: &On) {
     ] {
         for (heads, dim, rate, k) in [(16, 16, 4, 3), (3, 128, 2, 16), (64, 64, 4, 20), (1, 4, 1, 1)] {
             let mut c = Case::new(40, 1024);
-            indexer(&mut c, format, (heads, dim), (rate, k), false);
+            indexer(&mut c, format, (heads, dim), (rate, k), Queries::Random);
             check(
                 on,
                 &format!("{format:?} {heads} x {dim}, {k} kept"),
@@ -83,9 +127,46 @@ pub(super) fn the_indexer_selects_what_the_cpu_selects(on: &On) {
             );
         }
     }
+    for format in [CacheFormat::Bf16, CacheFormat::Fp8B64, CacheFormat::Fp4] {
+        for (heads, tokens) in [(16, 1), (20, 5)] {
+            let mut c = Case::new(tokens, 1024);
+            indexer(&mut c, format, (heads, 128), (4, 8), Queries::Turned);
+            let what = format!("{format:?} {heads} x 128, queries turned");
+            check(on, &what, &c, 0, &vec![tokens; 60], 1e-9);
+        }
+    }
+    // Thousands of rows: scores of both signs, few different ones, ones close together.
+    let values: [fn(&mut Random) -> f32; 3] = [
+        |r| r.normal(3.0),
+        |r| (r.bits() % 5) as f32 - 2.0,
+        |r| 1.0 + (r.bits() % 64) as f32 * f32::EPSILON,
+    ];
+    for (i, value) in values.into_iter().enumerate() {
+        for (rows, k) in [(700, 512), (5000, 512), (40_004, 100)] {
+            let mut c = Case::new(2, rows + 8);
+            let all: Vec<f32> = (0..2 * rows).map(|_| value(&mut c.random)).collect();
+            let scores = c.given(rows, &all);
+            let chosen = c.buffer(Dim::Tokens, Dim::Const(k), ElemType::I32);
+            c.op(Op::SelectTopK {
+                scores,
+                k,
+                rate: 1,
+                out: chosen,
+            });
+            c.probe(chosen, "chosen");
+            check(
+                on,
+                &format!("{k} of {rows}, scores {i}"),
+                &c,
+                rows as u64 - 3,
+                &[2],
+                1e-9,
+            );
+        }
+    }
     // All scores are equal: the lower rows stay.
     let mut c = Case::new(40, 1024);
-    indexer(&mut c, CacheFormat::F32, (4, 8), (2, 5), true);
+    indexer(&mut c, CacheFormat::F32, (4, 8), (2, 5), Queries::Zero);
     check(on, "ties", &c, 0, &[40, 1, 40], 1e-9);
 }
 
@@ -190,7 +271,23 @@ pub(super) fn dense_attention_over_stored_rows(on: &On) {
     }
 }
 
-/// A window ring and compressed rows in one softmax, all rows or selected ones.
+/// Rotation of the last `rope` values of every head.
+fn turn(c: &mut Case, x: BufId, (heads, d, rope): (usize, usize, usize), table: RopeId, inverse: bool) {
+    c.op(Op::Rope {
+        x,
+        heads,
+        head_dim: d,
+        offset: d - rope,
+        dims: rope,
+        style: RopeStyle::Interleaved,
+        table,
+        positions: Positions::Tokens,
+        inverse,
+    });
+}
+
+/// A window ring and compressed rows in one softmax, all rows or selected ones. For one token with wide heads queries are
+/// normalised and rotated before, and what comes out is rotated back.
 fn sparse(
     c: &mut Case,
     (heads, d, rope): (usize, usize, usize),
@@ -200,6 +297,19 @@ fn sparse(
     (mask, score): (Mask, Option<ScoreProgram>),
 ) {
     let (x, q) = (c.input(d, 1.0), c.input(heads * d, 1.0));
+    let table = (c.plan.token_bucket == 1 && d == 512).then(|| c.rope_table(rope / 2));
+    if let Some(table) = table {
+        c.op(Op::Norm {
+            kind: NormKind::Rms,
+            x: q,
+            weight: None,
+            bias: None,
+            out: q,
+            group: d,
+            eps: 1e-6,
+        });
+        turn(c, q, (heads, d, rope), table, false);
+    }
     let ring = CacheRows::Ring {
         capacity: 8 + 40,
         live: 8,
@@ -233,7 +343,7 @@ fn sparse(
         cache: rows,
         rows: Positions::Closed { rate },
     });
-    let selection = k.map(|k| indexer(c, CacheFormat::F32, (4, 8), (rate, k), false));
+    let selection = k.map(|k| indexer(c, CacheFormat::F32, (4, 8), (rate, k), Queries::Random));
     let out = c.floats(heads * d);
     let sinks = Some(c.normal(1, heads, 1.0));
     c.op(Op::Attend {
@@ -259,6 +369,9 @@ fn sparse(
         mask,
         score,
     });
+    if let Some(table) = table {
+        turn(c, out, (heads, d, rope), table, true);
+    }
     c.probe(out, "attention");
 }
 
@@ -286,6 +399,9 @@ pub(super) fn window_and_compressed_rows(on: &On) {
     // One token and a few at a time.
     for (heads, d, rope, format) in [
         (8, 512, 64, CacheFormat::Fp8Model1),
+        (16, 512, 64, CacheFormat::Bf16),
+        (6, 512, 64, CacheFormat::F32),
+        (3, 512, 64, CacheFormat::Bf16),
         (20, 64, 0, CacheFormat::Bf16),
         (4, 256, 0, CacheFormat::F32),
     ] {

@@ -2,7 +2,7 @@
 
 use kernels::ir::{CacheFormat, CacheId, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions};
 
-use super::attention::{dense, indexer};
+use super::attention::{Queries, dense, indexer};
 use super::{CLOSE, Case, On, check};
 
 const STORED: [CacheFormat; 3] = [CacheFormat::Bf16, CacheFormat::Fp8B64, CacheFormat::Fp4];
@@ -117,7 +117,7 @@ impl Latents {
         let rows = self.compressed(c);
         let selection = self
             .chosen
-            .map(|k| indexer(c, CacheFormat::F32, (4, 8), (self.rate, k), false));
+            .map(|k| indexer(c, CacheFormat::F32, (4, 8), (self.rate, k), Queries::Random));
         sources.push(source(
             rows,
             KeyRows::Compressed {

@@ -6,6 +6,7 @@ mod choices;
 mod many;
 mod products;
 mod rows;
+mod sites;
 
 use kernels::cpu::Cpu;
 use kernels::cpu::exec::CpuBackend;
@@ -418,7 +419,7 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 26] = [
+pub const GROUPS: [Group; 27] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
@@ -438,6 +439,7 @@ pub const GROUPS: [Group; 26] = [
     ("rounding and hadamard", rows::rounding_and_hadamard),
     ("pooling", rows::pooling),
     ("streams", rows::streams),
+    ("sites between blocks", sites::sites_between_blocks),
     (
         "the indexer selects what the cpu selects",
         attention::the_indexer_selects_what_the_cpu_selects,
