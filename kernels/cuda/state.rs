@@ -206,6 +206,26 @@ impl CudaState {
         }
     }
 
+    /// The opposite of [`CudaState::records`]: stores whole rows from row (ring: slot) `first` on.
+    ///
+    /// # Errors
+    /// No such component or rows, bytes that are not whole rows, or a device that fails.
+    pub fn put_records(&mut self, cache: CacheId, first: usize, records: &[u8]) -> Result<(), ExecError> {
+        let _turn = lock(&self.turn);
+        let whole = |s: &&Store| {
+            let (d, b) = s.desc.row_bytes();
+            records.len() % (d + b).max(1) == 0 && first + records.len() / (d + b).max(1) <= s.rows
+        };
+        match self.stores.get(cache.index()).filter(whole) {
+            Some(s) => s.write(self.device.as_ref(), first, records),
+            None => Err(mismatch(format!(
+                "{} bytes from row {first} of component {} on",
+                records.len(),
+                cache.0
+            ))),
+        }
+    }
+
     /// Bytes a context of `context` tokens needs on the device, before anything is allocated.
     pub fn predict(caches: &[CacheDesc], context: u64) -> u64 {
         let context = context.next_power_of_two().max(LEAST);

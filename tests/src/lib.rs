@@ -4,4 +4,5 @@ pub mod goldens;
 pub mod models;
 pub mod oracle;
 pub mod plans;
+pub mod synthetic;
 pub mod table;

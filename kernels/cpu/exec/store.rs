@@ -201,6 +201,27 @@ impl CpuState {
         Ok(state)
     }
 
+    /// Stores whole rows, given as their records (data, then scales each), from row `first` on; for rings, from that slot on.
+    ///
+    /// # Errors
+    /// No such component or rows, or bytes that are not whole rows.
+    pub fn put_records(&mut self, cache: CacheId, first: usize, records: &[u8]) -> Result<(), ExecError> {
+        let wrong = |detail: String| ExecError::Mismatch { what: "state", detail };
+        let Some(s) = self.stores.get_mut(cache.index()) else {
+            return Err(wrong(format!("no component {}", cache.0)));
+        };
+        let (n, rows) = (s.row_bytes().max(1), s.rows);
+        if records.len() % n != 0 || first + records.len() / n > rows {
+            return Err(wrong(format!(
+                "{} bytes from row {first} on, of {rows} rows of {n}",
+                records.len()
+            )));
+        }
+        s.bytes_mut()[first * n..first * n + records.len()].copy_from_slice(records);
+        s.blocks.written(first);
+        Ok(())
+    }
+
     pub(super) fn check(&self, plan: &Plan) -> Result<(), ExecError> {
         if plan.caches == self.descs {
             return Ok(());

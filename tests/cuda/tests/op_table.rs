@@ -120,4 +120,9 @@ groups! {
     score_expressions = "score expressions";
     routers_and_experts = "routers and experts";
     draws = "draws";
+    attention_at_128k_tokens = "attention at 128k tokens";
+    latents_at_128k_tokens = "latents at 128k tokens";
+    indexers_at_128k_tokens = "indexers at 128k tokens";
+    pooling_at_128k_tokens = "pooling at 128k tokens";
+    cache_rows_at_128k_tokens = "cache rows at 128k tokens";
 }

@@ -12,7 +12,7 @@ use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::{Backend, StepOutput};
 use model1_tests::goldens::{Ran, Values, argmax, engine_with, max_abs, probing, relative, run, schedules, tensors};
 use model1_tests::plans::PLANS;
-use model1_tests::table::{GROUPS, Group, Make, On};
+use model1_tests::table::{GROUPS, Group, LARGE, Large, Make, On};
 use protocol::StepRecord;
 
 use crate::runner::{Bench, Case};
@@ -76,24 +76,31 @@ pub fn device() -> Vec<Case> {
 pub fn ops() -> Vec<Case> {
     let run = |(name, group): Group| {
         Case::new("ops", name, move |b| {
-            let make = |graphs: bool, guarded: bool| -> Make {
-                let device = b.device.clone();
-                Box::new(move || {
-                    Box::new(Cuda::on(
-                        device.clone(),
-                        CudaOptions {
-                            graphs,
-                            guarded,
-                            counted: true,
-                        },
-                    ))
-                })
-            };
-            group(&On(vec![make(false, true), make(false, true), make(true, false)]));
+            group(&backends(b));
             String::new()
         })
     };
-    GROUPS.into_iter().map(run).collect()
+    let large = |(name, group): Large| Case::new("ops", name, move |b| group(&backends(b)));
+    GROUPS
+        .into_iter()
+        .map(run)
+        .chain(LARGE.into_iter().map(large))
+        .collect()
+}
+
+fn backends(b: &Bench) -> On {
+    let make = |graphs: bool, guarded: bool| -> Make {
+        let device = b.device.clone();
+        Box::new(move || {
+            let options = CudaOptions {
+                graphs,
+                guarded,
+                counted: true,
+            };
+            Box::new(Cuda::on(device.clone(), options))
+        })
+    };
+    On(vec![make(false, true), make(false, true), make(true, false)])
 }
 
 /// Rows of every probe and of the logits, drawn tokens, and the step records.

@@ -1,6 +1,7 @@
 //! The CUDA backend's tests as one program, for a machine with an NVIDIA GPU and without Rust. See the README.
 
 mod checks;
+mod long;
 mod runner;
 mod timing;
 
@@ -87,6 +88,7 @@ fn cases() -> Vec<Case> {
     all.extend(checks::plans());
     all.extend(checks::goldens());
     all.extend(checks::sessions());
+    all.extend(long::cases());
     all.extend(timing::cases());
     all.extend(timing::by_depth());
     all.extend(timing::telemetry());

@@ -176,7 +176,7 @@ pub(super) fn dense(c: &mut Case, shape: (usize, usize, usize), format: CacheFor
 }
 
 /// The same with a score expression.
-fn scored(
+pub(super) fn scored(
     c: &mut Case,
     (heads, kv_heads, d): (usize, usize, usize),
     format: CacheFormat,
@@ -422,7 +422,7 @@ pub(super) fn window_and_compressed_rows(on: &On) {
 }
 
 /// Programs that use every instruction.
-fn programs() -> Vec<ScoreProgram> {
+pub(super) fn programs() -> Vec<ScoreProgram> {
     use ScoreOp::*;
     let distance = [Query, Key, Sub];
     let all = [

@@ -44,17 +44,19 @@ pub(super) fn attention_over_long_contexts(on: &On) {
 }
 
 /// Latents: keys that are values, in a window and in compressed rows.
-struct Latents {
-    heads: usize,
-    width: usize,
-    rope: usize,
-    format: CacheFormat,
-    rate: usize,
+pub(super) struct Latents {
+    pub heads: usize,
+    pub width: usize,
+    pub rope: usize,
+    pub format: CacheFormat,
+    pub rate: usize,
     /// Rows a token chooses.
-    chosen: Option<usize>,
+    pub chosen: Option<usize>,
     /// 0 = compressed rows alone: the first tokens see nothing.
-    window: usize,
-    sinks: bool,
+    pub window: usize,
+    pub sinks: bool,
+    /// Format, heads and width of the indexer that chooses.
+    pub index: (CacheFormat, usize, usize),
 }
 
 impl Latents {
@@ -103,7 +105,8 @@ impl Latents {
         cache
     }
 
-    fn plan(&self, c: &mut Case) {
+    pub fn plan(&self, c: &mut Case) {
+        let (format, heads, width) = self.index;
         let source = |cache: CacheId, rows: KeyRows| KeySource {
             keys: cache,
             values: cache,
@@ -117,7 +120,7 @@ impl Latents {
         let rows = self.compressed(c);
         let selection = self
             .chosen
-            .map(|k| indexer(c, CacheFormat::F32, (4, 8), (self.rate, k), Queries::Random));
+            .map(|k| indexer(c, format, (heads, width), (self.rate, k), Queries::Random));
         sources.push(source(
             rows,
             KeyRows::Compressed {
@@ -170,6 +173,7 @@ pub(super) fn latents_of_many_tokens(on: &On) {
                     chosen,
                     window,
                     sinks,
+                    index: (CacheFormat::F32, 4, 8),
                 };
                 latents.plan(&mut c);
                 let what = format!("{format:?} {heads} x {width}, rate {rate}, {chosen:?}, window {window}");

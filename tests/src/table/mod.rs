@@ -3,6 +3,8 @@
 
 mod attention;
 mod choices;
+mod far;
+mod far_large;
 mod many;
 mod products;
 mod rows;
@@ -280,6 +282,28 @@ impl Case {
         steps: &[usize],
         sampler: Option<&SamplerParams>,
     ) -> Ran {
+        let mut ran = self.steps(backend, state, position, steps, sampler);
+        position += steps.iter().sum::<usize>() as u64;
+        let plan = &self.plan;
+        for (i, c) in plan.caches.iter().enumerate() {
+            let rows = match c.rows {
+                CacheRows::Growing { rate } => position as usize / rate,
+                CacheRows::Ring { capacity, .. } => capacity.min(position as usize),
+            };
+            ran.rows.push(state.read_rows(CacheId(i as u32), 0, rows).unwrap());
+        }
+        ran
+    }
+
+    /// What the steps gave, without cache rows.
+    fn steps(
+        &self,
+        backend: &dyn Backend,
+        state: &mut dyn State,
+        mut position: u64,
+        steps: &[usize],
+        sampler: Option<&SamplerParams>,
+    ) -> Ran {
         let mut ran = Ran::default();
         let mut history: Vec<u32> = Vec::new();
         for &n in steps {
@@ -294,14 +318,6 @@ impl Case {
                 ran.logprobs.push(s.logprob);
             }
             position += n as u64;
-        }
-        let plan = &self.plan;
-        for (i, c) in plan.caches.iter().enumerate() {
-            let rows = match c.rows {
-                CacheRows::Growing { rate } => position as usize / rate,
-                CacheRows::Ring { capacity, .. } => capacity.min(position as usize),
-            };
-            ran.rows.push(state.read_rows(CacheId(i as u32), 0, rows).unwrap());
         }
         ran
     }
@@ -419,7 +435,7 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 27] = [
+pub const GROUPS: [Group; 32] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
@@ -456,4 +472,20 @@ pub const GROUPS: [Group; 27] = [
     ("score expressions", attention::score_expressions),
     ("routers and experts", choices::routers_and_experts),
     ("draws", choices::draws),
+    ("attention at 128k tokens", far::attention),
+    ("latents at 128k tokens", far::latents),
+    ("indexers at 128k tokens", far::indexers),
+    ("pooling at 128k tokens", far::pooling),
+    ("cache rows at 128k tokens", far::cache_rows),
+];
+
+/// Cases that take a GPU, by name; each says what it ran.
+pub type Large = (&'static str, fn(&On) -> String);
+
+/// Every group of those.
+pub const LARGE: [Large; 4] = [
+    ("attention at 128k tokens, many heads", far_large::attention),
+    ("choices by score at 128k tokens", far_large::choices),
+    ("MODEL1 at 128k tokens", far_large::model1),
+    ("caches of more than 4 GiB", far_large::beyond),
 ];
