@@ -9,7 +9,7 @@ use super::memory::Mem;
 use super::prepared::{Arena, IDS, Prepared, SAMPLER, key};
 use super::readback;
 use super::state::CudaState;
-use super::weights::Weights;
+use super::weights::{Held, PlanWeights, Weights};
 use crate::cpu::sample;
 use crate::ir::{
     Backend, CacheDesc, ElemType, ExecError, ExecKind, ExecStep, Op, Plan, Sampled, SamplerParams, State, StepOutput,
@@ -59,7 +59,7 @@ struct Work {
 pub struct Cuda {
     device: Arc<dyn Device>,
     options: CudaOptions,
-    weights: Weights,
+    weights: Arc<Weights>,
     work: Mutex<Work>,
     turn: Arc<Mutex<()>>,
 }
@@ -68,7 +68,7 @@ impl Cuda {
     /// A backend on a device.
     pub fn on(device: Arc<dyn Device>, options: CudaOptions) -> Self {
         Self {
-            weights: Weights::new(&device),
+            weights: Arc::new(Weights::new(&device)),
             work: Mutex::new(Work {
                 mem: Mem::none(&device),
                 generation: 0,
@@ -84,12 +84,12 @@ impl Cuda {
         &self.device
     }
 
-    /// Bytes of weights on the device.
+    /// Bytes of weights on the device, those that are only kept for going back to a recipe included.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()
     }
 
-    /// Makes sure the state has this plan ready in the current arena; returns its index.
+    /// Makes sure the state has this plan ready in the current arena and holds its weights; returns its index.
     fn prepare(
         &self,
         work: &mut Work,
@@ -99,32 +99,63 @@ impl Cuda {
     ) -> Result<usize, ExecError> {
         let key = key(plan);
         let generation = work.generation;
-        if let Some(i) = state
-            .prepared
-            .iter()
-            .position(|p| p.key == key && p.generation == generation)
-        {
-            return Ok(i);
+        let ready = |p: &Prepared| p.key == key && p.generation == generation;
+        if let Some(i) = state.prepared.iter().position(ready) {
+            if state.held.as_ref().is_some_and(|h| h.0 == key) {
+                return Ok(i);
+            }
+            if let Some(held) = state.prepared[i].copies.hold() {
+                state.held = Some((key, held));
+                self.weights.settle()?;
+                return Ok(i);
+            }
         }
+        // What the plan before this one held may have to give way to what this one needs.
+        state.held = None;
+        let (made, held) = match self.place(work, state, plan, weights) {
+            // Tables and graphs of other plans, too.
+            Err(ExecError::OutOfMemory { .. }) if !state.prepared.is_empty() => {
+                state.prepared.clear();
+                self.place(work, state, plan, weights)?
+            }
+            placed => placed?,
+        };
+        state.prepared.push(made);
+        state.held = Some((key, held));
+        self.weights.settle()?;
+        Ok(state.prepared.len() - 1)
+    }
+
+    /// Makes a plan ready in the arena, which grows if it has to.
+    fn place(
+        &self,
+        work: &mut Work,
+        state: &mut CudaState,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+    ) -> Result<(Prepared, Held), ExecError> {
         let arena = Arena::new(plan, if self.options.guarded { 1024 } else { 0 });
         if arena.bytes() > work.mem.len() {
             self.device.synchronise()?;
             // The old memory first: both together may not fit.
             work.mem = Mem::none(&self.device);
             work.generation += 1;
-            work.mem = Mem::new(&self.device, arena.bytes(), "the activations of a step")?;
+            let new = || Mem::new(&self.device, arena.bytes(), "the activations of a step");
+            work.mem = self.weights.or_free(new)?;
         }
         let generation = work.generation;
         self.device.synchronise()?;
-        state.prepared.retain(|p| p.generation == generation && p.key != key);
+        state
+            .prepared
+            .retain(|p| p.generation == generation && p.key != key(plan));
         if state.prepared.len() >= KEPT {
             state.prepared.remove(0);
         }
         let place = (work.mem.ptr(), generation);
-        let prepared = Prepared::new(&self.device, &self.weights, plan, weights, arena, place)?
+        let PlanWeights { places, copies, held } = self.weights.of_plan(plan, weights)?;
+        let prepared = Prepared::new(&self.device, &self.weights, plan, (places, copies), arena, place)?
             .counting(plan, self.options.counted);
-        state.prepared.push(prepared);
-        Ok(state.prepared.len() - 1)
+        Ok((prepared, held))
     }
 
     /// Launches everything: directly the first time, through a graph from the second time on.
@@ -393,7 +424,8 @@ impl Backend for Cuda {
     }
 
     fn new_state(&self, caches: &[CacheDesc], context: u64) -> Result<Box<dyn State>, ExecError> {
-        Ok(Box::new(CudaState::new(&self.device, &self.turn, caches, context)?))
+        let shared = (&self.turn, &self.weights);
+        Ok(Box::new(CudaState::new(&self.device, shared, caches, context)?))
     }
 
     fn run(
@@ -446,6 +478,7 @@ impl Backend for Cuda {
     }
 
     fn device_memory(&self) -> Result<Option<(u64, u64)>, ExecError> {
-        self.device.memory().map(Some)
+        let (free, total) = self.device.memory()?;
+        Ok(Some((free + self.weights.spare_bytes(), total)))
     }
 }

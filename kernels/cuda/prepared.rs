@@ -9,8 +9,8 @@ use super::device::{ALIGN, DevPtr, Device, Graph};
 use super::memory::{Mem, Parts};
 use super::ops::{Group, dense_bytes, groups, scratch_bytes};
 use super::schedule::{STREAMS, Schedule, schedule, streams};
-use super::weights::Weights;
-use crate::ir::{BufId, ElemType, ExecError, Mask, Op, Plan, WeightSource};
+use super::weights::{PlanCopies, Weights};
+use crate::ir::{BufId, ElemType, ExecError, Mask, Op, Plan};
 
 /// What tells plans apart.
 pub(super) type PlanKey = (u64, usize, usize, usize, bool);
@@ -136,6 +136,8 @@ pub(super) struct Prepared {
     base: DevPtr,
     bufs: Vec<DevBuf>,
     weights: Vec<(DevPtr, DevPtr)>,
+    /// What `weights` points into: to be held when the plan runs.
+    pub copies: PlanCopies,
     ropes: Vec<DevRope>,
     experts: Vec<DevPtr>,
     counters: Vec<DevPtr>,
@@ -150,16 +152,15 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Places a plan: uploads weights that are not there yet, makes its tables.
+    /// Places a plan whose weights are on the device: makes its tables.
     pub fn new(
         device: &Arc<dyn Device>,
-        weights: &Weights,
+        all: &Weights,
         plan: &Plan,
-        source: &dyn WeightSource,
+        (places, copies): (Vec<(DevPtr, DevPtr)>, PlanCopies),
         arena: Arena,
         (base, generation): (DevPtr, u64),
     ) -> Result<Self, ExecError> {
-        let weights = weights.of_plan(plan, source)?;
         let mut parts = Parts::default();
         let ropes: Vec<usize> = plan.ropes.iter().map(|r| parts.add(8 * r.freqs.len())).collect();
         let experts: Vec<Option<usize>> = plan
@@ -180,12 +181,12 @@ impl Prepared {
                 continue;
             };
             for (i, id) in ids.iter().enumerate() {
-                let (data, scales) = weights[id.index()];
+                let (data, scales) = places[id.index()];
                 let at = at + i * size_of::<DevExpert>();
                 bytes[at..at + size_of::<DevExpert>()].copy_from_slice(bytemuck::bytes_of(&DevExpert { data, scales }));
             }
         }
-        let tables = Mem::of(device, &bytes, "tables of a plan")?;
+        let tables = all.or_free(|| Mem::of(device, &bytes, "tables of a plan"))?;
         let at = |offset: usize| base + offset as u64;
         let bufs = plan
             .buffers
@@ -212,7 +213,8 @@ impl Prepared {
             groups,
             base,
             bufs: bufs.collect(),
-            weights,
+            weights: places,
+            copies,
             ropes: plan.ropes.iter().zip(ropes).map(rope).collect(),
             experts: experts
                 .iter()

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cx::DevCache;
 use super::device::{DevPtr, Device};
 use super::memory::{Mem, Parts};
-use super::prepared::Prepared;
+use super::prepared::{PlanKey, Prepared};
+use super::weights::{Held, Weights};
 use crate::cpu::exec::row_format;
 use crate::cpu::records::{RoundTrip, hadamard};
 use crate::ir::{CacheDesc, CacheFormat, CacheId, CacheRows, Component, ExecError, KvBytes, Plan, Snapshot, State};
@@ -127,33 +128,40 @@ pub struct CudaState {
     device: Arc<dyn Device>,
     /// One step, or one piece of work on a state, at a time: they share a stream.
     turn: Arc<Mutex<()>>,
+    /// Whose spare copies give way to caches.
+    weights: Arc<Weights>,
     descs: Vec<CacheDesc>,
     stores: Vec<Store>,
     /// Where checkpoints are gathered; grows, never shrinks.
     room: Mutex<Mem>,
     /// Kept for as long as the addresses they refer to are.
     pub(super) prepared: Vec<Prepared>,
+    /// The weights of the plan that ran last.
+    pub(super) held: Option<(PlanKey, Held)>,
 }
 
 impl CudaState {
     pub(super) fn new(
         device: &Arc<dyn Device>,
-        turn: &Arc<Mutex<()>>,
+        (turn, weights): (&Arc<Mutex<()>>, &Arc<Weights>),
         caches: &[CacheDesc],
         context: u64,
     ) -> Result<Self, ExecError> {
         let mut state = Self {
             device: device.clone(),
             turn: turn.clone(),
+            weights: weights.clone(),
             descs: caches.to_vec(),
             stores: Vec::new(),
             room: Mutex::new(Mem::none(device)),
             prepared: Vec::new(),
+            held: None,
         };
         {
             let _turn = lock(&state.turn);
             for c in caches {
-                state.stores.push(Store::new(device, c.clone())?);
+                let store = weights.or_free(|| Store::new(device, c.clone()))?;
+                state.stores.push(store);
             }
         }
         state.reserve(context)?;
@@ -257,7 +265,8 @@ impl CudaState {
         }
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         if room.len() < parts.bytes() {
-            *room = Mem::new(&self.device, parts.bytes(), "a checkpoint of the cache")?;
+            let new = || Mem::new(&self.device, parts.bytes(), "a checkpoint of the cache");
+            *room = self.weights.or_free(new)?;
         }
         for &(_, from, at, bytes) in &pieces {
             self.device.copy(room.ptr() + at as u64, from, bytes)?;
@@ -299,7 +308,7 @@ impl State for CudaState {
         let room = context.next_power_of_two().max(LEAST);
         for s in &mut self.stores {
             let rows = s.needed(room);
-            s.grow(&self.device, rows)?;
+            self.weights.or_free(|| s.grow(&self.device, rows))?;
         }
         Ok(())
     }
@@ -356,8 +365,11 @@ impl State for CudaState {
             return Err(mismatch(format!("no component {i} of this shape")));
         };
         let _turn = lock(&self.turn);
-        let mut new = Store::new(&self.device, desc.clone())?;
-        new.grow(&self.device, old.rows)?;
+        let new = self.weights.or_free(|| {
+            let mut new = Store::new(&self.device, desc.clone())?;
+            new.grow(&self.device, old.rows)?;
+            Ok(new)
+        })?;
         let live = match old.desc.rows {
             CacheRows::Growing { .. } => old.needed(position),
             CacheRows::Ring { capacity, .. } => capacity,

@@ -1,15 +1,23 @@
-//! Weights in device memory: uploaded once, bytes as stored or as [planes](super::planes), shared by all plans.
+//! Weights in device memory: bytes as stored or as [planes](super::planes), one copy for all plans.
+//!
+//! A copy is *held* by every state whose latest plan reads it; all others are *spare*. Spare copies stay, so that going back
+//! to an earlier recipe uploads nothing, until together they take more than the held ones ever took at once, or until memory
+//! is wanted for something else: then the ones held longest ago are freed. A plan that was made ready earlier takes hold of
+//! its copies again before it runs, and is made anew where one is gone ([`PlanCopies::hold`]): no captured graph runs over
+//! memory that was freed.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::device::{DevPtr, Device};
 use super::memory::Mem;
 use super::planes;
 use crate::cpu::integer;
 use crate::ir::{ExecError, Format, Op, Plan, WeightId, WeightSource, WeightView};
+
+/// Kept free beside spare copies, for captured graphs and loaded kernels; on small devices a 32nd of their memory.
+const ROOM: u64 = 256 << 20;
 
 /// Where a weight's bytes lie in host memory, and a few of them: an address alone may be used again.
 #[derive(PartialEq, Eq, Hash)]
@@ -35,6 +43,42 @@ impl Key {
     }
 }
 
+/// A weight on the device.
+struct Copy {
+    data: Mem,
+    scales: Mem,
+}
+
+impl Copy {
+    fn bytes(&self) -> u64 {
+        (self.data.len() + self.scales.len()) as u64
+    }
+}
+
+/// Copies that are not freed while this is there.
+#[derive(Default)]
+pub struct Held(Vec<Arc<Copy>>);
+
+/// The copies a plan reads.
+pub struct PlanCopies(Vec<Weak<Copy>>);
+
+impl PlanCopies {
+    /// Takes hold of all of them; `None` if one was freed.
+    pub fn hold(&self) -> Option<Held> {
+        self.0.iter().map(Weak::upgrade).collect::<Option<_>>().map(Held)
+    }
+}
+
+/// A plan's weights on the device.
+pub struct PlanWeights {
+    /// (elements, scales) by id; 0 for those its ops do not use.
+    pub places: Vec<(DevPtr, DevPtr)>,
+    /// The copies they lie in.
+    pub copies: PlanCopies,
+    /// The same, held.
+    pub held: Held,
+}
+
 /// Device copies of weights.
 pub struct Weights {
     device: Arc<dyn Device>,
@@ -42,10 +86,57 @@ pub struct Weights {
 }
 
 struct Known {
-    /// Elements and scales.
-    weights: HashMap<Key, (Mem, Mem)>,
+    weights: HashMap<Key, Entry>,
     /// Where blocks of GGUF files wait to be taken apart.
     stage: Mem,
+    /// Counts the calls of [`Weights::settle`].
+    now: u64,
+    /// Most bytes held at once so far.
+    most: u64,
+}
+
+struct Entry {
+    copy: Arc<Copy>,
+    /// When it was last found held.
+    held: u64,
+}
+
+impl Entry {
+    fn is_spare(&self) -> bool {
+        Arc::strong_count(&self.copy) == 1
+    }
+}
+
+impl Known {
+    /// Bytes of held and of spare copies.
+    fn bytes(&self) -> (u64, u64) {
+        self.weights
+            .values()
+            .fold((0, 0), |(held, spare), e| match e.is_spare() {
+                true => (held, spare + e.copy.bytes()),
+                false => (held + e.copy.bytes(), spare),
+            })
+    }
+
+    /// Frees spare copies, those held longest ago first, until `bytes` are free; returns how many are.
+    fn free(&mut self, bytes: u64) -> u64 {
+        let spare = self.weights.values().filter(|e| e.is_spare());
+        let mut spare: Vec<(u64, u64)> = spare.map(|e| (e.held, e.copy.bytes())).collect();
+        spare.sort_unstable();
+        let mut freed = 0;
+        // All that were held last at the same time go together: they belong to one recipe.
+        let mut until = 0;
+        for (held, n) in spare {
+            if freed >= bytes && held > until {
+                break;
+            }
+            (freed, until) = (freed + n, held);
+        }
+        if freed > 0 {
+            self.weights.retain(|_, e| !e.is_spare() || e.held > until);
+        }
+        freed
+    }
 }
 
 impl Weights {
@@ -56,53 +147,120 @@ impl Weights {
             known: Mutex::new(Known {
                 weights: HashMap::new(),
                 stage: Mem::none(device),
+                now: 0,
+                most: 0,
             }),
         }
     }
 
-    /// Bytes uploaded so far.
-    pub fn bytes(&self) -> u64 {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.weights.values().map(|(d, s)| (d.len() + s.len()) as u64).sum()
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// (elements, scales) of every weight the plan's ops use, by id; 0 for the others. Uploads what is missing.
-    pub fn of_plan(&self, plan: &Plan, source: &dyn WeightSource) -> Result<Vec<(DevPtr, DevPtr)>, ExecError> {
-        let mut out = vec![(0, 0); plan.weights.len()];
-        for base in &plan.ops {
-            for id in weights_of(&base.op) {
-                if out[id.index()].0 == 0 {
-                    out[id.index()] = self.one(id, source)?;
-                }
+    /// Bytes of all copies.
+    pub fn bytes(&self) -> u64 {
+        let (held, spare) = self.known().bytes();
+        held + spare
+    }
+
+    /// Bytes of copies that give way to whatever else wants memory.
+    pub fn spare_bytes(&self) -> u64 {
+        self.known().bytes().1
+    }
+
+    /// What `make` makes; where memory runs out, spare copies give way and it is tried again.
+    ///
+    /// # Errors
+    /// Those of `make`; out of memory when there are no spare copies any more.
+    pub fn or_free<T>(&self, mut make: impl FnMut() -> Result<T, ExecError>) -> Result<T, ExecError> {
+        loop {
+            match make() {
+                Err(ExecError::OutOfMemory { bytes, .. }) if self.known().free(bytes) > 0 => {}
+                made => return made,
             }
+        }
+    }
+
+    /// To be called when a state has taken hold of another plan's copies: notes what is held, and frees what is too much.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn settle(&self) -> Result<(), ExecError> {
+        let mut known = self.known();
+        known.now += 1;
+        let now = known.now;
+        let held = known.weights.values_mut().filter(|e| !e.is_spare());
+        held.for_each(|e| e.held = now);
+        let (held, spare) = known.bytes();
+        known.most = known.most.max(held);
+        if spare == 0 {
+            return Ok(());
+        }
+        let (free, total) = self.device.memory()?;
+        let wanted = spare
+            .saturating_sub(known.most)
+            .max(ROOM.min(total / 32).saturating_sub(free));
+        if wanted > 0 {
+            known.free(wanted);
+        }
+        Ok(())
+    }
+
+    /// The weights that a plan's ops use. Uploads what is missing.
+    ///
+    /// # Errors
+    /// Weights that do not fit the plan, or the device.
+    pub fn of_plan(&self, plan: &Plan, source: &dyn WeightSource) -> Result<PlanWeights, ExecError> {
+        let mut ids: Vec<WeightId> = plan.ops.iter().flat_map(|o| weights_of(&o.op)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut places = vec![(0, 0); plan.weights.len()];
+        let mut held = Held::default();
+        // What is there is held before anything is uploaded, for which spare copies may have to give way.
+        for upload in [false, true] {
+            for id in &ids {
+                if places[id.index()].0 != 0 {
+                    continue;
+                }
+                let view = source.weight(*id)?;
+                let there = self.known().weights.get(&Key::of(&view)).map(|e| e.copy.clone());
+                let copy = match there {
+                    Some(copy) => copy,
+                    None if upload => self.upload(&view)?,
+                    None => continue,
+                };
+                places[id.index()] = (copy.data.ptr(), copy.scales.ptr());
+                held.0.push(copy);
+            }
+        }
+        for base in &plan.ops {
             vectors_are_plain(plan, &base.op)?;
             self.check_table(plan, &base.op, source)?;
         }
-        Ok(out)
+        let copies = PlanCopies(held.0.iter().map(Arc::downgrade).collect());
+        Ok(PlanWeights { places, copies, held })
     }
 
-    fn one(&self, id: WeightId, source: &dyn WeightSource) -> Result<(DevPtr, DevPtr), ExecError> {
-        let view = source.weight(id)?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let Known { weights, stage } = &mut *known;
-        let slot = match weights.entry(Key::of(&view)) {
-            Entry::Occupied(e) => e.into_mut(),
-            Entry::Vacant(e) => {
-                view.check().map_err(|detail| ExecError::Mismatch {
-                    what: "weights",
-                    detail: format!("`{}`: {detail}", view.desc.name),
-                })?;
-                let what = format!("weight `{}`", view.desc.name);
-                e.insert(match planes::of(view.desc.format) {
-                    Some(p) => planes::upload(&self.device, p, &view, stage, &what)?,
-                    None => (
-                        Mem::of(&self.device, view.data, &what)?,
-                        Mem::of(&self.device, view.scales, &what)?,
-                    ),
-                })
-            }
+    fn upload(&self, view: &WeightView<'_>) -> Result<Arc<Copy>, ExecError> {
+        view.check().map_err(|detail| ExecError::Mismatch {
+            what: "weights",
+            detail: format!("`{}`: {detail}", view.desc.name),
+        })?;
+        let what = format!("weight `{}`", view.desc.name);
+        let (data, scales) = self.or_free(|| match planes::of(view.desc.format) {
+            Some(p) => planes::upload(&self.device, p, view, &mut self.known().stage, &what),
+            None => Ok((
+                Mem::of(&self.device, view.data, &what)?,
+                Mem::of(&self.device, view.scales, &what)?,
+            )),
+        })?;
+        let copy = Arc::new(Copy { data, scales });
+        let entry = Entry {
+            copy: copy.clone(),
+            held: 0,
         };
-        Ok((slot.0.ptr(), slot.1.ptr()))
+        self.known().weights.insert(Key::of(view), entry);
+        Ok(copy)
     }
 
     /// Routing tables are read by kernels without a check, so their entries are checked here.

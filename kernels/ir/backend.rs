@@ -260,6 +260,7 @@ pub trait Backend: Send + Sync {
     }
 
     /// (free, total) bytes of the device's own memory now; `None` where weights and caches lie in the process's memory.
+    /// What gives way when something else wants memory counts as free.
     ///
     /// # Errors
     /// A device that fails.

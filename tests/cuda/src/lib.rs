@@ -77,6 +77,7 @@ struct Inner {
     graphs: Vec<Vec<Call>>,
     marks: BTreeMap<usize, Instant>,
     launched: BTreeMap<&'static str, u64>,
+    uploaded: u64,
 }
 
 /// The emulated device.
@@ -84,6 +85,8 @@ pub struct Emulator {
     info: DeviceInfo,
     order: Order,
     graphs: bool,
+    /// Memory that is freed stays, as NaN.
+    keeps: bool,
     inner: Mutex<Inner>,
 }
 
@@ -116,6 +119,7 @@ impl Emulator {
             },
             order,
             graphs,
+            keeps: false,
             inner: Mutex::default(),
         }
     }
@@ -126,6 +130,14 @@ impl Emulator {
         self
     }
 
+    /// The same with `bytes` bytes of memory; what was freed keeps its place in the process, filled with NaN, so that a
+    /// kernel that still reads it shows.
+    pub fn with_memory(mut self, bytes: u64) -> Self {
+        self.info.memory = bytes;
+        self.keeps = true;
+        self
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -133,6 +145,11 @@ impl Emulator {
     /// How often each kernel was launched.
     pub fn launched(&self) -> BTreeMap<&'static str, u64> {
         self.inner().launched.clone()
+    }
+
+    /// Bytes that were uploaded so far.
+    pub fn uploaded(&self) -> u64 {
+        self.inner().uploaded
     }
 
     /// Whether `bytes` bytes at `at` lie within one allocation.
@@ -279,6 +296,13 @@ impl Device for Emulator {
         if inner.recording.is_some() {
             return device_error(format!("memory for {what} asked for while a graph is recorded"));
         }
+        let used: usize = inner.memory.values().sum();
+        if (used + bytes) as u64 > self.info.memory {
+            return Err(ExecError::OutOfMemory {
+                what: what.into(),
+                bytes: bytes as u64,
+            });
+        }
         let layout = Self::layout(bytes)?;
         // SAFETY: the size is not 0 (guards); everything is initialised below.
         let base = unsafe { std::alloc::alloc(layout) };
@@ -300,7 +324,11 @@ impl Device for Emulator {
 
     fn free(&self, ptr: DevPtr) {
         let mut inner = self.inner();
-        if let Some(bytes) = inner.memory.remove(&ptr)
+        let found = inner.memory.remove(&ptr);
+        if let (Some(bytes), true) = (found, self.keeps) {
+            // SAFETY: made by `alloc` with as many bytes, and not deallocated.
+            unsafe { std::ptr::write_bytes(ptr as *mut u8, FRESH, bytes) };
+        } else if let Some(bytes) = found
             && let Ok(layout) = Self::layout(bytes)
         {
             // SAFETY: made by `alloc` with this layout, and no longer listed.
@@ -309,7 +337,8 @@ impl Device for Emulator {
     }
 
     fn upload(&self, to: DevPtr, src: &[u8]) -> Result<(), ExecError> {
-        let inner = self.inner();
+        let mut inner = self.inner();
+        inner.uploaded += src.len() as u64;
         Self::check(&inner, to, src.len())?;
         // SAFETY: the range lies within a live allocation.
         unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to as *mut u8, src.len()) };
