@@ -222,7 +222,8 @@ impl CudaState {
         let _turn = lock(&self.turn);
         let whole = |s: &&Store| {
             let (d, b) = s.desc.row_bytes();
-            records.len() % (d + b).max(1) == 0 && first + records.len() / (d + b).max(1) <= s.rows
+            let row = (d + b).max(1);
+            records.len().is_multiple_of(row) && first + records.len() / row <= s.rows
         };
         match self.stores.get(cache.index()).filter(whole) {
             Some(s) => s.write(self.device.as_ref(), first, records),

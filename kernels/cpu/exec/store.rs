@@ -211,7 +211,7 @@ impl CpuState {
             return Err(wrong(format!("no component {}", cache.0)));
         };
         let (n, rows) = (s.row_bytes().max(1), s.rows);
-        if records.len() % n != 0 || first + records.len() / n > rows {
+        if !records.len().is_multiple_of(n) || first + records.len() / n > rows {
             return Err(wrong(format!(
                 "{} bytes from row {first} on, of {rows} rows of {n}",
                 records.len()
