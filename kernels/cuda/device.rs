@@ -131,6 +131,12 @@ pub trait Device: Send + Sync {
     /// Notes a point in the stream under a number, for [`Device::between`].
     fn mark(&self, number: usize) -> Result<(), ExecError>;
 
+    /// The first stream under the name the CUDA driver has for it, for libraries that enqueue their own work; `None` on devices
+    /// that are none of the driver's.
+    fn stream_handle(&self) -> Option<usize> {
+        None
+    }
+
     /// Nanoseconds between two noted points; waits for both.
     fn between(&self, first: usize, second: usize) -> Result<f64, ExecError>;
 }

@@ -508,6 +508,10 @@ impl Device for Driver {
             .map_err(failed("launching a graph"))
     }
 
+    fn stream_handle(&self) -> Option<usize> {
+        Some(self.stream as usize)
+    }
+
     fn mark(&self, number: usize) -> Result<(), ExecError> {
         self.current()?;
         let mut marks = lock(&self.marks);

@@ -3,6 +3,8 @@
 //!
 //! All but `driver` is independent of CUDA: the tests run it on an emulator of the kernels.
 
+#[cfg(feature = "cuda")]
+pub mod cublaslt;
 pub mod cx;
 pub mod device;
 #[cfg(feature = "cuda")]

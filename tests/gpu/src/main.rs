@@ -2,6 +2,7 @@
 
 mod checks;
 mod long;
+mod products;
 mod runner;
 mod timing;
 
@@ -92,6 +93,7 @@ fn cases() -> Vec<Case> {
     all.extend(timing::cases());
     all.extend(timing::by_depth());
     all.extend(timing::telemetry());
+    all.extend(products::cases());
     all
 }
 

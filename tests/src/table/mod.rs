@@ -322,6 +322,33 @@ impl Case {
         ran
     }
 
+    /// Nanoseconds that op `op`, and what runs with it, takes in a step of `tokens` tokens: the median of `repeats` steps whose
+    /// launches are timed.
+    pub fn op_nanos(&self, backend: &dyn Backend, op: usize, tokens: usize, repeats: usize) -> f64 {
+        let mut state = backend.new_state(&self.plan.caches, tokens as u64).unwrap();
+        let ids: Vec<u32> = (0..tokens as u32).collect();
+        let request = StepRequest {
+            step: StepParams::new(0, tokens),
+            ids: &ids,
+            history: &ids,
+            sampler: None,
+            trace: true,
+            cancel: None,
+        };
+        let mut out = StepOutput::default();
+        let mut times: Vec<f64> = Vec::new();
+        // The first two make the graph.
+        for i in 0..repeats + 2 {
+            backend
+                .run(&self.plan, &self.weights, state.as_mut(), &request, &mut out)
+                .unwrap_or_else(|e| panic!("{}: {e}", backend.name()));
+            let of_op = out.times.iter().filter(|t| t.op as usize == op);
+            times.extend(of_op.map(|t| t.nanos).filter(|_| i >= 2));
+        }
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    }
+
     /// One step of these tokens.
     pub fn step(
         &self,
