@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kernels::cpu::exec::CpuBackend;
+use kernels::cuda::device::Device;
 use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::Backend;
 
@@ -25,7 +26,7 @@ pub struct Chosen {
 /// The backend `device` names, for a model whose weights take `weight_bytes` bytes. `auto` is the GPU if there is one this
 /// program can use and the model fits, the CPU otherwise; `cuda` insists.
 pub fn choose(device: &str, threads: usize, weight_bytes: u64) -> Result<Chosen, EngineError> {
-    choose_if(device, threads, &|(free, total, name)| {
+    let fits = |(free, total, name): (u64, u64, &str)| {
         if weight_bytes + ROOM <= free {
             return Ok(());
         }
@@ -36,14 +37,23 @@ pub fn choose(device: &str, threads: usize, weight_bytes: u64) -> Result<Chosen,
             human(total),
             human(ROOM)
         ))
-    })
+    };
+    choose_if(device, threads, &fits, &kernels::cuda::open)
 }
 
 /// Says whether a model fits a device: (free, all) bytes of its memory, its name.
 pub(crate) type Fits<'a> = dyn Fn((u64, u64, &str)) -> Result<(), String> + 'a;
 
-/// As [`choose`], for a model that fits where `fits` says so.
-pub(crate) fn choose_if(device: &str, threads: usize, fits: &Fits<'_>) -> Result<Chosen, EngineError> {
+/// Opens GPU `ordinal`, or says in a sentence why not (see [`kernels::cuda::open`]).
+pub type OpenGpu<'a> = dyn Fn(usize) -> Result<Arc<dyn Device>, String> + 'a;
+
+/// As [`choose`], for a model that fits where `fits` says so, on GPUs that `gpus` opens.
+pub(crate) fn choose_if(
+    device: &str,
+    threads: usize,
+    fits: &Fits<'_>,
+    gpus: &OpenGpu<'_>,
+) -> Result<Chosen, EngineError> {
     let cpu = |warning| Chosen {
         backend: Arc::new(CpuBackend::new(threads)),
         warning,
@@ -51,7 +61,7 @@ pub(crate) fn choose_if(device: &str, threads: usize, fits: &Fits<'_>) -> Result
     let number = |s: &str| s.parse::<usize>().ok().filter(|n| *n < 64);
     match device {
         "cpu" => Ok(cpu(None)),
-        "auto" => match gpu(0, fits) {
+        "auto" => match gpu(0, fits, gpus) {
             Ok(backend) => Ok(Chosen { backend, warning: None }),
             Err(why) => Ok(cpu(
                 (kernels::cuda::built() && present()).then(|| format!("the GPU is not used: {why}"))
@@ -68,7 +78,7 @@ pub(crate) fn choose_if(device: &str, threads: usize, fits: &Fits<'_>) -> Result
                     "--device: found `{device}`, accepted: {DEVICES} (see `model1 devices`)"
                 )));
             };
-            let backend = gpu(ordinal, fits).map_err(|why| {
+            let backend = gpu(ordinal, fits, gpus).map_err(|why| {
                 EngineError::Invalid(format!("--device {device}: {why}; --device cpu works everywhere"))
             })?;
             Ok(Chosen { backend, warning: None })
@@ -89,8 +99,8 @@ fn present() -> bool {
 }
 
 /// GPU `ordinal` as a backend, if it has room.
-fn gpu(ordinal: usize, fits: &Fits<'_>) -> Result<Arc<dyn Backend>, String> {
-    let device = kernels::cuda::open(ordinal)?;
+fn gpu(ordinal: usize, fits: &Fits<'_>, gpus: &OpenGpu<'_>) -> Result<Arc<dyn Backend>, String> {
+    let device = gpus(ordinal)?;
     let (free, total) = device.memory().map_err(|e| e.to_string())?;
     fits((free, total, &device.info().name))?;
     Ok(Arc::new(Cuda::on(device, CudaOptions::default())))

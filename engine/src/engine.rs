@@ -97,6 +97,7 @@ impl Engine {
             threads,
             &registry,
             (&options.planned, options.context),
+            &kernels::cuda::open,
         )?;
         if options.prefault {
             checkpoint.prefault(threads, progress)?;
@@ -257,15 +258,15 @@ pub(crate) fn on_device(
     threads: usize,
     registry: &Registry,
     (planned, context): (&Planned, Option<u64>),
+    gpus: &device::OpenGpu<'_>,
 ) -> Result<device::Chosen, EngineError> {
     if !device::may_be_gpu(device) {
         return device::choose(device, threads, 0);
     }
     // What cannot be read is said where it is read.
     let loaded = families::load(checkpoint)?;
-    device::choose_if(device, threads, &|there| {
-        crate::needs::check(&loaded, registry, planned, context, there)
-    })
+    let fits = |there: (u64, u64, &str)| crate::needs::check(&loaded, registry, planned, context, there);
+    device::choose_if(device, threads, &fits, gpus)
 }
 
 /// Cores to use when nothing is said.

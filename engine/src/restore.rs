@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
-use kernels::ir::{WeightDesc, WeightId, WeightSource};
+use kernels::ir::{ExecError, WeightDesc, WeightId, WeightSource};
 
 use crate::engine::{Engine, default_threads};
 use crate::error::EngineError;
@@ -105,7 +105,7 @@ impl Engine {
                 }
             }
             memory::require(bytes, &what, hint)?;
-            self.device_room(bytes, what, hint)?;
+            self.device_room(bytes, &what, hint)?;
         }
         let mut done = 0;
         for r in &missing {
@@ -137,27 +137,41 @@ impl Engine {
             .collect())
     }
 
-    /// Refuses what will not fit where caches lie: in the device's own memory, else in this machine's.
+    /// Refuses what will not fit where caches lie: in the device's own memory, else in this machine's. Asks nobody where
+    /// nothing is needed, as for most tokens.
     pub(crate) fn require(&self, bytes: u64, what: &str, hint: &str) -> Result<(), EngineError> {
+        if bytes == 0 {
+            return Ok(());
+        }
         match self.backend.device_memory() {
-            Ok(Some(_)) => self.device_room(bytes, what.to_string(), hint),
+            Ok(Some((free, _))) => fits(bytes, free, what, hint),
             // A process that is gone is noticed by the step.
             _ => memory::require(bytes, what, hint),
         }
     }
 
     /// Whether `bytes` more of weights fit in the device's own memory.
-    fn device_room(&self, bytes: u64, what: String, hint: &str) -> Result<(), EngineError> {
-        match self.backend.device_memory()? {
-            Some((free, _)) if bytes > free => Err(EngineError::Memory {
-                what: format!("{what} on the device"),
-                needed: memory::human(bytes),
-                available: memory::human(free),
-                hint: hint.to_string(),
-            }),
-            _ => Ok(()),
+    fn device_room(&self, bytes: u64, what: &str, hint: &str) -> Result<(), EngineError> {
+        match self.backend.device_memory() {
+            Ok(Some((free, _))) => fits(bytes, free, what, hint),
+            // The next call starts another process.
+            Ok(None) | Err(ExecError::Lost(_)) => Ok(()),
+            Err(e) => Err(e.into()),
         }
     }
+}
+
+/// Refuses what is more than the device has free.
+fn fits(bytes: u64, free: u64, what: &str, hint: &str) -> Result<(), EngineError> {
+    if bytes <= free {
+        return Ok(());
+    }
+    Err(EngineError::Memory {
+        what: format!("{what} on the device"),
+        needed: memory::human(bytes),
+        available: memory::human(free),
+        hint: hint.to_string(),
+    })
 }
 
 /// What a recipe's storage of weights is called where it does not fit, and what to do then.

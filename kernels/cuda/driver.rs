@@ -10,6 +10,7 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
+use super::fault;
 use super::schedule::STREAMS;
 use crate::ir::ExecError;
 
@@ -65,7 +66,7 @@ fn words(e: result::DriverError) -> String {
 }
 
 fn failed(what: &str) -> impl Fn(result::DriverError) -> ExecError + '_ {
-    move |e| ExecError::Device(format!("CUDA: {what}: {}", words(e)))
+    move |e| fault::error(e.0 as u32, what, &words(e))
 }
 
 impl Driver {
@@ -201,8 +202,11 @@ impl Driver {
         let c = CString::new(name).map_err(|_| ExecError::Device(format!("kernel name {name:?}")))?;
         for &module in &self.modules {
             // SAFETY: the module is loaded.
-            let Ok(f) = (unsafe { result::module::get_function(module, c.clone()) }) else {
-                continue;
+            let f = match unsafe { result::module::get_function(module, c.clone()) } {
+                Ok(f) => f,
+                Err(e) if e.0 == CUresult::CUDA_ERROR_NOT_FOUND => continue,
+                // It is loaded when it is first asked for, which takes memory.
+                Err(e) => return Err(failed(&format!("loading kernel `{name}`"))(e)),
             };
             self.raise_shared(f)?;
             known.insert(name, Function(f));
@@ -309,13 +313,7 @@ impl Device for Driver {
     fn alloc(&self, bytes: usize, what: &str) -> Result<DevPtr, ExecError> {
         self.current()?;
         // SAFETY: plain allocation; whoever asked for it frees it.
-        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| match e.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => ExecError::OutOfMemory {
-                what: format!("{what} on the GPU"),
-                bytes: bytes as u64,
-            },
-            _ => failed("allocating memory")(e),
-        })
+        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| fault::of_alloc(e.0 as u32, what, bytes, &words(e)))
     }
 
     fn free(&self, ptr: DevPtr) {
@@ -430,14 +428,10 @@ impl Device for Driver {
         let launched =
             unsafe { sys::cuLaunchKernelEx(&raw const config, f, pointers.as_mut_ptr(), std::ptr::null_mut()) };
         launched.result().map_err(|e| {
-            ExecError::Device(format!(
-                "CUDA: launching `{}` with {:?} blocks of {:?} threads and {} bytes of shared memory: {}",
-                l.kernel,
-                l.grid,
-                l.block,
-                l.shared,
-                words(e)
-            ))
+            failed(&format!(
+                "launching `{}` with {:?} blocks of {:?} threads and {} bytes of shared memory",
+                l.kernel, l.grid, l.block, l.shared
+            ))(e)
         })
     }
 

@@ -183,7 +183,11 @@ impl Cuda {
         let recorded = enqueue();
         let graph = device.end_capture();
         recorded?;
-        let graph = graph?;
+        // What was recorded has not run. Where there is no memory for a graph the step goes without one.
+        let graph = match graph {
+            Err(ExecError::OutOfMemory { .. }) => return enqueue().map(|()| None),
+            graph => graph?,
+        };
         device.launch_graph(graph.as_ref())?;
         Ok(Some(graph))
     }

@@ -10,6 +10,7 @@ pub mod device;
 #[cfg(feature = "cuda")]
 pub mod driver;
 pub mod exec;
+pub mod fault;
 pub mod measure;
 pub mod memory;
 pub mod ops;

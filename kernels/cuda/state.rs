@@ -16,6 +16,10 @@ use crate::ir::{CacheDesc, CacheFormat, CacheId, CacheRows, Component, ExecError
 /// Least context growing rows are allocated for. Addresses change when caches grow, and with them every graph, so
 /// growth is by doubling.
 const LEAST: u64 = 1024;
+/// Unit in which a driver gives memory, bytes (2 MiB on an H200): 3.5 MiB that were free had no room for a second 1.5 MiB.
+const PAGE: usize = 2 << 20;
+/// What is smaller than this shares a unit with others, bytes.
+const PAGE_FROM: usize = 1 << 20;
 
 /// One component.
 struct Store {
@@ -249,6 +253,44 @@ impl CudaState {
         caches.iter().map(bytes).sum()
     }
 
+    /// The context to make room for so that one of `context` tokens fits: the next power of two, or, where the device
+    /// has no memory for that, only what is needed. Known before anything is allocated: caches that were grown in part
+    /// would hold on to the memory that a shorter text could go on with.
+    fn room_for(&self, context: u64) -> Result<u64, ExecError> {
+        let free = self.device.memory()?.0 + self.weights.spare_bytes();
+        let doubled = context.next_power_of_two().max(LEAST);
+        let needed = context.next_multiple_of(LEAST);
+        let fits = |room: &u64| self.growth(*room) <= free;
+        if let Some(room) = [doubled, needed].into_iter().find(fits) {
+            return Ok(room);
+        }
+        let most = (0..needed / LEAST).rev().map(|n| n * LEAST).find(fits).unwrap_or(0);
+        Err(ExecError::OutOfMemory {
+            what: format!("the cache of {context} tokens on the GPU ({most} fit)"),
+            bytes: self.growth(needed),
+        })
+    }
+
+    /// Bytes that growing to a context takes, with the largest component there twice while it is copied.
+    fn growth(&self, context: u64) -> u64 {
+        // Drivers give what is large whole pages.
+        let pages = |bytes: usize| match bytes {
+            0..PAGE_FROM => bytes as u64,
+            _ => bytes.next_multiple_of(PAGE) as u64,
+        };
+        let each = self.stores.iter().map(|s| {
+            let (d, n) = s.desc.row_bytes();
+            let rows = s.needed(context);
+            let bytes = |rows: usize| pages(rows * d) + pages(rows * n);
+            match rows > s.rows {
+                true => (bytes(rows) - bytes(s.rows), bytes(s.rows)),
+                false => (0, 0),
+            }
+        });
+        let (more, twice) = each.fold((0, 0), |(more, twice), (m, old)| (more + m, old.max(twice)));
+        more + twice
+    }
+
     fn snapshot_parts(&self, position: u64) -> Result<Vec<Vec<u8>>, ExecError> {
         // Gathered on the device, so that there is one transfer to wait for.
         let mut parts = Parts::default();
@@ -303,10 +345,10 @@ impl State for CudaState {
             return Ok(());
         }
         let _turn = lock(&self.turn);
+        let room = self.room_for(context)?;
         // Plans refer to the old addresses.
         self.device.synchronise()?;
         self.prepared.clear();
-        let room = context.next_power_of_two().max(LEAST);
         for s in &mut self.stores {
             let rows = s.needed(room);
             self.weights.or_free(|| s.grow(&self.device, rows))?;
@@ -314,13 +356,12 @@ impl State for CudaState {
         Ok(())
     }
 
-    fn snapshot(&self, position: u64) -> Snapshot {
+    fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         let _turn = lock(&self.turn);
-        // A device that has failed says so at the next step; a snapshot of nothing is refused by `restore`.
-        Snapshot {
+        Ok(Snapshot {
             position,
-            parts: self.snapshot_parts(position).unwrap_or_default(),
-        }
+            parts: self.snapshot_parts(position)?,
+        })
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {

@@ -10,6 +10,14 @@ use super::sampler::{Sampled, SamplerParams};
 use super::step::StepParams;
 use super::telemetry::{KvBytes, LayerStats, OpTime};
 
+/// An amount of memory, where it is known.
+fn amount(bytes: u64) -> String {
+    match bytes {
+        0 => "an unknown amount".into(),
+        n => format!("{n} bytes"),
+    }
+}
+
 /// Why a step could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
@@ -38,11 +46,11 @@ pub enum ExecError {
         vocab: usize,
     },
     /// Memory could not be had.
-    #[error("out of memory: {bytes} bytes for {what}")]
+    #[error("out of memory: {} for {what}", amount(*bytes))]
     OutOfMemory {
         /// What it was for.
         what: String,
-        /// How much.
+        /// How much; 0 = whoever ran out does not tell.
         bytes: u64,
     },
     /// Given up half-way because that was asked for.
@@ -54,6 +62,10 @@ pub enum ExecError {
     /// The device or its driver failed, or there is none.
     #[error("{0}")]
     Device(String),
+    /// The device failed in a way that nothing clears within this process (a fault of a kernel, memory that lost bits):
+    /// whatever is asked of it from here on fails, too.
+    #[error("the device failed: {0}; this program cannot use it any more: start the program again")]
+    Fatal(String),
     /// The state is gone with the process that held it. The text can be read anew into another state.
     #[error("{0}")]
     Lost(String),
@@ -212,7 +224,10 @@ pub trait State: Send {
     /// Makes room for a context of `context` tokens.
     fn reserve(&mut self, context: u64) -> Result<(), ExecError>;
     /// Saves what cannot be recomputed, for a context of `position` tokens.
-    fn snapshot(&self, position: u64) -> Snapshot;
+    ///
+    /// # Errors
+    /// There is no memory to gather it in, or the device failed.
+    fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError>;
     /// Restores a snapshot. Growing rows beyond it stay allocated and are overwritten later.
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError>;
     /// Re-stores a component in another format, converting the rows of a context of `position` tokens.

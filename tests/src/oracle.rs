@@ -69,11 +69,11 @@ impl State for OracleState {
     fn reserve(&mut self, _: u64) -> Result<(), ExecError> {
         Ok(())
     }
-    fn snapshot(&self, position: u64) -> Snapshot {
-        Snapshot {
+    fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
+        Ok(Snapshot {
             position,
             parts: Vec::new(),
-        }
+        })
     }
     fn restore(&mut self, _: &Snapshot) -> Result<(), ExecError> {
         Err(ExecError::Unsupported {

@@ -256,7 +256,7 @@ impl State for Held {
     fn reserve(&mut self, context: u64) -> Result<(), ExecError> {
         self.0.reserve(context)
     }
-    fn snapshot(&self, position: u64) -> Snapshot {
+    fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         self.0.snapshot(position)
     }
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {

@@ -28,6 +28,8 @@ pub fn chat(args: &Chat) -> Result<()> {
     let mut session = loaded.session(&args.model, SessionOptions::default())?;
     let mut telemetry = setup::telemetry(&args.model, &loaded)?;
     let mut messages = system.clone();
+    // What a turn that failed was to answer.
+    let mut unanswered: Option<Vec<Message>> = None;
     let terminal = std::io::stdin().is_terminal();
     if !args.model.quiet {
         eprintln!("model: {}; {HELP}", loaded.recipe.model);
@@ -52,6 +54,7 @@ pub fn chat(args: &Chat) -> Result<()> {
             }
             "/reset" => {
                 messages = system.clone();
+                unanswered = None;
                 session.truncate(0, &cancel)?;
                 continue;
             }
@@ -61,6 +64,7 @@ pub fn chat(args: &Chat) -> Result<()> {
                     eprintln!("nothing to undo");
                 }
                 messages.truncate(n);
+                unanswered = None;
                 continue;
             }
             "/kv" => {
@@ -73,13 +77,16 @@ pub fn chat(args: &Chat) -> Result<()> {
                 continue;
             }
             "/regenerate" => {
-                if messages.last().is_none_or(|m| m.role != "assistant") {
+                if let Some(again) = unanswered.take() {
+                    messages = again;
+                } else if messages.last().is_some_and(|m| m.role == "assistant") {
+                    messages.pop();
+                    // Another draw, or the same answer would come again.
+                    sampler.seed = sampler.seed.wrapping_add(1);
+                } else {
                     eprintln!("nothing to regenerate");
                     continue;
                 }
-                messages.pop();
-                // Another draw, or the same answer would come again.
-                sampler.seed = sampler.seed.wrapping_add(1);
             }
             text if text.starts_with('/') && !text[1..].contains(['/', ' ']) => {
                 eprintln!("error: no command `{text}`; accepted: {HELP}");
@@ -95,16 +102,24 @@ pub fn chat(args: &Chat) -> Result<()> {
         let ids = tokenizer.encode(&rendered.map_err(EngineError::from)?, false)?;
         let mut printer = Printer::new(&loaded, telemetry.as_mut(), args.sampling.logprobs.is_some(), true);
         let held = session.tokens().iter().zip(&ids).take_while(|(a, b)| a == b).count();
-        let out = match session.generate_ids(&ids, &options(&args.sampling, sampler), &mut printer) {
+        // Whoever says something asks for an engine that ended before to be started.
+        if let Some(process) = loaded.engine.worker() {
+            process.allow_restart();
+        }
+        let out = session.generate_ids(&ids, &options(&args.sampling, sampler), &mut printer);
+        if out.is_ok() || printer.began {
+            printer.show("\n");
+        }
+        let out = match out {
             Ok(out) => out,
             Err(e) => {
-                // Nothing is lost: the turn can be shortened or the chat reset.
-                eprintln!("error: {e}");
-                messages = before;
+                // Nothing is lost: the turn can be tried again or shortened, or the chat reset.
+                eprintln!("error: {e} (/regenerate tries again)");
+                unanswered = Some(std::mem::replace(&mut messages, before));
                 continue;
             }
         };
-        printer.show("\n");
+        unanswered = None;
         printer.close()?;
         if !args.model.quiet {
             print_summary(

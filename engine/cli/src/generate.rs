@@ -22,6 +22,8 @@ pub struct Printer<'a> {
     /// Shown before the first token, once the prompt is known to be accepted.
     lead: String,
     prefill: bool,
+    /// Something was shown.
+    pub began: bool,
 }
 
 impl<'a> Printer<'a> {
@@ -34,11 +36,13 @@ impl<'a> Printer<'a> {
             failed: None,
             lead: String::new(),
             prefill: !quiet && std::io::stderr().is_terminal(),
+            began: false,
         }
     }
 
     /// Writes to stdout at once.
     pub fn show(&mut self, text: &str) {
+        self.began = true;
         let mut out = std::io::stdout().lock();
         let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         // A closed pipe ends the run like Ctrl-C does.
@@ -150,9 +154,13 @@ fn run(
     (quiet, table): (bool, bool),
 ) -> Result<()> {
     let mut printer = printer;
-    let out = session.generate_ids(ids, options, &mut printer)?;
-    printer.show("\n");
+    let out = session.generate_ids(ids, options, &mut printer);
+    if out.is_ok() || printer.began {
+        // What was written before an error is whole, too.
+        printer.show("\n");
+    }
     let totals = printer.close()?;
+    let out = out?;
     if !quiet {
         print_summary(&out.summary, why(out.finish));
         eprintln!(

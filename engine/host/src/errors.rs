@@ -39,7 +39,7 @@ pub(crate) fn of_engine(e: &EngineError) -> ErrorInfo {
         EngineError::Memory { .. } | EngineError::Exec(ExecError::OutOfMemory { .. }) => ErrorKind::Resource,
         EngineError::Checkpoint(engine::CheckpointError::Io { .. }) => ErrorKind::Resource,
         // A device that failed, or a process that ended: no fault of the text.
-        EngineError::Exec(ExecError::Device(_) | ExecError::Lost(_)) => ErrorKind::Resource,
+        EngineError::Exec(ExecError::Device(_) | ExecError::Fatal(_) | ExecError::Lost(_)) => ErrorKind::Resource,
         EngineError::Exec(ExecError::ContextFull { .. } | ExecError::TokenRange { .. }) => ErrorKind::Input,
         EngineError::Exec(_) => ErrorKind::Internal,
         _ => ErrorKind::Input,

@@ -123,10 +123,11 @@ impl Session {
         }
         let caches = engine.caches(&recipe);
         let rings = caches.iter().any(|c| matches!(c.rows, CacheRows::Ring { .. }));
+        let state = engine.backend.new_state(&caches, 0);
         let mut session = Self {
             lowering: Lowering::new(engine.family.clone(), &caches),
             weights: engine.weights.clone(),
-            state: engine.backend.new_state(&caches, 0)?,
+            state: state.map_err(|e| engine.explained(e))?,
             engine,
             recipe,
             tokens: Vec::new(),
@@ -384,9 +385,10 @@ impl Session {
         let start = Instant::now();
         let position = self.position();
         let step = StepParams::new(position, ids.len());
-        self.state.reserve(step.context())?;
+        let reserved = self.state.reserve(step.context());
+        reserved.map_err(|e| self.explained(e))?;
         let plan = self.plan(ids.len(), position);
-        let guard = self.guard(ids.len());
+        let guard = self.guard(ids.len()).map_err(|e| self.explained(e))?;
         self.tokens.extend_from_slice(ids);
         let request = StepRequest {
             step,
@@ -404,9 +406,12 @@ impl Session {
             let before = guard
                 .as_ref()
                 .or_else(|| self.snapshots.iter().find(|s| s.position == position));
-            if let Some(before) = before {
-                self.state.restore(before)?;
+            if let Some(before) = before
+                && let Err(lost @ ExecError::Lost(_)) = self.state.restore(before)
+            {
+                return Err(lost.into());
             }
+            // A device that does not take it back has failed, and the step's error says how.
             return Err(self.explained(e));
         }
         self.schedule.push((position, ids.len() as u32));
@@ -421,10 +426,10 @@ impl Session {
     /// What is needed to undo a step of `tokens` tokens that fails or is given up half-way; `None` where nothing is.
     /// A single token overwrites in rings and pooling states only what no later token reads; several do more than
     /// that. Where chunks begin a checkpoint is there already, and at the start of a text nothing is read.
-    fn guard(&self, tokens: usize) -> Option<Snapshot> {
+    fn guard(&self, tokens: usize) -> Result<Option<Snapshot>, ExecError> {
         let position = self.position();
         let needed = self.rings && tokens > 1 && position > 0 && self.snapshots.iter().all(|s| s.position != position);
-        needed.then(|| self.state.snapshot(position))
+        needed.then(|| self.state.snapshot(position)).transpose()
     }
 
     /// The token drawn in the last step, if a sampler was given.
@@ -441,7 +446,15 @@ impl Session {
         {
             return;
         }
-        self.snapshots.push(self.state.snapshot(position));
+        match self.state.snapshot(position) {
+            Ok(snapshot) => self.snapshots.push(snapshot),
+            // The step is done. Without this one a rewind replays from an earlier one; what is wrong with the device is
+            // said by the next step.
+            Err(e) => {
+                tracing::debug!("no checkpoint at {position}: {e}");
+                return;
+            }
+        }
         while self.checkpoint_bytes() > self.options.checkpoint_budget && self.snapshots.len() > 2 {
             // Drop the one whose neighbours are closest: old ones get sparse, recent ones stay.
             let gap = |i: usize| self.snapshots[i + 1].position - self.snapshots[i - 1].position;

@@ -3,27 +3,38 @@
 use kernels::ir::{ExecError, StepOutput};
 
 use super::{Cancel, Session};
+use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::memory::human;
+
+const HINT: &str = "use a smaller --context or --kv-cache format, store weights as fp8 or fp4, end other programs on the \
+                    device, or use --device cpu";
+
+impl Engine {
+    /// A backend's error for people. Memory that ran out on the way is said as memory that was predicted is: what it was
+    /// for, how much, how much there is.
+    pub(super) fn explained(&self, e: ExecError) -> EngineError {
+        let (what, bytes) = match e {
+            ExecError::Cancelled => return EngineError::Cancelled,
+            ExecError::OutOfMemory { what, bytes } => (what, bytes),
+            e => return e.into(),
+        };
+        let unknown = || "an unknown amount".to_string();
+        let there = self.backend.device_memory().ok().flatten();
+        let free = there.map(|m| m.0).or_else(crate::memory::available);
+        EngineError::Memory {
+            what,
+            needed: Some(bytes).filter(|b| *b > 0).map_or_else(unknown, human),
+            available: free.map_or_else(unknown, human),
+            hint: HINT.into(),
+        }
+    }
+}
 
 impl Session {
-    /// A step's error for people. Memory that ran out on the way is said as memory that was predicted is.
+    /// A step's error for people.
     pub(super) fn explained(&self, e: ExecError) -> EngineError {
-        match e {
-            ExecError::Cancelled => EngineError::Cancelled,
-            ExecError::OutOfMemory { what, bytes } => {
-                let there = self.engine.backend.device_memory().ok().flatten();
-                let free = there.map(|m| m.0).or_else(crate::memory::available);
-                EngineError::Memory {
-                    what,
-                    needed: crate::memory::human(bytes),
-                    available: free.map_or("an unknown amount".into(), crate::memory::human),
-                    hint:
-                        "use a smaller --context or --kv-cache format, store weights as fp8 or fp4, or use --device cpu"
-                            .into(),
-                }
-            }
-            e => e.into(),
-        }
+        self.engine.explained(e)
     }
 
     /// How often the text was read anew because the state was lost.
@@ -73,7 +84,8 @@ impl Session {
         self.snapshots.clear();
         self.out = StepOutput::default();
         let caches = self.engine.caches(&self.recipe);
-        self.state = self.engine.backend.new_state(&caches, 0)?;
+        let state = self.engine.backend.new_state(&caches, 0);
+        self.state = state.map_err(|e| self.explained(e))?;
         self.revivals += 1;
         Ok(())
     }

@@ -68,13 +68,18 @@ impl Session {
             let before = self.state.caches().get(i).filter(|b| *b != desc).cloned();
             let Some(before) = before else { continue };
             if let Err(e) = self.state.reformat(id, desc.clone(), position) {
+                // Gone with its process: it is made anew for the recipe in force then.
+                if self.state.is_lost() {
+                    return Ok(0);
+                }
                 if !done.is_empty() {
                     self.snapshots.clear();
                 }
                 for (id, before) in done.into_iter().rev() {
-                    self.state.reformat(id, before, position)?;
+                    let back = self.state.reformat(id, before, position);
+                    back.map_err(|e| self.explained(e))?;
                 }
-                return Err(e.into());
+                return Err(self.explained(e));
             }
             done.push((id, before));
         }

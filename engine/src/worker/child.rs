@@ -13,6 +13,7 @@ use kernels::ir::{
 use serde_bytes::ByteBuf;
 
 use super::frames::{self, Answer, Call, Failure, Open, RanAnswer, Reader, RunCall, VERSION};
+use crate::device::OpenGpu;
 use crate::engine::on_device;
 use crate::error::EngineError;
 use crate::model::{Stored, WeightStore, make_variant};
@@ -83,16 +84,16 @@ pub(super) struct Model {
 }
 
 /// Opens what is asked for.
-pub(super) type Opener = dyn Fn(&Open, &dyn Progress) -> Result<Model, String>;
+pub(super) type Opener<'a> = dyn Fn(&Open, &dyn Progress) -> Result<Model, String> + 'a;
 
-/// A checkpoint on the device that was named.
-pub(super) fn open(ask: &Open, progress: &dyn Progress) -> Result<Model, String> {
+/// A checkpoint on the device that was named; `gpus` opens those.
+pub(super) fn open(ask: &Open, progress: &dyn Progress, gpus: &OpenGpu<'_>) -> Result<Model, String> {
     let opened = || -> Result<Model, EngineError> {
         let checkpoint = Checkpoint::open(ask.model.as_ref(), &Silent)?;
         let threads = ask.threads as usize;
         let loaded = families::load(&checkpoint)?;
         let hold = (&ask.planned, ask.context);
-        let chosen = on_device(&checkpoint, &ask.device, threads, &Registry::default(), hold)?;
+        let chosen = on_device(&checkpoint, &ask.device, threads, &Registry::default(), hold, gpus)?;
         if ask.prefault {
             checkpoint.prefault(threads, progress)?;
         }
@@ -111,7 +112,7 @@ pub(super) struct Child<'a, S: Read + Write> {
     calls: Reader<S>,
     answers: S,
     stopper: &'a Stopper,
-    opener: &'a Opener,
+    opener: &'a Opener<'a>,
     model: Option<Model>,
     made: HashMap<(WeightId, WeightStorage), Arc<Stored>>,
     states: HashMap<u64, Held>,
@@ -144,7 +145,7 @@ fn unknown(what: &str) -> ExecError {
 }
 
 impl<'a, S: Read + Write + Send> Child<'a, S> {
-    pub fn new(calls: S, answers: S, stopper: &'a Stopper, opener: &'a Opener) -> Self {
+    pub fn new(calls: S, answers: S, stopper: &'a Stopper, opener: &'a Opener<'a>) -> Self {
         Self {
             calls: Reader::new(calls),
             answers,
@@ -262,7 +263,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
                 Ok(Answer::Done(held.allocated()))
             }
             Call::Snapshot { state, position } => {
-                let parts = self.held(state)?.state.snapshot(position).parts;
+                let parts = self.held(state)?.state.snapshot(position)?.parts;
                 Ok(Answer::Snapshot(parts.into_iter().map(ByteBuf::from).collect()))
             }
             Call::Restore { state, position, parts } => {

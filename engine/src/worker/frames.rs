@@ -14,7 +14,7 @@ use serde_bytes::ByteBuf;
 use crate::needs::Planned;
 
 /// Raised when the meaning of frames changes. Both ends come from one file as a rule.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Largest frame, in bytes.
 const LARGEST: usize = 1 << 31;
 
@@ -175,6 +175,8 @@ pub(super) enum Failure {
     Sample(String),
     /// The device failed: what follows in this process cannot be trusted.
     Device(String),
+    /// The same, and the device says so itself.
+    Fatal(String),
     Unsupported {
         backend: String,
         what: String,
@@ -197,6 +199,7 @@ impl From<ExecError> for Failure {
             ExecError::Cancelled => Failure::Cancelled,
             ExecError::Sample(e) => Failure::Sample(e),
             ExecError::Device(e) | ExecError::Lost(e) => Failure::Device(e),
+            ExecError::Fatal(e) => Failure::Fatal(e),
             ExecError::Unsupported { backend, what } => Failure::Unsupported {
                 backend: backend.to_string(),
                 what,
@@ -224,6 +227,7 @@ impl From<Failure> for ExecError {
             Failure::Cancelled => ExecError::Cancelled,
             Failure::Sample(e) => ExecError::Sample(e),
             Failure::Device(e) => ExecError::Device(e),
+            Failure::Fatal(e) => ExecError::Fatal(e),
             Failure::Unsupported { backend, what } => ExecError::Unsupported {
                 backend: super::known_name(&backend),
                 what,
@@ -404,6 +408,7 @@ mod tests {
             ExecError::Cancelled,
             ExecError::Sample("s".into()),
             ExecError::Device("d".into()),
+            ExecError::Fatal("f".into()),
             ExecError::Unsupported {
                 backend: "cuda",
                 what: "x".into(),

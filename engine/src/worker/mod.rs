@@ -94,9 +94,14 @@ pub fn set_default(mode: Mode) {
 /// To be called first by programs whose engines may run in processes of their own. In such a process it does the work
 /// and returns the exit code; else it returns `None`.
 pub fn enter() -> Option<u8> {
+    enter_on(&kernels::cuda::open)
+}
+
+/// As [`enter`], on GPUs that are opened otherwise: tests have emulated ones.
+pub fn enter_on(gpus: &device::OpenGpu<'_>) -> Option<u8> {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|a| a == COMMAND) && args.next().is_none() {
-        return Some(serve());
+        return Some(serve(gpus));
     }
     if let Ok(own) = std::env::current_exe() {
         set_program(own);
@@ -110,7 +115,7 @@ pub fn set_program(program: PathBuf) {
 }
 
 #[cfg(unix)]
-fn serve() -> u8 {
+fn serve(gpus: &device::OpenGpu<'_>) -> u8 {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
@@ -136,12 +141,13 @@ fn serve() -> u8 {
         return 1;
     }
     // Ends with an error when the other end is gone.
-    let _ = child::Child::new(calls, answers, &stopper, &child::open).serve();
+    let open = |ask: &frames::Open, progress: &dyn Progress| child::open(ask, progress, gpus);
+    let _ = child::Child::new(calls, answers, &stopper, &open).serve();
     0
 }
 
 #[cfg(not(unix))]
-fn serve() -> u8 {
+fn serve(_: &device::OpenGpu<'_>) -> u8 {
     eprintln!("error: {COMMAND} is not there on this system");
     2
 }
@@ -255,10 +261,14 @@ impl Worker {
     }
 
     pub(crate) fn make(&self, own: WeightId, desc: &WeightDesc, cancel: &Cancel) -> Result<(), EngineError> {
-        self.0.make(own, desc, cancel.flag()).map_err(|e| match e {
-            ExecError::Cancelled => EngineError::Cancelled,
-            e => e.into(),
-        })
+        loop {
+            return match self.0.make(own, desc, cancel.flag()) {
+                // Ends: a process that is lost too often is not started again.
+                Err(ExecError::Lost(_)) => continue,
+                Err(ExecError::Cancelled) => Err(EngineError::Cancelled),
+                made => Ok(made?),
+            };
+        }
     }
 
     pub(crate) fn keep(&self, kept: Vec<(u32, WeightDesc)>) {

@@ -200,14 +200,15 @@ impl Remote {
         if inner.ends.len() >= LOOP {
             return Err(ExecError::Device(format!(
                 "{what} ended {} times within a minute without writing a token, the last time: {}. It is not started again by \
-                 itself; accepted: another recipe, a smaller context, or --device cpu",
+                 itself; accepted: another recipe, a smaller context, another try in a minute, or --device cpu",
                 inner.ends.len(),
                 inner.ended
             )));
         }
         if inner.restarted >= self.0.setup.restarts {
             return Err(ExecError::Device(format!(
-                "{what} ended again before it wrote a token: {}. The text is safe; it can be started once more (Restart engine)",
+                "{what} ended again before it wrote a token: {}. The text is safe; it can be started once more \
+                 (Restart engine in the app, /regenerate in a chat)",
                 inner.ended
             )));
         }
@@ -238,9 +239,12 @@ impl Remote {
                 Err(e) if e.kind() == std::io::ErrorKind::TimedOut => look(process),
                 Ok(Answer::Failed(e)) => {
                     let e = ExecError::from(e);
-                    let ExecError::Device(why) = &e else { return Err(e) };
                     // What follows in that process cannot be trusted.
-                    process.fail(why);
+                    match &e {
+                        ExecError::Fatal(why) => process.fail(&format!("the device failed: {why}")),
+                        ExecError::Device(why) => process.fail(why),
+                        _ => return Err(e),
+                    }
                     break;
                 }
                 Ok(answer) => return Ok(answer),

@@ -134,17 +134,18 @@ impl State for RemoteState {
         Ok(())
     }
 
-    fn snapshot(&self, position: u64) -> Snapshot {
+    fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         let call = Call::Snapshot {
             state: self.number,
             position,
         };
-        let parts = match self.ask(&call) {
-            Ok(Answer::Snapshot(parts)) => parts.into_iter().map(ByteBuf::into_vec).collect(),
-            // The state is gone with its process: the session notices before it restores anything.
-            _ => Vec::new(),
-        };
-        Snapshot { position, parts }
+        match self.ask(&call)? {
+            Answer::Snapshot(parts) => Ok(Snapshot {
+                position,
+                parts: parts.into_iter().map(ByteBuf::into_vec).collect(),
+            }),
+            _ => Err(astray()),
+        }
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {

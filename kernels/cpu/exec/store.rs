@@ -259,7 +259,7 @@ impl State for CpuState {
         self.stores.iter_mut().try_for_each(|s| s.reserve(context))
     }
 
-    fn snapshot(&self, position: u64) -> Snapshot {
+    fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         let part = |s: &Store| {
             let n = s.row_bytes();
             ring_slots(&s.desc, position)
@@ -267,10 +267,10 @@ impl State for CpuState {
                 .flat_map(|&r| s.bytes()[r * n..(r + 1) * n].to_vec())
                 .collect()
         };
-        Snapshot {
+        Ok(Snapshot {
             position,
             parts: self.stores.iter().map(part).collect(),
-        }
+        })
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {
