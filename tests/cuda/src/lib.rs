@@ -1,5 +1,9 @@
 //! A device that is an emulator: kernels compiled for the CPU run in host memory, every allocation between sentinels.
 
+mod faults;
+
+pub use faults::{Faults, Left};
+
 use std::alloc::Layout;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char};
@@ -7,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use kernels::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
+use kernels::cuda::fault;
 use kernels::ir::ExecError;
 
 // SAFETY: signatures as in kernels/cuda/emulate/simt.cpp.
@@ -78,6 +83,17 @@ struct Inner {
     marks: BTreeMap<usize, Instant>,
     launched: BTreeMap<&'static str, u64>,
     uploaded: u64,
+    launches: u64,
+    allocations: u64,
+    /// The error that every call answers from now on.
+    broken: Option<u32>,
+}
+
+impl Inner {
+    /// Whether the device still answers.
+    fn answers(&self) -> Result<(), ExecError> {
+        self.broken.map_or(Ok(()), |code| Err(faults::said(code)))
+    }
 }
 
 /// The emulated device.
@@ -87,6 +103,7 @@ pub struct Emulator {
     graphs: bool,
     /// Memory that is freed stays, as NaN.
     keeps: bool,
+    faults: Faults,
     inner: Mutex<Inner>,
 }
 
@@ -120,8 +137,15 @@ impl Emulator {
             order,
             graphs,
             keeps: false,
+            faults: Faults::default(),
             inner: Mutex::default(),
         }
+    }
+
+    /// The same, on which this goes wrong.
+    pub fn with_faults(mut self, faults: Faults) -> Self {
+        self.faults = faults;
+        self
     }
 
     /// The same without the kernels for Hopper's tensor cores: products take the way of all other devices.
@@ -150,6 +174,15 @@ impl Emulator {
     /// Bytes that were uploaded so far.
     pub fn uploaded(&self) -> u64 {
         self.inner().uploaded
+    }
+
+    /// Bytes that can still be allocated.
+    fn free_bytes(&self, inner: &Inner) -> u64 {
+        let used: usize = inner.memory.values().sum();
+        let own = self.info.memory - used as u64;
+        let left = self.faults.left.as_ref().and_then(|left| left());
+        let later = self.faults.left_from.filter(|l| inner.launches >= l.0).map(|l| l.1);
+        left.into_iter().chain(later).fold(own, u64::min)
     }
 
     /// Whether `bytes` bytes at `at` lie within one allocation.
@@ -216,6 +249,10 @@ impl Emulator {
     }
 
     fn now(&self, inner: &mut Inner, call: &Call) -> Result<(), ExecError> {
+        if inner.broken.is_some() {
+            // Nothing runs any more; whoever asks for the outcome is told.
+            return Ok(());
+        }
         match call {
             Call::Stream(_) => Ok(()),
             Call::Signal(number) => {
@@ -227,6 +264,13 @@ impl Emulator {
             Call::Wait(number) => self.run_up_to(inner, *number),
             Call::Launch(l) => {
                 *inner.launched.entry(l.kernel).or_default() += 1;
+                inner.launches += 1;
+                if let Some((number, code)) = self.faults.launch
+                    && number == inner.launches
+                {
+                    inner.broken = Some(code);
+                    return Ok(());
+                }
                 let name = CString::new(l.kernel).map_err(|e| ExecError::Device(e.to_string()))?;
                 // SAFETY: the struct's size is compared on the other side; the addresses in it are the backend's own.
                 let wrong = unsafe {
@@ -269,6 +313,7 @@ impl Emulator {
 
     fn enqueue(&self, call: Call) -> Result<(), ExecError> {
         let mut inner = self.inner();
+        inner.answers()?;
         if let Some(recording) = &mut inner.recording {
             recording.push(call);
             return Ok(());
@@ -287,8 +332,9 @@ impl Device for Emulator {
     }
 
     fn memory(&self) -> Result<(u64, u64), ExecError> {
-        let used: usize = self.inner().memory.values().sum();
-        Ok((self.info.memory - used as u64, self.info.memory))
+        let inner = self.inner();
+        inner.answers()?;
+        Ok((self.free_bytes(&inner), self.info.memory))
     }
 
     fn alloc(&self, bytes: usize, what: &str) -> Result<DevPtr, ExecError> {
@@ -296,21 +342,16 @@ impl Device for Emulator {
         if inner.recording.is_some() {
             return device_error(format!("memory for {what} asked for while a graph is recorded"));
         }
-        let used: usize = inner.memory.values().sum();
-        if (used + bytes) as u64 > self.info.memory {
-            return Err(ExecError::OutOfMemory {
-                what: what.into(),
-                bytes: bytes as u64,
-            });
+        inner.answers()?;
+        inner.allocations += 1;
+        if self.faults.alloc == Some(inner.allocations) || bytes as u64 > self.free_bytes(&inner) {
+            return Err(fault::of_alloc(fault::OUT_OF_MEMORY, what, bytes, "out of memory"));
         }
         let layout = Self::layout(bytes)?;
         // SAFETY: the size is not 0 (guards); everything is initialised below.
         let base = unsafe { std::alloc::alloc(layout) };
         if base.is_null() {
-            return Err(ExecError::OutOfMemory {
-                what: what.into(),
-                bytes: bytes as u64,
-            });
+            return Err(fault::of_alloc(fault::OUT_OF_MEMORY, what, bytes, "out of memory"));
         }
         // SAFETY: within the allocation just made.
         unsafe {
@@ -338,6 +379,7 @@ impl Device for Emulator {
 
     fn upload(&self, to: DevPtr, src: &[u8]) -> Result<(), ExecError> {
         let mut inner = self.inner();
+        inner.answers()?;
         inner.uploaded += src.len() as u64;
         Self::check(&inner, to, src.len())?;
         // SAFETY: the range lies within a live allocation.
@@ -347,6 +389,7 @@ impl Device for Emulator {
 
     fn download(&self, from: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {
         let inner = self.inner();
+        inner.answers()?;
         if inner.streams.used != 0 || inner.streams.waiting.iter().any(|w| !w.is_empty()) {
             return device_error("work is left on a stream that nobody waited for".into());
         }
@@ -407,7 +450,9 @@ impl Device for Emulator {
     }
 
     fn synchronise(&self) -> Result<(), ExecError> {
-        Self::check_sentinels(&self.inner(), "synchronise")
+        let inner = self.inner();
+        inner.answers()?;
+        Self::check_sentinels(&inner, "synchronise")
     }
 
     fn begin_capture(&self) -> Result<bool, ExecError> {
@@ -428,6 +473,7 @@ impl Device for Emulator {
 
     fn launch_graph(&self, graph: &dyn Graph) -> Result<(), ExecError> {
         let mut inner = self.inner();
+        inner.answers()?;
         let Some(calls) = inner.graphs.get(graph.handle()).cloned() else {
             return device_error(format!("there is no graph {}", graph.handle()));
         };
