@@ -27,11 +27,11 @@ fn exact() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::with(Cpu::exact(engine::default_threads().min(8))))
 }
 
-fn open(path: &Path, backend: Arc<dyn Backend>) -> Arc<Engine> {
+pub fn open(path: &Path, backend: Arc<dyn Backend>) -> Arc<Engine> {
     engine_with(path, backend).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn edited(engine: &Engine, edits: &[&str]) -> Recipe {
+pub fn edited(engine: &Engine, edits: &[&str]) -> Recipe {
     let mut recipe = engine.recipe();
     for edit in edits {
         recipe
@@ -319,7 +319,7 @@ fn trimmed_rows(ran: &Ran, golden: &BTreeMap<String, Values>, at: &[usize], roun
     format!("{steps} steps: mean {:.1e}, worst {worst:.1e}\n", sum / at.len() as f64)
 }
 
-fn bundled_folder(b: &Bench) -> std::path::PathBuf {
+pub fn bundled_folder(b: &Bench) -> std::path::PathBuf {
     b.root.join("engine/bundled/model1-mini")
 }
 
@@ -410,7 +410,7 @@ fn greedy_run(session: &mut Session, prompt: &[u32], n: usize) -> Vec<(u32, f32)
     out
 }
 
-fn story(engine: &Engine) -> Vec<u32> {
+pub fn story(engine: &Engine) -> Vec<u32> {
     let tokenizer = engine.tokenizer().unwrap();
     tokenizer
         .encode("Once upon a time there was a little dragon", true)

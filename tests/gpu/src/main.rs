@@ -5,6 +5,8 @@ mod long;
 mod products;
 mod runner;
 mod timing;
+#[cfg(unix)]
+mod worker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -90,6 +92,8 @@ fn cases() -> Vec<Case> {
     all.extend(checks::goldens());
     all.extend(checks::sessions());
     all.extend(long::cases());
+    #[cfg(unix)]
+    all.extend(worker::cases());
     all.extend(timing::cases());
     all.extend(timing::by_depth());
     all.extend(timing::telemetry());
@@ -98,6 +102,10 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() {
+    #[cfg(unix)]
+    if let Some(code) = worker::enter() {
+        std::process::exit(code.into());
+    }
     std::process::exit(match run() {
         Ok(code) => code,
         Err(e) => {
@@ -128,6 +136,7 @@ fn run() -> Result<i32, String> {
     if let Some(first) = options.child {
         let bench = Bench {
             device: device(&options)?,
+            gpu: options.gpu,
             root: options.root,
             quick: options.quick,
         };

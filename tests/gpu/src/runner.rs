@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(150);
 pub struct Bench {
     /// The GPU.
     pub device: Arc<dyn Device>,
+    /// Its number.
+    pub gpu: usize,
     /// Folder of the repository: goldens and the bundled model are read from it.
     pub root: PathBuf,
     /// Shorter soaks and timings.
@@ -56,6 +58,8 @@ pub struct Case {
     pub name: String,
     /// The test.
     pub run: Box<dyn Fn(&Bench) -> String>,
+    /// Afterwards the GPU may not answer this process any more.
+    pub fatal: bool,
 }
 
 impl Case {
@@ -65,7 +69,14 @@ impl Case {
             section,
             name: name.into(),
             run: Box::new(run),
+            fatal: false,
         }
+    }
+
+    /// One that makes the GPU fail for its process.
+    pub fn costs_the_device(mut self) -> Self {
+        self.fatal = true;
+        self
     }
 }
 
@@ -86,7 +97,7 @@ pub fn child(cases: &[(usize, &Case)], first: usize, bench: &Bench) -> i32 {
         };
         let lost = bench.device.synchronise().is_err();
         let seconds = start.elapsed().as_secs_f64();
-        say(&serde_json::json!({ "end": number, "ok": ok && !lost, "text": text, "seconds": seconds }));
+        say(&serde_json::json!({ "end": number, "ok": ok && (case.fatal || !lost), "text": text, "seconds": seconds }));
         if lost {
             return LOST;
         }
