@@ -4,6 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch};
+use super::gemv_mma;
 use super::pointwise::activation_code;
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
@@ -22,19 +23,23 @@ const STAGED: usize = 12288;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct SegmentArg {
+pub(super) struct SegmentArg {
     data: DevPtr,
     scales: DevPtr,
     bias: WeightArg,
     out: DevPtr,
-    rows: u32,
+    pub rows: u32,
     out_stride: u32,
+    pub blocks: u32,
+    pub each: u32,
+    pub more: u32,
+    pad: u32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct GemvArgs {
-    segments: [SegmentArg; SEGMENTS],
+pub(super) struct GemvArgs {
+    pub segments: [SegmentArg; SEGMENTS],
     w: WeightArg,
     norm: WeightArg,
     x: DevPtr,
@@ -46,18 +51,24 @@ struct GemvArgs {
     chosen: DevPtr,
     tokens: u32,
     x_stride: u32,
-    n_segments: u32,
-    rows: u32,
+    pub n_segments: u32,
+    pub rows: u32,
     group_rows: u32,
     k: u32,
     per_slot: u32,
     normed: u32,
-    glu: u32,
+    pub glu: u32,
     activation: u32,
     limit: f32,
     eps: f32,
-    tile: u32,
-    split: u32,
+    pub tile: u32,
+    pub split: u32,
+    pub split_shift: u32,
+    pub row_shift: u32,
+    pub col_shift: u32,
+    pub scale_pitch: u32,
+    pub passes: u32,
+    pad: u32,
 }
 
 /// One matrix of a launch.
@@ -170,6 +181,7 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
             out: out.ptr,
             rows: w.desc.rows as u32,
             out_stride: out.width as u32,
+            ..SegmentArg::zeroed()
         };
         rows += w.desc.rows;
     }
@@ -196,10 +208,15 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
         slots = Some(x.rows * e.k);
     }
     args.rows = rows as u32;
+    let groups = p.groups.max(1);
     if x.rows == 1 || slots.is_some() {
-        return one(cx, &kernels, first.desc, args, slots.unwrap_or(1), p.groups.max(1));
+        let slots = slots.unwrap_or(1);
+        if gemv_mma::run(cx, first.desc, &mut args, slots, groups)? {
+            return Ok(());
+        }
+        return one(cx, &kernels, first.desc, args, slots, groups);
     }
-    many(cx, &kernels, first.desc, args, x.rows, p.groups.max(1))
+    many(cx, &kernels, first.desc, args, x.rows, groups)
 }
 
 /// For one token, or one slot of a token's experts, per row of the grid.

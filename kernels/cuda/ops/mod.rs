@@ -9,6 +9,7 @@ mod fuse;
 mod gemm;
 mod gemm_wg;
 mod gemv;
+mod gemv_mma;
 mod hc;
 mod index;
 mod matmul;

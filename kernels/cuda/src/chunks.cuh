@@ -168,13 +168,17 @@ struct ChunkFp4 : Factors<32> {
         const float2 a = pair<0>(w[i / 2]), b = pair<1>(w[i / 2]), c = pair<2>(w[i / 2]), d = pair<3>(w[i / 2]);
         return i % 2 == 0 ? make_float4(a.x, b.x, c.x, d.x) : make_float4(a.y, b.y, c.y, d.y);
     }
+    template <uint32_t J>
+    static __device__ __forceinline__ float2 pair(uint32_t word) {
+        return f16_pair(codes<J>(word));
+    }
     // Codes J and J + 4 of a word in the places of f16's sign, last two bits of the exponent and first of the mantissa: the
     // values, 14 binades too low.
     template <uint32_t J>
-    static __device__ __forceinline__ float2 pair(uint32_t word) {
+    static __device__ __forceinline__ uint32_t codes(uint32_t word) {
         constexpr uint32_t at = 4 * J;
         const uint32_t number = at <= 9 ? word << ((9 - at) & 31) : word >> ((at - 9) & 31);
-        return f16_pair((number & 0x0e000e00u) | (word << (12 - at) & 0x80008000u));
+        return (number & 0x0e000e00u) | (word << (12 - at) & 0x80008000u);
     }
     static __device__ __forceinline__ float combine(const WeightRef& w, const uint32_t (&s)[1], uint32_t, float dot, float) {
         return dot * (UNIT * scale_of_bits(w.scale_format, s[0]));
@@ -211,8 +215,9 @@ struct Bytes : Plane<16, 1, 32, BYTES> {
 };
 
 struct ChunkQ8_0 : Bytes<2> {
+    using Scale = uint16_t;
     static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
-        s[0] = ((const uint16_t*)scales)[chunk / 2];
+        s[0] = constant((const uint16_t*)scales + chunk / 2);
     }
     static __device__ __forceinline__ float2 affine(const WeightRef&, const uint32_t (&s)[1], uint32_t) {
         return make_float2(f16_to_f32(s[0] & 0xffffu), 0.0f);
@@ -223,9 +228,10 @@ struct ChunkQ8_0 : Bytes<2> {
 };
 
 struct ChunkQ6K : Bytes<4> {
+    using Scale = uint32_t;
     // f16 of 256 values, signed bytes of 16 values each
     static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
-        s[0] = ((const uint32_t*)scales)[chunk / 2];
+        s[0] = constant((const uint32_t*)scales + chunk / 2);
     }
     static __device__ __forceinline__ float2 affine(const WeightRef&, const uint32_t (&s)[1], uint32_t chunk) {
         return make_float2(q6_k_scale(s[0], chunk), 0.0f);
@@ -253,7 +259,7 @@ struct Nibbles : Plane<32, W, ENTRY, BYTES> {
 
 struct ChunkQ4_0 : Nibbles<1, 32, 2> {
     static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
-        s[0] = ((const uint16_t*)scales)[chunk];
+        s[0] = constant((const uint16_t*)scales + chunk);
     }
     static __device__ __forceinline__ float combine(const WeightRef&, const uint32_t (&s)[1], uint32_t, float dot, float sum) {
         return (dot - 192.0f * sum) * (0.125f * f16_to_f32(s[0] & 0xffffu));
@@ -266,7 +272,7 @@ struct ChunkQ4_0 : Nibbles<1, 32, 2> {
 
 struct ChunkQ4_1 : Nibbles<1, 32, 4> {
     static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[1]) {
-        s[0] = ((const uint32_t*)scales)[chunk];
+        s[0] = constant((const uint32_t*)scales + chunk);
     }
     static __device__ __forceinline__ float combine(const WeightRef&, const uint32_t (&s)[1], uint32_t, float dot, float sum) {
         return quants(dot, sum) * f16_to_f32(s[0] & 0xffffu) + sum * f16_to_f32(s[0] >> 16);
@@ -281,8 +287,8 @@ struct ChunkQ4K : Nibbles<2, 256, 20> {
     // (f16 of 256 scales, f16 of 256 minimums), (scale, minimum) of 32 values, 6 bits each
     static __device__ __forceinline__ void scale(const WeightRef&, const uint8_t* scales, uint32_t chunk, uint32_t (&s)[2]) {
         const uint8_t* record = scales + 20 * (size_t)(chunk / 8);
-        s[0] = *(const uint32_t*)record;
-        s[1] = *(const uint16_t*)(record + 4 + 2 * (chunk % 8));
+        s[0] = constant((const uint32_t*)record);
+        s[1] = constant((const uint16_t*)(record + 4 + 2 * (chunk % 8)));
     }
     static __device__ __forceinline__ float2 both(const uint32_t (&s)[2]) { return q4_k_scales(s[0], s[1]); }
     static __device__ __forceinline__ float combine(const WeightRef&, const uint32_t (&s)[2], uint32_t, float dot, float sum) {

@@ -68,6 +68,7 @@ struct Sum {
 };
 struct Largest {
     static __device__ __forceinline__ float combine(float a, float b) { return fmaxf(a, b); }
+    static __device__ __forceinline__ uint32_t combine(uint32_t a, uint32_t b) { return max(a, b); }
 };
 
 // The same in every lane: each step adds the same two numbers on both sides.

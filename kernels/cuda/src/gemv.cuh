@@ -14,6 +14,11 @@ struct Segment {
     float* out;             // [tokens, out_stride]
     uint32_t rows;
     uint32_t out_stride;
+    // gemv_mma: its blocks (per group), of which the first `more` have each + 1 outputs and the others `each`.
+    uint32_t blocks;
+    uint32_t each;
+    uint32_t more;
+    uint32_t pad;
 };
 
 struct GemvArgs {
@@ -40,7 +45,14 @@ struct GemvArgs {
     float limit;               // of the gate, infinity = none
     float eps;
     uint32_t tile;             // inputs per pass through shared memory, a multiple of 32 * LEN (gemv)
-    uint32_t split;            // warps that share a row: 1, 2, 4 or 8 (gemv_one)
+    uint32_t split;            // warps that share a row, a power of two (gemv_one, gemv_mma)
+    // gemv_mma alone, so that it divides nothing:
+    uint32_t split_shift;      // log2 of `split`
+    uint32_t row_shift;        // of the rows and columns of a block of scales
+    uint32_t col_shift;
+    uint32_t scale_pitch;      // bytes of a row of scales
+    uint32_t passes;           // of `tile` inputs
+    uint32_t pad;
 };
 
 // Place in shared memory of four values of x: lanes read neighbouring places.

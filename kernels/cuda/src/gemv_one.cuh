@@ -4,34 +4,7 @@
 // predecessor has ended.
 #pragma once
 
-#include "gemv.cuh"
-
-// Where the weights of a row lie.
-struct RowPlace {
-    const uint8_t *data, *scales;
-};
-
-// Row `unit` of the launch (of both matrices where `glu`), half `half` of it.
-__device__ __forceinline__ uint32_t segment_of(const GemvArgs& a, uint32_t unit, uint32_t* row) {
-    uint32_t s = 0;
-    while (s + 1 < a.n_segments && unit >= a.segments[s].rows) unit -= a.segments[s++].rows;
-    *row = unit;
-    return s;
-}
-
-template <class F>
-__device__ __forceinline__ RowPlace row_place(const GemvArgs& a, uint32_t unit, uint32_t half, const DevExpert& one,
-                                              const DevExpert& other) {
-    uint32_t row = unit, s = half;
-    if (a.glu == 0) s = segment_of(a, unit, &row);
-    const uint8_t *base = a.segments[s].data, *scale = a.segments[s].scales;
-    if (a.experts != nullptr) {
-        base = s == 0 ? one.data : other.data;
-        scale = s == 0 ? one.scales : other.scales;
-    }
-    if (scale != nullptr) scale = F::row_scales(a.w, scale, row);
-    return {base + (size_t)row * a.w.row_bytes, scale};
-}
+#include "gemv_rows.cuh"
 
 // A lane's chunks of a row: every 32 * split-th from `c0` on.
 template <class F, uint32_t XI>
@@ -51,36 +24,6 @@ struct RowLoad {
         }
     }
 };
-
-// Output of unit `unit`, from the sums of its row (of both rows where `glu`).
-__device__ __forceinline__ void store_unit(const GemvArgs& a, uint32_t unit, uint32_t token, uint32_t slot, float first,
-                                           float second, float bias, float residual) {
-    if (a.glu != 0) {
-        const WeightRef &b = a.segments[0].bias, &c = a.segments[1].bias;
-        if (b.data != nullptr) first += vector_at(b, unit);
-        if (c.data != nullptr) second += vector_at(c, unit);
-        float v = activate(a.activation, fminf(first, a.limit)) * fminf(fmaxf(second, -a.limit), a.limit);
-        if (a.slot_weights != nullptr) v *= a.slot_weights[(size_t)token * a.k + slot];
-        a.segments[0].out[(size_t)token * a.segments[0].out_stride + (size_t)slot * a.rows + unit] = v;
-        return;
-    }
-    uint32_t row;
-    const Segment& s = a.segments[segment_of(a, unit, &row)];
-    s.out[(size_t)token * s.out_stride + (size_t)slot * a.rows + row] = first + bias + residual;
-}
-
-// Bias and residual of unit `unit`, 0 where there are none (with `glu`, `store_unit` sees to it).
-__device__ __forceinline__ void unit_addends(const GemvArgs& a, uint32_t unit, uint32_t token, uint32_t slot, float* bias,
-                                             float* residual) {
-    *bias = *residual = 0.0f;
-    if (a.glu != 0) return;
-    uint32_t row;
-    const uint32_t s = segment_of(a, unit, &row);
-    if (a.segments[s].bias.data != nullptr) *bias = vector_at(a.segments[s].bias, row);
-    if (a.residual != nullptr && s == 0) {
-        *residual = a.residual[(size_t)token * a.segments[0].out_stride + (size_t)slot * a.rows + row];
-    }
-}
 
 // Multiplies chunks c0, c0 + step, ... of x by a norm's weights; returns the sum of squares before. Weights are asked for
 // many at a time: one after the other they would take as long as the product.
@@ -145,12 +88,8 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
     const uint32_t share = warp % split, team = warp / split, step = 32 * split, mine = share * 32 + lane;
     const uint32_t chunks = a.w.cols / F::LEN, passes = (chunks + step * XI - 1) / (step * XI);
 
-    // Rows of this block: neighbours, of one group.
-    const uint32_t units = a.group_rows != 0 ? a.group_rows : a.rows, groups = a.rows / units;
-    const uint32_t blocks = gridDim.x / groups, group = blockIdx.x / blocks, b = blockIdx.x % blocks;
-    const uint32_t each = units / blocks, more = units % blocks;
-    const uint32_t begin = each * b + min(b, more), end = begin + each + (b < more ? 1 : 0);
-    const uint32_t two = a.glu != 0 ? 1 : 0, per = 1 + two, rows = (end - begin) * per, unit0 = group * units + begin;
+    const GemvBlock block = gemv_block(a);
+    const uint32_t two = a.glu != 0 ? 1 : 0, per = 1 + two, rows = block.units * per, unit0 = block.first;
 
     DevExpert one = {}, other = {};
     // The rows that are on their way: more of them where a row has little.
@@ -178,11 +117,11 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
     } else if (token >= step_rows(*a.step, a.tokens)) {
         return;
     }
-    const float4* x = (const float4*)(a.x + (size_t)token * a.x_stride + (size_t)group * a.w.cols +
+    const float4* x = (const float4*)(a.x + (size_t)token * a.x_stride + (size_t)block.group * a.w.cols +
                                       (a.per_slot != 0 ? (size_t)slot * a.w.cols : 0));
     const bool scaled = F::SCALED && (a.experts != nullptr ? one.scales : a.segments[0].scales) != nullptr;
     float bias = 0.0f, residual = 0.0f, square = 0.0f;
-    if (threadIdx.x < end - begin) unit_addends(a, unit0 + threadIdx.x, token, slot, &bias, &residual);
+    if (threadIdx.x < block.units) unit_addends(a, unit0 + threadIdx.x, token, slot, &bias, &residual);
 
     for (uint32_t pass = 0; pass < passes; pass++) {
         float4 xs[XI][PER];
@@ -244,15 +183,7 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
         for (uint32_t s = 0; s < split; s++) all += squares[s];
         factor = rsqrtf(all / (float)a.w.cols + a.eps);
     }
-    for (uint32_t u = threadIdx.x; u < end - begin; u += blockDim.x) {
-        float first = 0.0f, second = 0.0f;
-        for (uint32_t s = 0; s < split; s++) {
-            first += partial[u * per * split + s];
-            if (per == 2) second += partial[(u * 2 + 1) * split + s];
-        }
-        if (u != threadIdx.x) unit_addends(a, unit0 + u, token, slot, &bias, &residual);
-        store_unit(a, unit0 + u, token, slot, first * factor, second * factor, bias, residual);
-    }
+    store_units(a, block, token, slot, partial, factor, bias, residual);
 }
 
 // Kernels by chunks of x per lane. grid (blocks, a multiple of the groups; 1 or tokens * k), 256 threads, shared

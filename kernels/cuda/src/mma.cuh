@@ -132,9 +132,10 @@ __device__ __forceinline__ void split_pair(float a, float b, uint32_t (&words)[P
     }
 }
 
-// d += a b for fragments of m16n8k16.
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef MODEL1_EMULATE
+// d += a b for fragments of m16n8k16 of numbers that NUMBER makes of 16 bits.
+template <float (*NUMBER)(uint32_t)>
+inline void mma_emulated(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     struct Fragments {
         float* d;
         const uint32_t *a, *b;
@@ -146,11 +147,11 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
             const unsigned g = lane / 4, t = lane % 4;
             for (unsigned i = 0; i < 4; i++) {
                 const unsigned row = g + i % 2 * 8, k = 2 * t + i / 2 * 8;
-                x[row][k] = bf16_to_f32(f.a[i] & 0xffffu);
-                x[row][k + 1] = bf16_to_f32(f.a[i] >> 16);
+                x[row][k] = NUMBER(f.a[i] & 0xffffu);
+                x[row][k + 1] = NUMBER(f.a[i] >> 16);
                 if (i < 2) {
-                    w[2 * t + 8 * i][g] = bf16_to_f32(f.b[i] & 0xffffu);
-                    w[2 * t + 8 * i + 1][g] = bf16_to_f32(f.b[i] >> 16);
+                    w[2 * t + 8 * i][g] = NUMBER(f.b[i] & 0xffffu);
+                    w[2 * t + 8 * i + 1][g] = NUMBER(f.b[i] >> 16);
                 }
             }
         }
@@ -165,12 +166,25 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
             for (unsigned i = 0; i < 4; i++) f.d[i] += sums[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
         }
     });
-#else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
 }
+#endif
+
+// d += a b for fragments of m16n8k16, of bf16 or f16.
+#ifdef MODEL1_EMULATE
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_emulated<bf16_to_f32>(d, a, b); }
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_emulated<f16_to_f32>(d, a, b); }
+#else
+#define MMA(name, type)                                                                                                  \
+    __device__ __forceinline__ void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {                 \
+        asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                                       \
+            ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                                 \
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                             \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                         \
+    }
+MMA(mma, "bf16")
+MMA(mma_f16, "f16")
+#undef MMA
+#endif
 
 // The same with two neighbouring fragments of b: the two halves of each lie NEXT matrices apart.
 template <uint32_t NEXT>

@@ -19,6 +19,18 @@ __device__ __forceinline__ float f16_to_f32(uint32_t bits) {
 #endif
 }
 
+#ifdef MODEL1_EMULATE
+// Nearest f16, ties to even; what is too large becomes infinity.
+inline uint32_t f32_to_f16(float v) {
+    const uint32_t bits = __float_as_uint(v), sign = bits >> 16 & 0x8000u, m = bits & 0x7fffffffu;
+    if (m > 0x7f800000u) return sign | 0x7e00u;
+    if (m >= 0x477ff000u) return sign | 0x7c00u;
+    // Below 2^-14 in steps of 2^-24: so are the last bits of 0.5 plus the number.
+    if (m < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(m) + 0.5f) - 0x3f000000u);
+    return sign | ((m + 0xfffu + (m >> 13 & 1u)) - 0x38000000u) >> 13;
+}
+#endif
+
 __device__ __forceinline__ float bf16_to_f32(uint32_t bits) { return __uint_as_float(bits << 16); }
 
 // Nearest bf16, ties to even; NaN stays NaN.

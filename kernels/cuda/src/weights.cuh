@@ -19,12 +19,22 @@ struct WeightRef {
 };
 static_assert(sizeof(WeightRef) == 48, "WeightRef as in args.rs");
 
+// What no kernel changes while it is read.
+template <class T>
+__device__ __forceinline__ T constant(const T* p) {
+#ifdef MODEL1_EMULATE
+    return *p;
+#else
+    return __ldg(p);
+#endif
+}
+
 // A scale as it lies, and what that means: apart, so that it can be on its way while something else is computed.
 __device__ __forceinline__ uint32_t scale_bits(uint32_t format, const uint8_t* scales, size_t i) {
     switch (format) {
-        case kScaleE8m0: return scales[i];
-        case kScaleBf16: return ((const uint16_t*)scales)[i];
-        default: return ((const uint32_t*)scales)[i];
+        case kScaleE8m0: return constant(scales + i);
+        case kScaleBf16: return constant((const uint16_t*)scales + i);
+        default: return constant((const uint32_t*)scales + i);
     }
 }
 

@@ -98,6 +98,7 @@ groups! {
     products_with_scales_of_every_kind = "products with scales of every kind";
     products_stored_the_other_way = "products stored the other way";
     grouped_products = "grouped products";
+    products_of_one_token = "products of one token";
     products_of_many_tokens = "products of many tokens";
     experts_of_many_tokens = "experts of many tokens";
     gates_of_many_tokens = "gates of many tokens";

@@ -6,6 +6,7 @@ mod choices;
 mod far;
 mod far_large;
 mod many;
+mod packed;
 mod products;
 mod rows;
 mod sites;
@@ -462,7 +463,7 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 32] = [
+pub const GROUPS: [Group; 33] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
@@ -471,6 +472,7 @@ pub const GROUPS: [Group; 32] = [
     ),
     ("products stored the other way", products::products_stored_the_other_way),
     ("grouped products", products::grouped_products),
+    ("products of one token", packed::products_of_one_token),
     ("products of many tokens", products::products_of_many_tokens),
     ("experts of many tokens", choices::experts_of_many_tokens),
     ("gates of many tokens", choices::gates_of_many_tokens),
