@@ -15,6 +15,8 @@ const CHUNKS: usize = 4;
 const PIECE: usize = 8;
 /// Columns up to which a block has 256 threads and two blocks share a multiprocessor; else 512, and one.
 const FEW: usize = 2048;
+/// Columns of a long row.
+const LONG: usize = 4096;
 /// Shared memory that every launch may ask for, without what the kernels declare.
 const SHARED: usize = 48 * 1024 - 128;
 
@@ -150,7 +152,9 @@ fn shares(k: &Kernels, cols: usize, units: &[usize], per: usize, resident: usize
     let blocks = blocks_of(units, tile, (resident * (512 / threads)).max(1));
     let most = units.iter().zip(&blocks).map(|(u, b)| u.div_ceil(*b)).max()?;
     let (rows, tiles) = (most * per, most.div_ceil(tile));
-    if k.small && tiles > 1 {
+    // Where a block has long rows and few of them, laying x out takes as long as the product: the kernels of `gemv_one.cuh`
+    // keep it in registers.
+    if tiles == 1 && cols > LONG || k.small && (tiles > 1 || cols > FEW) {
         return None;
     }
     let mut best: Option<(usize, Shares)> = None;

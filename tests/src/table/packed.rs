@@ -61,8 +61,9 @@ pub(super) fn products_of_one_token(on: &On) {
             );
         }
         gate(on, format);
-        // Two passes over x, and what the product is added to.
-        let (rows, cols) = (35, 11520);
+        // Two passes over x, and what the product is added to: on a device with many multiprocessors only of many rows.
+        let many = matches!(format, Format::F8E4m3 | Format::Fp4E2m1 | Format::Q4_1);
+        let (rows, cols) = (if many { 2200 } else { 70 }, 11520);
         let mut c = Case::new(1, 4096);
         let (x, residual) = (c.input(cols, 1.0), c.input(rows, 1.0));
         let weight = c.weight(rows, cols, format, Layout::OutIn);
