@@ -1,5 +1,6 @@
 //! Steps behind 131,072 tokens, over caches that are filled with made-up records: what a long context asks of addresses,
-//! splits and sums. Few heads, so that the emulator has seconds to do.
+//! splits and sums. Few heads, so that the emulator has seconds to do. The CPU adds up 131,072 values in 32 bits, one after the
+//! other, and is off by 1.5e-5 then; plain attention is held to double precision instead.
 
 use kernels::cpu::Cpu;
 use kernels::cpu::exec::CpuBackend;
@@ -16,8 +17,10 @@ use crate::synthetic::{Gates, fill};
 /// Tokens of a long context.
 pub(super) const LONG: usize = 1 << 17;
 
-/// The sums of the CPU over 131,072 keys, in 32 bits one after the other: all kernels differ from them by half of this.
+/// What the CPU's sums over 131,072 keys lose, twice.
 pub(super) const FAR: f64 = 3e-5;
+/// What a kernel may lose beside double precision.
+const EXACT: f64 = 6e-6;
 
 /// Where a case begins and what it does there.
 pub(super) struct Far<'a> {
@@ -29,6 +32,8 @@ pub(super) struct Far<'a> {
     pub limit: f64,
     /// Whether the last backend has to give the same bits.
     pub twice: bool,
+    /// Whether the attention is held to double precision.
+    pub double: bool,
 }
 
 /// Steps that end with a context of `end` tokens, over even gates.
@@ -40,17 +45,18 @@ pub(super) fn until<'a>(end: usize, what: &'a str, steps: &'a [usize]) -> Far<'a
         gates: Gates::Even,
         limit: FAR,
         twice: false,
+        double: false,
     }
 }
 
 /// Against the oracle within the limit, cache rows bit by bit. Returns the largest relative difference of a row of probes.
 pub(super) fn far(on: &On, case: &Case, far: &Far<'_>) -> f64 {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(16));
-    let want = run(case, &CpuBackend::with(Cpu::exact(threads)), far);
-    let ours = run(case, on.first().as_ref(), far);
+    let want = run(case, &CpuBackend::with(Cpu::exact(threads)), far, far.double);
+    let ours = run(case, on.first().as_ref(), far, false);
     compare(far.what, &ours, &want, far.limit, true);
     if let (true, Some(last)) = (far.twice, on.0.last()) {
-        let other = run(case, last().as_ref(), far);
+        let other = run(case, last().as_ref(), far, false);
         compare(&format!("{}, another backend", far.what), &other, &ours, 0.0, true);
     }
     let rows = ours.probes.iter().zip(&want.probes);
@@ -58,11 +64,14 @@ pub(super) fn far(on: &On, case: &Case, far: &Far<'_>) -> f64 {
         .fold(0.0, f64::max)
 }
 
-fn run(case: &Case, backend: &dyn Backend, far: &Far<'_>) -> Ran {
+fn run(case: &Case, backend: &dyn Backend, far: &Far<'_>, double: bool) -> Ran {
     let context = case.plan.context_bucket as u64;
     let mut state = backend.new_state(&case.plan.caches, context).unwrap();
     fill(state.as_mut(), far.position as u64, far.gates);
     let mut ran = case.steps(backend, state.as_mut(), far.position as u64, far.steps, None);
+    if double {
+        in_double(case, state.as_ref(), far, &mut ran);
+    }
     let end = far.position + far.steps.iter().sum::<usize>();
     for (i, desc) in case.plan.caches.iter().enumerate() {
         // Rows that went through `exp` may differ in the last bit, and then in a code.
@@ -73,6 +82,86 @@ fn run(case: &Case, backend: &dyn Backend, far: &Far<'_>) -> Ran {
         }
     }
     ran
+}
+
+/// Puts the attention of every step in double precision in place of what it was: `[heads, head_dim]` per token, from the probe
+/// `q` and the rows in the caches.
+fn in_double(case: &Case, state: &dyn State, far: &Far<'_>, ran: &mut Ran) {
+    let attend = case.plan.ops.iter().map(|o| &o.op);
+    let Some(Op::Attend {
+        heads,
+        kv_heads,
+        head_dim: d,
+        scale,
+        sources,
+        sinks,
+        mask,
+        ..
+    }) = attend.clone().find(|o| matches!(o, Op::Attend { .. }))
+    else {
+        panic!("{}: no attention", far.what);
+    };
+    let end = far.position + far.steps.iter().sum::<usize>();
+    let [keys, values] = [sources[0].keys, sources[0].values].map(|c| state.read_rows(c, 0, end).unwrap());
+    let sinks = sinks.map(|id| case.weights.0[id.index()].1.chunks_exact(4));
+    let sinks: Vec<f64> = sinks.map_or(vec![f64::NEG_INFINITY; *heads], |all| {
+        all.map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+            .collect()
+    });
+    let queries: Vec<f32> = of(ran, "q").flat_map(|p| p.2.clone()).collect();
+    let mut position = far.position;
+    let mut next = queries.chunks_exact(heads * d);
+    for probe in ran.probes.iter_mut().filter(|p| p.0 == "attention") {
+        for (out, q) in probe.2.chunks_exact_mut(heads * d).zip(&mut next) {
+            let sees = |row: &usize| match mask {
+                Mask::SlidingWindow { window, sinks } => row + window > position || row < sinks,
+                _ => true,
+            };
+            let rows: Vec<usize> = (0..=position).filter(sees).collect();
+            for h in 0..*heads {
+                let at = |row: usize| (row * kv_heads + h / (heads / kv_heads)) * d;
+                let q = &q[h * d..(h + 1) * d];
+                let dot = |k: &[f32]| q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+                let scores = rows.iter().map(|r| dot(&keys[at(*r)..at(*r) + d]) * f64::from(*scale));
+                let scores: Vec<f64> = scores.collect();
+                let top = scores.iter().copied().fold(sinks[h], f64::max);
+                let (mut sum, mut acc) = ((sinks[h] - top).exp(), vec![0f64; *d]);
+                for (row, z) in rows.iter().zip(scores) {
+                    let e = (z - top).exp();
+                    sum += e;
+                    let v = &values[at(*row)..at(*row) + d];
+                    acc.iter_mut().zip(v).for_each(|(a, v)| *a += e * f64::from(*v));
+                }
+                let out = &mut out[h * d..(h + 1) * d];
+                out.iter_mut().zip(acc).for_each(|(o, a)| *o = (a / sum) as f32);
+            }
+            position += 1;
+        }
+    }
+}
+
+/// Probes of a name, step by step.
+fn of<'a>(ran: &'a Ran, name: &'a str) -> impl Iterator<Item = &'a (String, usize, Vec<f32>)> {
+    ran.probes.iter().filter(move |p| p.0 == name)
+}
+
+/// [`dense`], with its queries for [`in_double`].
+pub(super) fn dense_and_q(c: &mut Case, shape: (usize, usize, usize), format: CacheFormat, mask: Mask, sinks: bool) {
+    dense(c, shape, format, mask, sinks);
+    let q = c.plan.ops.iter().find_map(|o| match o.op {
+        Op::Attend { q, .. } => Some(q),
+        _ => None,
+    });
+    c.probe(q.unwrap(), "q");
+}
+
+/// [`until`], held to double precision.
+pub(super) fn exactly<'a>(end: usize, what: &'a str, steps: &'a [usize]) -> Far<'a> {
+    Far {
+        double: true,
+        limit: EXACT,
+        ..until(end, what, steps)
+    }
 }
 
 /// What the steps wrote, what lies before it, and a few rows that nobody should have touched.
@@ -102,14 +191,14 @@ pub(super) fn attention(on: &On) {
     ];
     for (i, (format, shape, bucket, mask, steps)) in cases.into_iter().enumerate() {
         let mut c = Case::new(bucket, LONG);
-        dense(&mut c, shape, format, mask, i % 2 == 0);
+        dense_and_q(&mut c, shape, format, mask, i % 2 == 0);
         let what = format!("{format:?} {shape:?} {mask:?}, up to {bucket} tokens");
-        far(on, &c, &until(LONG, &what, steps));
+        far(on, &c, &exactly(LONG, &what, steps));
     }
     // From one bucket's size into the next one's.
     let mut c = Case::new(8, 2 * LONG);
-    dense(&mut c, (2, 1, 32), CacheFormat::F32, Mask::None, false);
-    far(on, &c, &until(LONG + 4, "across 131,072 tokens", &[5, 1]));
+    dense_and_q(&mut c, (2, 1, 32), CacheFormat::F32, Mask::None, false);
+    far(on, &c, &exactly(LONG + 4, "across 131,072 tokens", &[5, 1]));
 }
 
 pub(super) fn latents(on: &On) {
@@ -183,6 +272,11 @@ pub(super) fn indexers(on: &On) {
         });
         c.probe(scores.unwrap(), "scores");
         let what = format!("indexer over {format:?} rows");
+        far(on, &c, &until(LONG, &what, &[1]));
+        // What tensor cores score.
+        let mut c = Case::new(1, LONG);
+        indexer(&mut c, format, (16, 128), (4, 512), Queries::Turned);
+        let what = format!("indexer of 16 x 128 over {format:?} rows");
         far(on, &c, &until(LONG, &what, &[1]));
         let mut c = Case::new(12, 2 * LONG);
         indexer(&mut c, format, (3, 32), (4, 512), Queries::Random);

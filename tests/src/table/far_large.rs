@@ -3,21 +3,23 @@
 use kernels::ir::{CacheFormat, CacheRows, Component, KeyRows, KeySource, Mask, Op, Positions};
 
 use super::attention::{dense, programs, scored};
-use super::far::{Far, LONG, far, until};
+use super::far::{Far, LONG, dense_and_q, exactly, far, until};
 use super::many::Latents;
 use super::{Case, On};
 
-/// Runs a case up to a full context, on two backends; says what it was and how far from the CPU.
+/// Runs a case up to a full context, on two backends; says what it was and how far from the reference.
+fn run(on: &On, c: &Case, far_off: Far<'_>) -> String {
+    let twice = Far { twice: true, ..far_off };
+    format!("{}: {:.1e}\n", twice.what, far(on, c, &twice))
+}
+
+/// The same beside the CPU.
 fn full(on: &On, c: &Case, what: &str, steps: &[usize]) -> String {
     let end = until(c.plan.context_bucket, what, steps);
     // What the CPU's sums lose grows with their length.
     let length = (c.plan.context_bucket / LONG).clamp(1, 4) as f64;
-    let far_off = Far {
-        twice: true,
-        limit: end.limit * length,
-        ..end
-    };
-    format!("{what}: {:.1e}\n", far(on, c, &far_off))
+    let limit = end.limit * length;
+    run(on, c, Far { limit, ..end })
 }
 
 pub(super) fn attention(on: &On) -> String {
@@ -40,9 +42,12 @@ pub(super) fn attention(on: &On) -> String {
     let mut text = String::new();
     for (format, shape, tokens) in cases {
         let mut c = Case::new(tokens, LONG);
-        dense(&mut c, shape, format, Mask::None, true);
+        dense_and_q(&mut c, shape, format, Mask::None, true);
         let what = format!("{format:?} {shape:?}, {tokens} tokens");
-        text += &full(on, &c, &what, &[tokens]);
+        text += &match tokens {
+            1..=8 => run(on, &c, exactly(LONG, &format!("{what}, double precision"), &[tokens])),
+            _ => full(on, &c, &what, &[tokens]),
+        };
     }
     text
 }
