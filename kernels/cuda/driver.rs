@@ -177,6 +177,8 @@ impl Driver {
         }
         // Its source has no kernels for other targets than sm_90a.
         self.info.wgmma = self.function("gemm_wg").is_ok();
+        // Kernels of clusters are in no PTX for older GPUs, which newer ones run where there is no machine code for them.
+        self.info.clusters = self.info.clusters && self.function("select_near").is_ok();
         // SAFETY: page-locked memory, freed in `drop`.
         let staging = unsafe { result::malloc_host(STAGING, 0) }.map_err(failed("page-locked memory"))?;
         *lock(&self.staging) = staging;
