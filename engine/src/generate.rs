@@ -11,7 +11,7 @@ use protocol::{RunSummary, StepRecord};
 use text::{Detokenizer, StopStrings};
 
 use crate::error::EngineError;
-use crate::session::{Cancel, Session};
+use crate::session::{Cancel, Draw, Session};
 
 /// What to generate.
 #[derive(Clone, Debug, Default)]
@@ -243,8 +243,8 @@ impl Generation {
             && let Some(ids) = self.queue.front()
         {
             self.check(session)?;
-            let sampler = (self.queue.len() == 1).then_some(&self.sampler);
-            let fed = session.chunk(ids, sampler, &self.options.cancel, &mut keep_record(&mut record));
+            let draw = (self.queue.len() == 1).then(|| Draw::once(&self.sampler));
+            let fed = session.chunk(ids, draw, &self.options.cancel, &mut keep_record(&mut record));
             match fed {
                 Err(EngineError::Cancelled) => self.end = Some(Finish::Cancelled),
                 other => {
@@ -288,9 +288,11 @@ impl Generation {
         let mut record = None;
         if !self.drawn {
             let token = self.tokens.last().copied().unwrap_or_default();
-            let fed = session.feed(
-                &[token],
-                Some(&self.sampler),
+            let last = self.tokens.len() as u64 + 1 >= self.budget;
+            let fed = session.go_on(
+                token,
+                &self.sampler,
+                last,
                 &self.options.cancel,
                 &mut keep_record(&mut record),
             );

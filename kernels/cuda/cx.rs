@@ -24,8 +24,8 @@ pub struct DevStep {
     pub history: u32,
     /// 1 when a token is to be drawn.
     pub sample: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Which of the state's [`MAILS`](super::mail::MAILS) the answer of a step of one token goes to.
+    pub mail: u32,
 }
 
 /// Settings of the sample op, as [`crate::ir::SamplerParams`].
@@ -306,6 +306,6 @@ pub const fn cache_code(format: CacheFormat) -> u32 {
     }
 }
 
-const _: () = assert!(size_of::<DevStep>() == 32 && std::mem::offset_of!(DevStep, tokens) == 16);
+const _: () = assert!(size_of::<DevStep>() == 32 && std::mem::offset_of!(DevStep, mail) == 28);
 const _: () = assert!(size_of::<DevSampler>() == 40 && std::mem::offset_of!(DevSampler, top_k) == 32);
 const _: () = assert!(size_of::<DevSampled>() == 16 && size_of::<DevRowStats>() == 16 && size_of::<DevExpert>() == 16);

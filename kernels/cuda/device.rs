@@ -128,6 +128,22 @@ pub trait Device: Send + Sync {
     /// Enqueues a recorded sequence of this device.
     fn launch_graph(&self, graph: &dyn Graph) -> Result<(), ExecError>;
 
+    /// Memory of the host, at an address that kernels write to; contents undefined.
+    fn alloc_mail(&self, bytes: usize) -> Result<DevPtr, ExecError>;
+
+    /// Gives it back, after all work enqueued so far.
+    fn free_mail(&self, ptr: DevPtr);
+
+    /// Notes that work enqueued so far in the first stream writes what lies at `ptr`, an address from
+    /// [`Device::alloc_mail`].
+    fn post(&self, ptr: DevPtr) -> Result<(), ExecError>;
+
+    /// Waits for the work that was noted last for `ptr`, and for no more, then copies from there.
+    fn collect(&self, ptr: DevPtr, out: &mut [u8]) -> Result<(), ExecError>;
+
+    /// Nanoseconds between the points noted last for two addresses; waits for both.
+    fn apart(&self, first: DevPtr, second: DevPtr) -> Result<f64, ExecError>;
+
     /// Notes a point in the stream under a number, for [`Device::between`].
     fn mark(&self, number: usize) -> Result<(), ExecError>;
 

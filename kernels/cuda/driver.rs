@@ -11,6 +11,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
 use super::fault;
+use super::posts::Posts;
 use super::schedule::STREAMS;
 use crate::ir::ExecError;
 
@@ -37,6 +38,7 @@ pub struct Driver {
     functions: Mutex<HashMap<&'static str, Function>>,
     staging: Mutex<*mut c_void>,
     marks: Mutex<Vec<sys::CUevent>>,
+    posts: Posts,
     /// A graph is being recorded.
     recording: AtomicBool,
     /// Launches that may begin early do (programmatic dependent launch). Off with MODEL1_CUDA_PDL=0, and on GPUs before
@@ -55,7 +57,7 @@ unsafe impl Sync for Driver {}
 // SAFETY: a handle of a loaded module, valid for as long as the module.
 unsafe impl Send for Function {}
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -65,7 +67,7 @@ fn words(e: result::DriverError) -> String {
     said.unwrap_or_else(|| format!("error {:?}", e.0))
 }
 
-fn failed(what: &str) -> impl Fn(result::DriverError) -> ExecError + '_ {
+pub(super) fn failed(what: &str) -> impl Fn(result::DriverError) -> ExecError + '_ {
     move |e| fault::error(e.0 as u32, what, &words(e))
 }
 
@@ -142,6 +144,7 @@ impl Driver {
             functions: Mutex::default(),
             staging: Mutex::new(std::ptr::null_mut()),
             marks: Mutex::default(),
+            posts: Posts::default(),
             recording: AtomicBool::new(false),
             overlap: major >= 9 && !std::env::var("MODEL1_CUDA_PDL").is_ok_and(|v| v == "0"),
         };
@@ -258,6 +261,7 @@ impl Drop for Driver {
             for e in lock(&self.marks).drain(..).chain(lock(&self.signals).drain(..)) {
                 let _ = result::event::destroy(e);
             }
+            self.posts.clear();
             let staging = *lock(&self.staging);
             if !staging.is_null() {
                 let _ = result::free_host(staging);
@@ -506,6 +510,32 @@ impl Device for Driver {
 
     fn stream_handle(&self) -> Option<usize> {
         Some(self.stream as usize)
+    }
+
+    fn alloc_mail(&self, bytes: usize) -> Result<DevPtr, ExecError> {
+        self.current()?;
+        self.posts.alloc(bytes)
+    }
+
+    fn free_mail(&self, ptr: DevPtr) {
+        if self.synchronise().is_ok() {
+            self.posts.free(ptr);
+        }
+    }
+
+    fn post(&self, ptr: DevPtr) -> Result<(), ExecError> {
+        self.current()?;
+        self.posts.post(ptr, self.stream)
+    }
+
+    fn collect(&self, ptr: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {
+        self.current()?;
+        self.posts.collect(ptr, out)
+    }
+
+    fn apart(&self, first: DevPtr, second: DevPtr) -> Result<f64, ExecError> {
+        self.current()?;
+        self.posts.apart(first, second)
     }
 
     fn mark(&self, number: usize) -> Result<(), ExecError> {

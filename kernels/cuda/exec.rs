@@ -1,7 +1,8 @@
-//! Runs plans: one upload, one graph, one download per step.
+//! Runs plans: per step one upload, one graph, one answer. The step behind it may be on its way already ([`super::ahead`]).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::ahead::Begun;
 use super::cx::{DevSampled, DevSampler, DevStep};
 use super::device::{Device, Graph};
 use super::measure::read_bandwidth;
@@ -34,6 +35,8 @@ pub struct CudaOptions {
     /// For tests: keep sentinels around all working memory, fill it with NaN before every step, and fail where a sentinel
     /// was written over. No graphs.
     pub guarded: bool,
+    /// Begin steps before they are asked for, where that is allowed ([`StepRequest::ahead`]). Off with MODEL1_CUDA_AHEAD=0.
+    pub ahead: bool,
     /// Note in every step what L0 telemetry is made from (rounding errors of cache rows, chosen experts); without, what it
     /// costs can be measured, and those numbers are 0.
     pub counted: bool,
@@ -44,6 +47,7 @@ impl Default for CudaOptions {
         Self {
             graphs: true,
             guarded: false,
+            ahead: true,
             counted: true,
         }
     }
@@ -53,12 +57,14 @@ impl Default for CudaOptions {
 struct Work {
     mem: Mem,
     generation: u64,
+    /// Steps launched so far, of all states.
+    launches: u64,
 }
 
 /// The CUDA backend, on one device.
 pub struct Cuda {
     device: Arc<dyn Device>,
-    options: CudaOptions,
+    pub(super) options: CudaOptions,
     weights: Arc<Weights>,
     work: Mutex<Work>,
     turn: Arc<Mutex<()>>,
@@ -66,12 +72,14 @@ pub struct Cuda {
 
 impl Cuda {
     /// A backend on a device.
-    pub fn on(device: Arc<dyn Device>, options: CudaOptions) -> Self {
+    pub fn on(device: Arc<dyn Device>, mut options: CudaOptions) -> Self {
+        options.ahead &= !std::env::var("MODEL1_CUDA_AHEAD").is_ok_and(|v| v == "0");
         Self {
             weights: Arc::new(Weights::new(&device)),
             work: Mutex::new(Work {
                 mem: Mem::none(&device),
                 generation: 0,
+                launches: 0,
             }),
             turn: Arc::default(),
             device,
@@ -166,8 +174,20 @@ impl Cuda {
             return device.launch_graph(graph.as_ref());
         }
         let caches = state.places();
-        state.prepared[index].graph = self.run_or_record(p, &|| p.launch(device, plan, &caches, None))?;
+        state.prepared[index].graph = self.run_or_record(p, &|| {
+            p.launch(device, plan, &caches, None)?;
+            Self::end(p, state, device)
+        })?;
         Ok(())
+    }
+
+    /// The end of a step of one token.
+    fn end(p: &Prepared, state: &CudaState, device: &dyn Device) -> Result<(), ExecError> {
+        if p.delivers() {
+            p.deliver(device, state.mails.parts())
+        } else {
+            Ok(())
+        }
     }
 
     /// Runs what `enqueue` enqueues for a plan: as it is the first time, recorded as a graph, which comes back, later.
@@ -211,7 +231,8 @@ impl Cuda {
             let caches = state.places();
             state.prepared[index].traced = self.run_or_record(p, &|| {
                 p.launch(device, plan, &caches, Some(&mut |i| device.mark(i)))?;
-                (groups..groups + 3).try_for_each(|i| device.mark(i))
+                (groups..groups + 3).try_for_each(|i| device.mark(i))?;
+                Self::end(p, state, device)
             })?;
         }
         let stamp = device.between(groups + 1, groups + 2)?;
@@ -232,8 +253,8 @@ impl Cuda {
         Ok(())
     }
 
-    /// Uploads what the step needs to know.
-    fn input(&self, plan: &Plan, p: &Prepared, request: &StepRequest<'_>) -> Result<(), ExecError> {
+    /// Uploads what the step needs to know; its answer goes to mail `mail` if it is of one token.
+    fn input(&self, plan: &Plan, p: &Prepared, request: &StepRequest<'_>, mail: usize) -> Result<(), ExecError> {
         let draws = request.sampler.is_some() && plan.ops.iter().any(|o| matches!(o.op, Op::Sample { .. }));
         let sampler = request.sampler.copied().unwrap_or_default();
         let penalties = draws && sampler.has_penalties();
@@ -243,7 +264,7 @@ impl Cuda {
             tokens: request.step.tokens,
             history: if penalties { request.history.len() as u32 } else { 0 },
             sample: u32::from(draws),
-            pad: 0,
+            mail: mail as u32,
         };
         let mut block = vec![0u8; IDS + 4 * request.ids.len()];
         block[..SAMPLER].copy_from_slice(bytemuck::bytes_of(&step));
@@ -254,6 +275,51 @@ impl Cuda {
             self.device.upload(p.history(), bytemuck::cast_slice(request.history))?;
         }
         Ok(())
+    }
+
+    /// Enqueues the step that is asked for: the mail its answer goes to, and the number of its launch.
+    fn begin(
+        &self,
+        work: &mut Work,
+        (plan, index): (&Plan, usize),
+        state: &mut CudaState,
+        request: &StepRequest<'_>,
+        out: &mut StepOutput,
+    ) -> Result<(usize, u64), ExecError> {
+        if self.options.guarded {
+            self.device.fill(state.prepared[index].at(0), POISON, work.mem.len())?;
+        }
+        let mail = state.mails.next();
+        work.launches += 1;
+        self.input(plan, &state.prepared[index], request, mail)?;
+        if request.trace {
+            self.traced(plan, state, index, request, out)?;
+        } else {
+            self.launch(plan, state, index)?;
+        }
+        state.mails.post(mail)?;
+        state.prepared[index].runs += 1;
+        Ok((mail, work.launches))
+    }
+
+    /// Enqueues the step after the one that is asked for, if it can be run without the host.
+    fn begin_next(
+        &self,
+        work: &mut Work,
+        (plan, index): (&Plan, usize),
+        state: &mut CudaState,
+        request: &StepRequest<'_>,
+    ) -> Result<Option<Begun>, ExecError> {
+        let p = &state.prepared[index];
+        let (Some(mut next), Some(graph)) = (self.next_step(plan, p, state, request), &p.graph) else {
+            return Ok(None);
+        };
+        self.device.launch_graph(graph.as_ref())?;
+        work.launches += 1;
+        next.launch = work.launches;
+        next.mail = state.mails.next();
+        state.mails.post(next.mail)?;
+        Ok(Some(next))
     }
 
     /// Fails where a sentinel was written over.
@@ -273,24 +339,33 @@ impl Cuda {
         Ok(())
     }
 
-    /// Reads the answer of the step.
+    /// Waits for the step, and reads what it drew and counted.
+    fn answer(&self, p: &Prepared, state: &CudaState, mail: usize) -> Result<Vec<u8>, ExecError> {
+        if p.delivers() {
+            return state.mails.read(mail, p.arena.output_bytes);
+        }
+        let mut block = vec![0u8; p.arena.output_bytes];
+        self.device.download(p.at(p.arena.output), &mut block)?;
+        Ok(block)
+    }
+
+    /// Fills the output from the step's answer and what it left on the device.
     fn output(
         &self,
         plan: &Plan,
         p: &Prepared,
         request: &StepRequest<'_>,
+        block: &[u8],
         out: &mut StepOutput,
     ) -> Result<(), ExecError> {
         let device = self.device.as_ref();
-        let mut block = vec![0u8; p.arena.output_bytes];
-        device.download(p.at(p.arena.output), &mut block)?;
         let draws = request.sampler.is_some() && plan.ops.iter().any(|o| matches!(o.op, Op::Sample { .. }));
         out.logits.clear();
         // A step that draws its token here leaves the logits where they are: 150,000 of them are 0.6 MB a step.
         if !draws || plan.all_logits {
             self.logits(plan, p, request, &mut out.logits)?;
         }
-        readback::layers(plan, &p.arena, &request.step, &block, &mut out.layers);
+        readback::layers(plan, &p.arena, &request.step, block, &mut out.layers);
         for (base, at) in plan.ops.iter().zip(&p.arena.probes) {
             let (Op::Probe { x, name }, Some(at)) = (&base.op, at) else {
                 continue;
@@ -304,7 +379,7 @@ impl Cuda {
             out.probes.push((name.clone(), b.width, values));
         }
         if let Some(params) = request.sampler.filter(|_| draws) {
-            out.sampled = Some(self.sampled(plan, p, request, params, &block)?);
+            out.sampled = Some(self.sampled(plan, p, request, params, block)?);
         }
         Ok(())
     }
@@ -331,7 +406,7 @@ impl Cuda {
         params: &SamplerParams,
         block: &[u8],
     ) -> Result<Sampled, ExecError> {
-        let drawn: DevSampled = bytemuck::pod_read_unaligned(&block[..size_of::<DevSampled>()]);
+        let drawn = drawn(block);
         if drawn.status == 0 && params.logprobs == 0 {
             return Ok(Sampled {
                 token: drawn.token,
@@ -352,6 +427,11 @@ impl Cuda {
     }
 }
 
+/// What a step drew.
+fn drawn(block: &[u8]) -> DevSampled {
+    bytemuck::pod_read_unaligned(&block[..size_of::<DevSampled>()])
+}
+
 /// Sampler settings as kernels read them.
 fn on_device(s: &SamplerParams) -> DevSampler {
     DevSampler {
@@ -368,7 +448,7 @@ fn on_device(s: &SamplerParams) -> DevSampler {
 }
 
 /// Refuses what a plan cannot run, before anything is launched.
-fn check(plan: &Plan, r: &StepRequest<'_>) -> Result<(), ExecError> {
+pub(super) fn check(plan: &Plan, r: &StepRequest<'_>) -> Result<(), ExecError> {
     let tokens = r.step.tokens as usize;
     if tokens == 0 || tokens > plan.token_bucket || r.ids.len() != tokens {
         return Err(ExecError::Mismatch {
@@ -455,22 +535,26 @@ impl Backend for Cuda {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         let index = self.prepare(&mut work, state, plan, weights)?;
-        let all = work.mem.len();
-        if self.options.guarded {
-            self.device.fill(state.prepared[index].at(0), POISON, all)?;
-        }
-        self.input(plan, &state.prepared[index], request)?;
-        if request.trace {
-            self.traced(plan, state, index, request, out)?;
+        let begun = state.begun.take().filter(|b| b.is(plan, request));
+        let (mail, launch) = match &begun {
+            Some(b) => (b.mail, b.launch),
+            None => self.begin(&mut work, (plan, index), state, request, out)?,
+        };
+        // Its records are on the device only as long as nothing else was launched.
+        let next = if launch == work.launches {
+            self.begin_next(&mut work, (plan, index), state, request)?
         } else {
-            self.launch(plan, state, index)?;
-        }
-        let p = &mut state.prepared[index];
-        p.runs += 1;
-        self.output(plan, p, request, out)?;
+            None
+        };
+        let p = &state.prepared[index];
+        let block = self.answer(p, state, mail)?;
+        out.ahead_nanos = begun.is_some().then(|| state.mails.nanos(mail)).transpose()?;
+        self.output(plan, p, request, &block, out)?;
         if self.options.guarded {
-            self.check_guards(plan, p, p.arena.bytes(), all)?;
+            self.check_guards(plan, p, p.arena.bytes(), work.mem.len())?;
         }
+        let drawn = drawn(&block);
+        state.begun = next.filter(|_| drawn.status == 0).map(|n| n.reads(drawn.token));
         Ok(())
     }
 

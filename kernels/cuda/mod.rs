@@ -1,8 +1,10 @@
 //! The CUDA backend. `device` says what a device must do, `driver` does it through the CUDA driver, `ops` turns base ops
-//! into launches, `state` and `weights` hold caches and weights in device memory, `exec` runs plans.
+//! into launches, `state` and `weights` hold caches and weights in device memory, `exec` runs plans, `ahead` before they are
+//! asked for.
 //!
 //! All but `driver` is independent of CUDA: the tests run it on an emulator of the kernels.
 
+mod ahead;
 #[cfg(feature = "cuda")]
 pub mod cublaslt;
 pub mod cx;
@@ -11,10 +13,13 @@ pub mod device;
 pub mod driver;
 pub mod exec;
 pub mod fault;
+pub mod mail;
 pub mod measure;
 pub mod memory;
 pub mod ops;
 mod planes;
+#[cfg(feature = "cuda")]
+mod posts;
 mod prepared;
 mod readback;
 pub mod schedule;

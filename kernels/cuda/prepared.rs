@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use bytemuck::{Pod, Zeroable};
+
 use super::cx::{
     ARRIVALS, DevBuf, DevCache, DevExpert, DevRope, DevRowStats, DevSampled, DevSampler, DevStep, LaunchCx, rows_code,
 };
-use super::device::{ALIGN, DevPtr, Device, Graph};
+use super::device::{ALIGN, Arg, DevPtr, Device, Graph, Launch};
+use super::mail::{MAIL, MAILS};
 use super::memory::{Mem, Parts};
 use super::ops::{Group, dense_bytes, groups, scratch_bytes};
 use super::schedule::{STREAMS, Schedule, schedule, streams};
@@ -26,6 +29,19 @@ pub(super) fn key(plan: &Plan) -> PlanKey {
     )
 }
 
+/// `DeliverArgs` of `src/deliver.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct DeliverArgs {
+    output: DevPtr,
+    step: DevPtr,
+    ids: DevPtr,
+    history: DevPtr,
+    mail: [DevPtr; MAILS],
+    words: u32,
+    room: u32,
+}
+
 /// Offset of the sampler's settings in the input block: behind [`DevStep`].
 pub(super) const SAMPLER: usize = size_of::<DevStep>();
 /// Offset of the token ids in the input block.
@@ -38,6 +54,8 @@ pub(super) struct Arena {
     /// Input block: [`DevStep`], [`DevSampler`], ids; one upload per step.
     pub input: usize,
     history: usize,
+    /// Tokens the history has room for.
+    room: usize,
     scratch: usize,
     dense: usize,
     /// Output block: [`DevSampled`], then what the ops count; one download per step.
@@ -92,6 +110,7 @@ impl Arena {
             bufs,
             input,
             history,
+            room: plan.context_bucket,
             scratch,
             dense,
             output,
@@ -252,6 +271,32 @@ impl Prepared {
     /// Address of the token history.
     pub fn history(&self) -> DevPtr {
         self.at(self.arena.history)
+    }
+
+    /// Whether its steps end with `deliver`: those of one token, where the answer fits a mail.
+    pub fn delivers(&self) -> bool {
+        self.key.2 == 1 && self.arena.output_bytes <= MAIL
+    }
+
+    /// Enqueues the end of a step of one token.
+    pub fn deliver(&self, device: &dyn Device, mail: [DevPtr; MAILS]) -> Result<(), ExecError> {
+        let args = DeliverArgs {
+            output: self.at(self.arena.output),
+            step: self.at(self.arena.input),
+            ids: self.at(self.arena.input + IDS),
+            history: self.history(),
+            mail,
+            words: (self.arena.output_bytes / 16) as u32,
+            room: self.arena.room as u32,
+        };
+        device.launch(&Launch {
+            kernel: "deliver",
+            grid: [1, 1, 1],
+            block: [256, 1, 1],
+            shared: 0,
+            early: true,
+            args: &[Arg::Struct(bytemuck::bytes_of(&args))],
+        })
     }
 
     /// A buffer.

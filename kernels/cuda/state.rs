@@ -4,8 +4,10 @@
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::ahead::Begun;
 use super::cx::DevCache;
 use super::device::{DevPtr, Device};
+use super::mail::Mails;
 use super::memory::{Mem, Parts};
 use super::prepared::{PlanKey, Prepared};
 use super::weights::{Held, Weights};
@@ -138,6 +140,10 @@ pub struct CudaState {
     stores: Vec<Store>,
     /// Where checkpoints are gathered; grows, never shrinks.
     room: Mutex<Mem>,
+    /// Where answers of steps of one token arrive.
+    pub(super) mails: Mails,
+    /// The step that runs although it was not asked for.
+    pub(super) begun: Option<Begun>,
     /// Kept for as long as the addresses they refer to are.
     pub(super) prepared: Vec<Prepared>,
     /// The weights of the plan that ran last.
@@ -151,6 +157,10 @@ impl CudaState {
         caches: &[CacheDesc],
         context: u64,
     ) -> Result<Self, ExecError> {
+        let mails = {
+            let _turn = lock(turn);
+            Mails::new(device)?
+        };
         let mut state = Self {
             device: device.clone(),
             turn: turn.clone(),
@@ -158,6 +168,8 @@ impl CudaState {
             descs: caches.to_vec(),
             stores: Vec::new(),
             room: Mutex::new(Mem::none(device)),
+            mails,
+            begun: None,
             prepared: Vec::new(),
             held: None,
         };
@@ -181,6 +193,11 @@ impl CudaState {
             plan.caches.len(),
             self.descs.len()
         )))
+    }
+
+    /// Whether a context of `context` tokens fits the rows that are allocated.
+    pub(super) fn has_room(&self, context: u64) -> bool {
+        self.stores.iter().all(|s| s.needed(context) <= s.rows)
     }
 
     /// Where each component lies.
@@ -341,13 +358,14 @@ impl State for CudaState {
     }
 
     fn reserve(&mut self, context: u64) -> Result<(), ExecError> {
-        if self.stores.iter().all(|s| s.needed(context) <= s.rows) {
+        if self.has_room(context) {
             return Ok(());
         }
         let _turn = lock(&self.turn);
         let room = self.room_for(context)?;
         // Plans refer to the old addresses.
         self.device.synchronise()?;
+        self.begun = None;
         self.prepared.clear();
         for s in &mut self.stores {
             let rows = s.needed(room);
@@ -377,6 +395,7 @@ impl State for CudaState {
             )));
         }
         let _turn = lock(&self.turn);
+        self.begun = None;
         for (s, part) in self.stores.iter().zip(&snapshot.parts) {
             let places: Vec<_> = s
                 .live(snapshot.position)
@@ -407,6 +426,7 @@ impl State for CudaState {
             return Err(mismatch(format!("no component {i} of this shape")));
         };
         let _turn = lock(&self.turn);
+        self.begun = None;
         let new = self.weights.or_free(|| {
             let mut new = Store::new(&self.device, desc.clone())?;
             new.grow(&self.device, old.rows)?;

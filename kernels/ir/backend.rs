@@ -165,6 +165,11 @@ pub struct StepRequest<'a> {
     pub sampler: Option<&'a SamplerParams>,
     /// Measure time per executed op.
     pub trace: bool,
+    /// What is asked for next is expected to be a step of the token that this one draws, under the same plan and with the
+    /// same sampler. A device may begin it before it answers this one, and answers it from there if it is asked for.
+    /// Otherwise that step is forgotten. It wrote only what a step of one token at its position writes: rows and slots
+    /// that whatever comes to that position writes anew before it reads them.
+    pub ahead: bool,
     /// Set from outside to give the step up before its next op: [`ExecError::Cancelled`]. Backends whose steps take
     /// no time may finish instead. What the ops before it wrote into the state stays written.
     pub cancel: Option<&'a AtomicBool>,
@@ -197,6 +202,9 @@ pub struct StepOutput {
     pub layers: Vec<LayerStats>,
     /// Per base op, if traced.
     pub times: Vec<OpTime>,
+    /// Where the step was begun before it was asked for ([`StepRequest::ahead`]): nanoseconds it took on the device, from
+    /// the end of the step before it.
+    pub ahead_nanos: Option<u64>,
 }
 
 /// Saved rings and pooling states at one position: what a rewind cannot recompute from growing rows.

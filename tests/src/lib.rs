@@ -1,5 +1,6 @@
 //! Test harness of MODEL1 Explorer: goldens, the oracle backend, helpers.
 
+pub mod ahead;
 pub mod goldens;
 pub mod models;
 pub mod oracle;

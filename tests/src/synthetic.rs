@@ -127,6 +127,7 @@ pub fn steps_behind(
             history: &ids,
             sampler: None,
             trace: false,
+            ahead: false,
             cancel: None,
         };
         let mut out = StepOutput::default();

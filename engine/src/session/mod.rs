@@ -95,6 +95,22 @@ pub struct Session {
     revivals: u64,
 }
 
+/// How a step draws a token.
+#[derive(Clone, Copy)]
+pub(crate) struct Draw<'a> {
+    /// Settings.
+    pub sampler: &'a SamplerParams,
+    /// What comes next is probably a step of that token alone ([`StepRequest::ahead`]).
+    pub ahead: bool,
+}
+
+impl<'a> Draw<'a> {
+    /// A token after which anything may come.
+    pub fn once(sampler: &'a SamplerParams) -> Self {
+        Self { sampler, ahead: false }
+    }
+}
+
 /// Receives what a feed produces, step by step.
 pub trait Observer {
     /// One step is done.
@@ -271,9 +287,13 @@ impl Session {
             });
         }
         let now: u64 = self.kv_bytes().iter().map(|(_, a)| a.total()).sum();
-        let then = self.predicted_bytes(needed);
+        let missing = self.predicted_bytes(needed).saturating_sub(now) + buffers;
+        // Most steps need none, and asking how much there is takes longer than all else the host does for a token.
+        if missing == 0 {
+            return Ok(());
+        }
         self.engine.require(
-            then.saturating_sub(now) + buffers,
+            missing,
             &format!("the KV cache of {needed} tokens"),
             "use a smaller --context or --max-tokens, or a smaller --kv-cache format",
         )
@@ -321,10 +341,26 @@ impl Session {
         while !rest.is_empty() {
             let room = self.chunk_len() - self.tokens.len() % self.chunk_len();
             let (now, later) = rest.split_at(rest.len().min(room));
-            self.chunk(now, sampler.filter(|_| later.is_empty()), cancel, observer)?;
+            let draw = sampler.filter(|_| later.is_empty()).map(Draw::once);
+            self.chunk(now, draw, cancel, observer)?;
             rest = later;
         }
         Ok(())
+    }
+
+    /// Processes one token and draws the next, which is expected to come to this function again unless `last` says otherwise:
+    /// a GPU then goes on with it before it is read here. What is done next instead finds the session as if it had not.
+    pub fn go_on(
+        &mut self,
+        token: u32,
+        sampler: &SamplerParams,
+        last: bool,
+        cancel: &Cancel,
+        observer: &mut dyn Observer,
+    ) -> Result<(), EngineError> {
+        self.check_ids(&[token])?;
+        let draw = Draw { sampler, ahead: !last };
+        self.chunk(&[token], Some(draw), cancel, observer)
     }
 
     /// As [`Session::feed`], with chunk sizes given (each is cut further at multiples of [`Session::chunk_len`]).
@@ -357,13 +393,13 @@ impl Session {
     pub(crate) fn chunk(
         &mut self,
         ids: &[u32],
-        sampler: Option<&SamplerParams>,
+        draw: Option<Draw<'_>>,
         cancel: &Cancel,
         observer: &mut dyn Observer,
     ) -> Result<(), EngineError> {
         loop {
             self.recover(cancel)?;
-            match self.step(ids, sampler, cancel, observer) {
+            match self.step(ids, draw, cancel, observer) {
                 // Ends: a process that is lost too often is not started again.
                 Err(EngineError::Exec(ExecError::Lost(_))) => {}
                 other => return other,
@@ -375,7 +411,7 @@ impl Session {
     fn step(
         &mut self,
         ids: &[u32],
-        sampler: Option<&SamplerParams>,
+        draw: Option<Draw<'_>>,
         cancel: &Cancel,
         observer: &mut dyn Observer,
     ) -> Result<(), EngineError> {
@@ -394,8 +430,10 @@ impl Session {
             step,
             ids,
             history: &self.tokens,
-            sampler,
+            sampler: draw.map(|d| d.sampler),
             trace: self.options.trace,
+            // A checkpoint holds what a step behind it would not have touched yet.
+            ahead: draw.is_some_and(|d| d.ahead) && !self.checkpoints_at(step.context()),
             cancel: Some(cancel.flag()),
         };
         let backend: &dyn Backend = self.engine.backend.as_ref();
@@ -415,7 +453,7 @@ impl Session {
             return Err(self.explained(e));
         }
         self.schedule.push((position, ids.len() as u32));
-        let nanos = start.elapsed().as_nanos() as u64;
+        let nanos = self.out.ahead_nanos.unwrap_or(start.elapsed().as_nanos() as u64);
         self.checkpoint();
         let record = self.record(&step, plan.hash, nanos);
         self.seq += 1;
@@ -437,13 +475,15 @@ impl Session {
         self.out.sampled.as_ref()
     }
 
+    /// Whether a step that ends there is followed by a host checkpoint.
+    fn checkpoints_at(&self, position: u64) -> bool {
+        self.rings && position.is_multiple_of(CHUNK as u64) && self.snapshots.iter().all(|s| s.position != position)
+    }
+
     /// Takes a host checkpoint after a step that ends at a multiple of [`CHUNK`]; thins old ones when the budget is used up.
     fn checkpoint(&mut self) {
         let position = self.position();
-        if !self.rings
-            || !position.is_multiple_of(CHUNK as u64)
-            || self.snapshots.iter().any(|s| s.position == position)
-        {
+        if !self.checkpoints_at(position) {
             return;
         }
         match self.state.snapshot(position) {

@@ -365,6 +365,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
             history: &held.history,
             sampler: run.sampler.as_ref(),
             trace: run.trace,
+            ahead: run.ahead,
             cancel: Some(&self.stopper.flag),
         };
         let out = &mut self.out;
@@ -382,6 +383,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
                 .collect(),
             layers: out.layers.clone(),
             times: std::mem::take(&mut out.times),
+            ahead_nanos: out.ahead_nanos.take(),
             allocated: held.allocated(),
             // As often as the record wants it.
             resident: (self.runs % 16 == 1).then(memory::resident).flatten(),

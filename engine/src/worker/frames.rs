@@ -106,6 +106,8 @@ pub(super) struct RunCall {
     pub more: Vec<u32>,
     pub sampler: Option<SamplerParams>,
     pub trace: bool,
+    /// Of [`kernels::ir::StepRequest::ahead`].
+    pub ahead: bool,
 }
 
 /// What the process answers.
@@ -146,6 +148,8 @@ pub(super) struct RanAnswer {
     pub probes: Vec<(String, u64, Vec<f32>)>,
     pub layers: Vec<LayerStats>,
     pub times: Vec<OpTime>,
+    /// Of [`kernels::ir::StepOutput::ahead_nanos`].
+    pub ahead_nanos: Option<u64>,
     /// Bytes allocated per layer, where they changed.
     pub allocated: Option<Vec<KvBytes>>,
     /// Resident memory of the process, now and then.

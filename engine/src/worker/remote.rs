@@ -402,6 +402,7 @@ impl Backend for Remote {
             more: request.history[common..].to_vec(),
             sampler: request.sampler.copied(),
             trace: request.trace,
+            ahead: request.ahead,
         }));
         // Until it is answered it is not known what the process holds.
         let mut history = std::mem::take(&mut state.history);
@@ -433,6 +434,7 @@ impl Backend for Remote {
         out.probes = ran.probes.into_iter().map(|(n, w, v)| (n, w as usize, v)).collect();
         out.layers = ran.layers;
         out.times = ran.times;
+        out.ahead_nanos = ran.ahead_nanos;
         Ok(())
     }
 

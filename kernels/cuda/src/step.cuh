@@ -10,9 +10,9 @@ struct DevStep {
     uint32_t tokens;
     uint32_t history;
     uint32_t sample;
-    uint32_t pad;
+    uint32_t mail;
 };
-static_assert(sizeof(DevStep) == 32 && offsetof(DevStep, tokens) == 16, "DevStep as in cx.rs");
+static_assert(sizeof(DevStep) == 32 && offsetof(DevStep, mail) == 28, "DevStep as in cx.rs");
 
 struct DevSampler {
     uint64_t seed;

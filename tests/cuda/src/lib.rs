@@ -5,7 +5,7 @@ mod faults;
 pub use faults::{Faults, Left};
 
 use std::alloc::Layout;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{CStr, CString, c_char};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -81,6 +81,10 @@ struct Inner {
     recording: Option<Vec<Call>>,
     graphs: Vec<Vec<Call>>,
     marks: BTreeMap<usize, Instant>,
+    /// Those of `memory` that are the host's.
+    mails: BTreeSet<DevPtr>,
+    /// When each of them was posted last.
+    posted: BTreeMap<DevPtr, Instant>,
     launched: BTreeMap<&'static str, u64>,
     uploaded: u64,
     launches: u64,
@@ -178,7 +182,8 @@ impl Emulator {
 
     /// Bytes that can still be allocated.
     fn free_bytes(&self, inner: &Inner) -> u64 {
-        let used: usize = inner.memory.values().sum();
+        let own = inner.memory.iter().filter(|(ptr, _)| !inner.mails.contains(ptr));
+        let used: usize = own.map(|(_, bytes)| bytes).sum();
         let own = self.info.memory - used as u64;
         let left = self.faults.left.as_ref().and_then(|left| left());
         let later = self.faults.left_from.filter(|l| inner.launches >= l.0).map(|l| l.1);
@@ -324,6 +329,24 @@ impl Emulator {
     fn layout(bytes: usize) -> Result<Layout, ExecError> {
         Layout::from_size_align(bytes + 2 * GUARD, GUARD).map_err(|e| ExecError::Device(e.to_string()))
     }
+
+    /// Memory of the process, between sentinels.
+    fn take(inner: &mut Inner, bytes: usize, what: &str) -> Result<DevPtr, ExecError> {
+        let layout = Self::layout(bytes)?;
+        // SAFETY: the size is not 0 (guards); everything is initialised below.
+        let base = unsafe { std::alloc::alloc(layout) };
+        if base.is_null() {
+            return Err(fault::of_alloc(fault::OUT_OF_MEMORY, what, bytes, "out of memory"));
+        }
+        // SAFETY: within the allocation just made.
+        unsafe {
+            std::ptr::write_bytes(base, SENTINEL, bytes + 2 * GUARD);
+            std::ptr::write_bytes(base.add(GUARD), FRESH, bytes);
+        }
+        let ptr = base as u64 + GUARD as u64;
+        inner.memory.insert(ptr, bytes);
+        Ok(ptr)
+    }
 }
 
 impl Device for Emulator {
@@ -347,20 +370,7 @@ impl Device for Emulator {
         if self.faults.alloc == Some(inner.allocations) || bytes as u64 > self.free_bytes(&inner) {
             return Err(fault::of_alloc(fault::OUT_OF_MEMORY, what, bytes, "out of memory"));
         }
-        let layout = Self::layout(bytes)?;
-        // SAFETY: the size is not 0 (guards); everything is initialised below.
-        let base = unsafe { std::alloc::alloc(layout) };
-        if base.is_null() {
-            return Err(fault::of_alloc(fault::OUT_OF_MEMORY, what, bytes, "out of memory"));
-        }
-        // SAFETY: within the allocation just made.
-        unsafe {
-            std::ptr::write_bytes(base, SENTINEL, bytes + 2 * GUARD);
-            std::ptr::write_bytes(base.add(GUARD), FRESH, bytes);
-        }
-        let ptr = base as u64 + GUARD as u64;
-        inner.memory.insert(ptr, bytes);
-        Ok(ptr)
+        Self::take(&mut inner, bytes, what)
     }
 
     fn free(&self, ptr: DevPtr) {
@@ -478,6 +488,44 @@ impl Device for Emulator {
             return device_error(format!("there is no graph {}", graph.handle()));
         };
         calls.iter().try_for_each(|c| self.run(&mut inner, c))
+    }
+
+    fn alloc_mail(&self, bytes: usize) -> Result<DevPtr, ExecError> {
+        let mut inner = self.inner();
+        inner.answers()?;
+        let ptr = Self::take(&mut inner, bytes, "answers")?;
+        inner.mails.insert(ptr);
+        Ok(ptr)
+    }
+
+    fn free_mail(&self, ptr: DevPtr) {
+        let mut inner = self.inner();
+        inner.posted.remove(&ptr);
+        inner.mails.remove(&ptr);
+        drop(inner);
+        self.free(ptr);
+    }
+
+    fn post(&self, ptr: DevPtr) -> Result<(), ExecError> {
+        let mut inner = self.inner();
+        inner.answers()?;
+        inner.posted.insert(ptr, Instant::now());
+        Ok(())
+    }
+
+    fn collect(&self, ptr: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {
+        if !self.inner().posted.contains_key(&ptr) {
+            return device_error(format!("nothing was posted to {ptr:#x}"));
+        }
+        self.download(ptr, out)
+    }
+
+    fn apart(&self, first: DevPtr, second: DevPtr) -> Result<f64, ExecError> {
+        let inner = self.inner();
+        match (inner.posted.get(&first), inner.posted.get(&second)) {
+            (Some(a), Some(b)) => Ok(b.duration_since(*a).as_nanos() as f64),
+            _ => device_error(format!("nothing was posted to {first:#x} or {second:#x}")),
+        }
     }
 
     fn mark(&self, number: usize) -> Result<(), ExecError> {

@@ -17,6 +17,7 @@ fn cuda(guarded: bool) -> Arc<Cuda> {
     let options = CudaOptions {
         graphs: !guarded,
         guarded,
+        ahead: true,
         counted: true,
     };
     Arc::new(Cuda::on(Arc::new(Emulator::new(Order::Ascending, !guarded)), options))

@@ -17,6 +17,7 @@ fn on(wgmma: bool) -> On {
             let options = CudaOptions {
                 graphs: false,
                 guarded: true,
+                ahead: true,
                 counted: true,
             };
             let cuda = Cuda::on(Arc::new(device), options);

@@ -95,6 +95,7 @@ fn backends(b: &Bench) -> On {
             let options = CudaOptions {
                 graphs,
                 guarded,
+                ahead: true,
                 counted: true,
             };
             Box::new(Cuda::on(device.clone(), options))

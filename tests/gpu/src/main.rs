@@ -1,5 +1,6 @@
 //! The CUDA backend's tests as one program, for a machine with an NVIDIA GPU and without Rust. See the README.
 
+mod ahead;
 mod checks;
 mod long;
 mod products;
@@ -94,10 +95,12 @@ fn cases() -> Vec<Case> {
     all.extend(long::cases());
     #[cfg(unix)]
     all.extend(worker::cases());
+    all.extend(ahead::sessions());
     all.extend(timing::cases());
     all.extend(timing::by_depth());
     all.extend(timing::telemetry());
     all.extend(products::cases());
+    all.extend(ahead::timing());
     all
 }
 

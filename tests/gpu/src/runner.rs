@@ -34,6 +34,7 @@ impl Bench {
         let options = CudaOptions {
             graphs: false,
             guarded: true,
+            ahead: true,
             counted: true,
         };
         Arc::new(Cuda::on(self.device.clone(), options))

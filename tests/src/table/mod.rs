@@ -334,6 +334,7 @@ impl Case {
             history: &ids,
             sampler: None,
             trace: true,
+            ahead: false,
             cancel: None,
         };
         let mut out = StepOutput::default();
@@ -368,6 +369,7 @@ impl Case {
             history,
             sampler,
             trace: false,
+            ahead: false,
             cancel: None,
         };
         let mut out = StepOutput::default();
