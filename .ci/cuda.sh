@@ -112,13 +112,13 @@ check_one() { # NVCC SOURCE ARCH HEADERS
     say "$source, sm_$arch: products that wait for each other:" "$(grep 'serialized' <<<"$said")"
     return 1
   fi
+  # These have kernels for sm_90a alone.
+  if [[ "$source" == *_wg.cu || "$source" == *_near.cu ]] && [[ "$arch" != 90a ]]; then
+    rm -f "$cubin"
+    echo 0 >"$stamp"
+    return 0
+  fi
   if [[ "$source" == *_wg.cu ]]; then
-    # These have kernels for sm_90a alone.
-    if [[ "$arch" != 90a ]]; then
-      rm -f "$cubin"
-      echo 0 >"$stamp"
-      return 0
-    fi
     if (($(count_hgmma "$cubin") < 8)); then
       say "$source, sm_$arch: no HGMMA instructions: its products do not use Hopper's tensor cores"
       return 1

@@ -10,9 +10,9 @@
 // for a buffer may be one round behind at most.
 //
 // Tiles of 96 outputs (1,536 outputs for 1,024 tokens are 128 of them, one for nearly every multiprocessor, instead of 96) took
-// 3 % less at 1,536 inputs and as long at 8,960, where 15 % less was expected: blocks read 45 to 48 KB of parts and weights per
-// 64 inputs, all together 8 to 9 TB/s, and the second-level cache gives no more. Blocks of a cluster that share their copies
-// would ask less of it.
+// 3 to 5 % less at 1,536 inputs and as long at 8,960, where 15 % less was expected. Perhaps the second-level cache is the limit:
+// blocks read 45 to 48 KB of parts and weights per 64 inputs, all together 8 to 9 TB/s (an estimate from times, no counter).
+// Blocks of a cluster that share their copies would ask less of it.
 #pragma once
 
 #include "wgmma.cuh"

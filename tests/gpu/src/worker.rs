@@ -337,7 +337,8 @@ fn fault_in_this_process(b: &Bench) -> String {
         e.contains("illegal memory access") && e.contains("start the program again"),
         "{e}"
     );
-    assert_eq!(came.len(), MIDDLE);
+    // What was drawn by a step begun ahead, before the fault, comes too.
+    assert!((MIDDLE..=MIDDLE + 1).contains(&came.len()), "{}", came.len());
     let ids = session.tokens().to_vec();
     let again = write(&mut session, &ids, 1, |_| {})
         .1
