@@ -113,9 +113,14 @@ pub fn chat(args: &Chat) -> Result<()> {
         let out = match out {
             Ok(out) => out,
             Err(e) => {
-                // Nothing is lost: the turn can be tried again or shortened, or the chat reset.
-                eprintln!("error: {e} (/regenerate tries again)");
-                unanswered = Some(std::mem::replace(&mut messages, before));
+                // Nothing is lost: the turn can be shortened or the chat reset; what failed on the way, tried again.
+                if matches!(e, EngineError::ContextOverflow { .. }) {
+                    eprintln!("error: {e}");
+                    messages = before;
+                } else {
+                    eprintln!("error: {e} (/regenerate tries again)");
+                    unanswered = Some(std::mem::replace(&mut messages, before));
+                }
                 continue;
             }
         };
