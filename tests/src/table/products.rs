@@ -70,9 +70,9 @@ pub(super) fn products_in_every_format(on: &On) {
 
 pub(super) fn products_with_scales_of_every_kind(on: &On) {
     for format in [ScaleFormat::F32, ScaleFormat::Bf16, ScaleFormat::E8m0] {
-        for tokens in [1, 12] {
-            // Partial blocks at both edges.
-            let (rows, cols) = (150, 272);
+        // Partial blocks at both edges; rows of whole steps for one token.
+        for (tokens, cols) in [(1, 272), (12, 272), (1, 448)] {
+            let rows = 150;
             let mut c = Case::new(tokens, 4096);
             let x = c.input(cols, 1.0);
             let weight = c.weight(rows, cols, Format::F8E4m3, Layout::OutIn);
@@ -87,7 +87,7 @@ pub(super) fn products_with_scales_of_every_kind(on: &On) {
             c.probe(out, "product");
             check(
                 on,
-                &format!("fp8, scales {format:?}, {tokens} tokens"),
+                &format!("fp8 x {cols}, scales {format:?}, {tokens} tokens"),
                 &c,
                 0,
                 &[tokens],
