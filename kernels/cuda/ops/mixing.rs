@@ -1,4 +1,4 @@
-//! Caches, compressor, router, stream mixing, sampler.
+//! Caches, rounding, compressor, router, sampler.
 
 use bytemuck::{Pod, Zeroable};
 

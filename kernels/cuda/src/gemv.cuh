@@ -55,6 +55,16 @@ struct GemvArgs {
     uint32_t pad;
 };
 
+// The end of `glu`: from the sums of row `row` of gate and of up.
+__device__ __forceinline__ float gated(const GemvArgs& a, uint32_t row, float gate, float up, uint32_t token, uint32_t slot) {
+    const WeightRef &b = a.segments[0].bias, &c = a.segments[1].bias;
+    if (b.data != nullptr) gate += vector_at(b, row);
+    if (c.data != nullptr) up += vector_at(c, row);
+    float v = activate(a.activation, fminf(gate, a.limit)) * fminf(fmaxf(up, -a.limit), a.limit);
+    if (a.slot_weights != nullptr) v *= a.slot_weights[(size_t)token * a.k + slot];
+    return v;
+}
+
 // Place in shared memory of four values of x: lanes read neighbouring places.
 template <uint32_t LEN>
 __device__ __forceinline__ uint32_t staged(uint32_t four) {
@@ -299,16 +309,8 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
             if constexpr (R == 2) {
                 if (a.glu != 0) {
                     if (mine.rows[0] == 0xffffffffu) continue;
-#pragma unroll
-                    for (uint32_t r = 0; r < R; r++) {
-                        const WeightRef& b = a.segments[r].bias;
-                        if (b.data != nullptr) result[r] += vector_at(b, mine.rows[0]);
-                    }
-                    const float gate = activate(a.activation, fminf(result[0], a.limit));
-                    const float up = fminf(fmaxf(result[1], -a.limit), a.limit);
                     const Segment& s = a.segments[0];
-                    float v = gate * up;
-                    if (a.slot_weights != nullptr) v *= a.slot_weights[(size_t)(first + t) * a.k + slot];
+                    const float v = gated(a, mine.rows[0], result[0], result[1], first + t, slot);
                     s.out[(size_t)(first + t) * s.out_stride + (size_t)slot * a.rows + mine.rows[0]] = v;
                     continue;
                 }

@@ -428,11 +428,7 @@ __device__ __forceinline__ void gemv_mma(const GemvArgs& a) {
         const uint32_t row = block.first + u;
         const size_t to = (size_t)token * s.out_stride + (size_t)slot * a.rows + row;
         if constexpr (GLU) {
-            const WeightRef &gate = a.segments[0].bias, &other = a.segments[1].bias;
-            if (gate.data != nullptr) value[0] += vector_at(gate, row);
-            if (other.data != nullptr) value[1] += vector_at(other, row);
-            value[0] = activate(a.activation, fminf(value[0], a.limit)) * fminf(fmaxf(value[1], -a.limit), a.limit);
-            if (a.slot_weights != nullptr) value[0] *= a.slot_weights[(size_t)token * a.k + slot];
+            value[0] = gated(a, row, value[0], value[1], token, slot);
         } else {
             if (u != threadIdx.x) {
                 bias = s.bias.data != nullptr ? vector_at(s.bias, row) : 0.0f;

@@ -38,12 +38,8 @@ __device__ __forceinline__ RowPlace row_place(const GemvArgs& a, uint32_t unit, 
 __device__ __forceinline__ void store_unit(const GemvArgs& a, uint32_t unit, uint32_t token, uint32_t slot, float first,
                                            float second, float bias, float residual) {
     if (a.glu != 0) {
-        const WeightRef &b = a.segments[0].bias, &c = a.segments[1].bias;
-        if (b.data != nullptr) first += vector_at(b, unit);
-        if (c.data != nullptr) second += vector_at(c, unit);
-        float v = activate(a.activation, fminf(first, a.limit)) * fminf(fmaxf(second, -a.limit), a.limit);
-        if (a.slot_weights != nullptr) v *= a.slot_weights[(size_t)token * a.k + slot];
-        a.segments[0].out[(size_t)token * a.segments[0].out_stride + (size_t)slot * a.rows + unit] = v;
+        a.segments[0].out[(size_t)token * a.segments[0].out_stride + (size_t)slot * a.rows + unit] =
+            gated(a, unit, first, second, token, slot);
         return;
     }
     uint32_t row;
