@@ -18,12 +18,12 @@ use protocol::StepRecord;
 use crate::runner::{Bench, Case};
 
 /// fp32 tolerance of goldens, relative to the logits' own size where that is large.
-const TOLERANCE: f32 = 2e-4;
+pub const TOLERANCE: f32 = 2e-4;
 /// Greedy texts are compared up to the first step whose two largest logits are closer than this.
-const MARGIN: f32 = 1e-3;
+pub const MARGIN: f32 = 1e-3;
 
 /// The CPU without any rounding of activations.
-fn exact() -> Arc<dyn Backend> {
+pub fn exact() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::with(Cpu::exact(engine::default_threads().min(8))))
 }
 
@@ -270,7 +270,7 @@ fn continuation(b: &Bench, name: &str) -> String {
     String::new()
 }
 
-fn greedy(n: u64) -> GenerateOptions {
+pub fn greedy(n: u64) -> GenerateOptions {
     GenerateOptions {
         max_tokens: Some(n),
         sampler: Some(SamplerParams::default()),

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod checks;
+mod gguf;
 mod long;
 mod products;
 mod runner;
@@ -18,6 +19,7 @@ use runner::{Bench, Case};
 
 const HELP: &str = "\
 model1-gpu-tests [--root DIR] [--only TEXT]... [--skip TEXT]... [--quick] [--json FILE] [--list] [--gpu N]
+                 [--gguf FILE [--tokens N]]
 
   --root DIR   folder of the repository (goldens and the bundled model are read from it); default: this one
   --only TEXT  only cases whose section or name contains this; may be repeated
@@ -26,6 +28,8 @@ model1-gpu-tests [--root DIR] [--only TEXT]... [--skip TEXT]... [--quick] [--jso
   --json FILE  results, one object per line
   --list       say what there is and end
   --gpu N      number of the GPU, default 0
+  --gguf FILE  also the greedy text of this model, on the GPU and on the CPU (section `gguf`)
+  --tokens N   tokens of that text, default 300, with --quick 64
   --emulate    on the emulator instead (in builds with the feature `emulate`)
 
 The exit code is 0 when every case passed, 1 when one failed, 2 when there is no GPU to run on.";
@@ -38,6 +42,8 @@ struct Options {
     json: Option<PathBuf>,
     list: bool,
     gpu: usize,
+    gguf: Option<PathBuf>,
+    tokens: Option<usize>,
     emulate: bool,
     child: Option<usize>,
 }
@@ -51,6 +57,8 @@ fn options(args: &[String]) -> Result<Options, String> {
         json: None,
         list: false,
         gpu: 0,
+        gguf: None,
+        tokens: None,
         emulate: false,
         child: None,
     };
@@ -63,6 +71,8 @@ fn options(args: &[String]) -> Result<Options, String> {
             "--skip" => o.skip.push(value()?),
             "--json" => o.json = Some(value()?.into()),
             "--gpu" => o.gpu = value()?.parse().map_err(|_| "--gpu needs a number")?,
+            "--gguf" => o.gguf = Some(value()?.into()),
+            "--tokens" => o.tokens = Some(value()?.parse().map_err(|_| "--tokens needs a number")?),
             "--child" => o.child = Some(value()?.parse().map_err(|_| "--child needs a number")?),
             "--quick" => o.quick = true,
             "--emulate" => o.emulate = true,
@@ -86,13 +96,14 @@ fn device(o: &Options) -> Result<Arc<dyn Device>, String> {
     Err("this program was built without the emulator (feature `emulate`)".into())
 }
 
-fn cases() -> Vec<Case> {
+fn cases(o: &Options) -> Vec<Case> {
     let mut all = checks::device();
     all.extend(checks::ops());
     all.extend(checks::plans());
     all.extend(checks::goldens());
     all.extend(checks::sessions());
     all.extend(long::cases());
+    all.extend(o.gguf.iter().flat_map(|file| gguf::cases(file, o.tokens)));
     #[cfg(unix)]
     all.extend(worker::cases());
     all.extend(ahead::sessions());
@@ -125,7 +136,7 @@ fn run() -> Result<i32, String> {
         return Ok(0);
     }
     let options = options(&args)?;
-    let all = cases();
+    let all = cases(&options);
     let matches = |c: &Case, list: &[String]| list.iter().any(|t| c.name.contains(t) || c.section.contains(t));
     let wanted: Vec<usize> = (0..all.len())
         .filter(|&i| (options.only.is_empty() || matches(&all[i], &options.only)) && !matches(&all[i], &options.skip))
