@@ -1,17 +1,17 @@
 //! What a model needs of a device's own memory, predicted before anything is put there, and what would fit instead.
 
-use kernels::cuda::device_bytes;
-use kernels::ir::{BufId, Plan};
+use kernels::cuda::need;
+use kernels::ir::WeightId;
 use serde::{Deserialize, Serialize};
 
 use crate::families::{self, Loaded};
 use crate::lower::{Bucket, Lowering};
 use crate::memory::human;
-use crate::predict::kv_bytes;
 use crate::recipe::{Recipe, Registry};
 use crate::restore::wanted;
 
-/// Kept free for the driver: captured graphs, loaded kernels, tables of plans.
+/// Kept free for the driver: kernels, which are loaded when they first run (8 MiB for most of them on an H200), graphs (up to
+/// 10 MiB each), tables of plans, and a larger weight's blocks on their way into planes.
 const DRIVER: u64 = 256 << 20;
 /// Caches in device memory begin with this many tokens and grow by doubling.
 const LEAST: u64 = 1024;
@@ -65,24 +65,24 @@ impl Needs {
         let chunk = families::chunk_of(kernels::cuda::CHUNK, &loaded.weights.descs());
         let caches = loaded.family.caches(recipe, registry, chunk);
         let restored = wanted(loaded.family.as_ref(), &loaded.weights, recipe, registry);
-        let own: u64 = loaded.weights.descs().iter().map(device_bytes).sum();
+        let own: u64 = loaded.weights.descs().iter().map(need::of_weight).sum();
         let mut gone: Vec<u32> = restored.iter().map(|r| r.own.0).collect();
         gone.sort_unstable();
         gone.dedup();
         // Matrices that are stored otherwise are not put there as they are.
         let gone = gone
             .into_iter()
-            .map(|id| device_bytes(loaded.weights.desc(kernels::ir::WeightId(id))));
-        let weights = own - gone.sum::<u64>().min(own) + restored.iter().map(|r| device_bytes(&r.desc)).sum::<u64>();
+            .map(|id| need::of_weight(loaded.weights.desc(WeightId(id))));
+        let weights = own - gone.sum::<u64>().min(own) + restored.iter().map(|r| need::of_weight(&r.desc)).sum::<u64>();
         let mut lowering = Lowering::new(loaded.family.clone(), &caches);
         let mut workspace = |tokens: usize| {
             let bucket = Bucket::for_step(tokens, context.max(tokens as u64), false, false);
             let plan = lowering.plan(recipe, registry, &loaded.weights, bucket);
-            working_bytes(&plan)
+            need::of_step(&plan)
         };
         Self {
             weights,
-            kv: kv_bytes(&caches, context.next_power_of_two().max(LEAST)).total(),
+            kv: need::of_caches(&caches, context),
             workspace: workspace(chunk).max(workspace(1)),
             context,
         }
@@ -104,16 +104,6 @@ impl Needs {
             human(DRIVER)
         )
     }
-}
-
-/// Bytes of working memory a step of this plan takes on a GPU: buffers, each aligned, the token history, and what its
-/// kernels put aside; inputs, outputs and counters are small beside the alignment that is counted twice.
-pub(crate) fn working_bytes(plan: &Plan) -> u64 {
-    let align = kernels::cuda::device::ALIGN as u64;
-    let buffers = (0..plan.buffers.len() as u32).map(|i| 4 * plan.buffer_len(BufId(i)) as u64);
-    let aligned: u64 = buffers.map(|b| b.next_multiple_of(align) + align).sum();
-    let scratch = kernels::cuda::ops::scratch_bytes(plan) + kernels::cuda::ops::dense_bytes(plan);
-    aligned + 4 * plan.context_bucket as u64 + scratch as u64
 }
 
 /// A context of fewer tokens that fits, the largest of the halves.

@@ -5,6 +5,22 @@ use std::sync::Arc;
 use super::device::{ALIGN, DevPtr, Device};
 use crate::ir::ExecError;
 
+/// Unit in which a driver gives memory, bytes.
+const PAGE: usize = 2 << 20;
+
+/// Bytes a driver takes for an allocation of `bytes` bytes. Measured on an H200 with 64 of a kind: up to 1 MiB as many of
+/// them share a unit as fit (0.4 MiB for each of 384 KiB, 1 MiB for 700 KiB and for 1 MiB), larger ones have units of their
+/// own (2 MiB for 1.001 and for 1.5 MiB, 4 MiB for 2.001).
+pub fn taken(bytes: usize) -> u64 {
+    let aligned = bytes.next_multiple_of(ALIGN);
+    let bytes = match PAGE.checked_div(aligned) {
+        None => 0,
+        Some(0 | 1) => aligned.next_multiple_of(PAGE),
+        Some(fit) => PAGE.div_ceil(fit),
+    };
+    bytes as u64
+}
+
 /// Device memory that is given back when dropped. Empty (address 0) for 0 bytes.
 pub struct Mem {
     device: Arc<dyn Device>,
@@ -108,6 +124,27 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_memory_comes_in_units_and_small_memory_shares_them() {
+        let kib = |bytes: usize| taken(bytes).div_ceil(1024);
+        let measured = [
+            (0, 0),
+            (64, 64),
+            (384, 410),
+            (700, 1024),
+            (1024, 1024),
+            (1025, 2048),
+            (1536, 2048),
+            (2048, 2048),
+            (2049, 4096),
+            (5000, 6144),
+        ];
+        for (asked, found) in measured {
+            assert_eq!(kib(asked << 10), found, "{asked} KiB");
+        }
+        assert_eq!((taken(1), taken(257)), (256, 512));
+    }
 
     #[test]
     fn parts_are_aligned_and_gaps_lie_between_them() {

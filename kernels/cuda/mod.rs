@@ -1,6 +1,6 @@
 //! The CUDA backend. `device` says what a device must do, `driver` does it through the CUDA driver, `ops` turns base ops
 //! into launches, `state` and `weights` hold caches and weights in device memory, `exec` runs plans, `ahead` before they are
-//! asked for.
+//! asked for; `need` says before how much memory all of it takes.
 //!
 //! All but `driver` is independent of CUDA: the tests run it on an emulator of the kernels.
 
@@ -16,6 +16,7 @@ pub mod fault;
 pub mod mail;
 pub mod measure;
 pub mod memory;
+pub mod need;
 pub mod ops;
 mod planes;
 #[cfg(feature = "cuda")]

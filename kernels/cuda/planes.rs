@@ -80,12 +80,21 @@ pub(super) fn of(format: Format) -> Option<Planes> {
     }
 }
 
-/// Bytes a weight takes in device memory.
-pub fn device_bytes(d: &WeightDesc) -> u64 {
+/// Bytes of a weight's elements and of its scales in device memory.
+pub(super) fn parts(d: &WeightDesc) -> (usize, usize) {
     match of(d.format) {
-        Some(p) => (d.rows * d.cols / p.block * (p.data + p.scales)) as u64,
-        None => d.bytes(),
+        Some(p) => {
+            let blocks = d.rows * d.cols / p.block;
+            (blocks * p.data, blocks * p.scales)
+        }
+        None => d.parts(),
     }
+}
+
+/// Bytes of a weight in device memory.
+pub fn device_bytes(d: &WeightDesc) -> u64 {
+    let (data, scales) = parts(d);
+    (data + scales) as u64
 }
 
 /// Takes a weight's blocks apart on the device; returns integers and scales. `stage` is memory for the blocks as they are

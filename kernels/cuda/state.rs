@@ -8,7 +8,7 @@ use super::ahead::Begun;
 use super::cx::DevCache;
 use super::device::{DevPtr, Device};
 use super::mail::Mails;
-use super::memory::{Mem, Parts};
+use super::memory::{Mem, Parts, taken};
 use super::prepared::{PlanKey, Prepared};
 use super::weights::{Held, Weights};
 use crate::cpu::exec::row_format;
@@ -18,10 +18,11 @@ use crate::ir::{CacheDesc, CacheFormat, CacheId, CacheRows, Component, ExecError
 /// Least context growing rows are allocated for. Addresses change when caches grow, and with them every graph, so
 /// growth is by doubling.
 const LEAST: u64 = 1024;
-/// Unit in which a driver gives memory, bytes (2 MiB on an H200): 3.5 MiB that were free had no room for a second 1.5 MiB.
-const PAGE: usize = 2 << 20;
-/// What is smaller than this shares a unit with others, bytes.
-const PAGE_FROM: usize = 1 << 20;
+
+/// The context that caches grow to where one of `context` tokens is asked for and memory is not scarce.
+pub(super) fn roomy(context: u64) -> u64 {
+    context.next_power_of_two().max(LEAST)
+}
 
 /// One component.
 struct Store {
@@ -256,26 +257,12 @@ impl CudaState {
         }
     }
 
-    /// Bytes a context of `context` tokens needs on the device, before anything is allocated.
-    pub fn predict(caches: &[CacheDesc], context: u64) -> u64 {
-        let context = context.next_power_of_two().max(LEAST);
-        let bytes = |d: &CacheDesc| {
-            let rows = match d.rows {
-                CacheRows::Ring { capacity, .. } => capacity as u64,
-                CacheRows::Growing { rate } => context / rate as u64,
-            };
-            let (a, b) = d.row_bytes();
-            rows * (a + b) as u64
-        };
-        caches.iter().map(bytes).sum()
-    }
-
     /// The context to make room for so that one of `context` tokens fits: the next power of two, or, where the device
     /// has no memory for that, only what is needed. Known before anything is allocated: caches that were grown in part
     /// would hold on to the memory that a shorter text could go on with.
     fn room_for(&self, context: u64) -> Result<u64, ExecError> {
         let free = self.device.memory()?.0 + self.weights.spare_bytes();
-        let doubled = context.next_power_of_two().max(LEAST);
+        let doubled = roomy(context);
         let needed = context.next_multiple_of(LEAST);
         let fits = |room: &u64| self.growth(*room) <= free;
         if let Some(room) = [doubled, needed].into_iter().find(fits) {
@@ -290,15 +277,10 @@ impl CudaState {
 
     /// Bytes that growing to a context takes, with the largest component there twice while it is copied.
     fn growth(&self, context: u64) -> u64 {
-        // Drivers give what is large whole pages.
-        let pages = |bytes: usize| match bytes {
-            0..PAGE_FROM => bytes as u64,
-            _ => bytes.next_multiple_of(PAGE) as u64,
-        };
         let each = self.stores.iter().map(|s| {
             let (d, n) = s.desc.row_bytes();
             let rows = s.needed(context);
-            let bytes = |rows: usize| pages(rows * d) + pages(rows * n);
+            let bytes = |rows: usize| taken(rows * d) + taken(rows * n);
             match rows > s.rows {
                 true => (bytes(rows) - bytes(s.rows), bytes(s.rows)),
                 false => (0, 0),

@@ -237,6 +237,8 @@ impl Weights {
             vectors_are_plain(plan, &base.op)?;
             self.check_table(plan, &base.op, source)?;
         }
+        // All blocks of GGUF files are taken apart.
+        self.known().stage = Mem::none(&self.device);
         let copies = PlanCopies(held.0.iter().map(Arc::downgrade).collect());
         Ok(PlanWeights { places, copies, held })
     }

@@ -65,11 +65,17 @@ pub struct WeightDesc {
 impl WeightDesc {
     /// Bytes of the elements and scales.
     pub fn bytes(&self) -> u64 {
+        let (data, scales) = self.parts();
+        (data + scales) as u64
+    }
+
+    /// Bytes of the elements, and of the scales that lie apart from them.
+    pub fn parts(&self) -> (usize, usize) {
         let data = (self.rows * self.cols).div_ceil(self.format.block_len()) * self.format.block_bytes();
         let scales = self.scales.map_or(0, |s| {
             self.rows.div_ceil(s.block_rows) * self.cols.div_ceil(s.block_cols) * s.format.bytes()
         });
-        (data + scales) as u64
+        (data, scales)
     }
 
     /// Stored elements.

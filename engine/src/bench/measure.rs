@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use kernels::cuda::need;
 use kernels::ir::{Cost, SamplerParams, StepOutput};
 use protocol::StepRecord;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::memory;
-use crate::needs::working_bytes;
 use crate::recipe::Recipe;
 use crate::session::{Session, SessionOptions};
 use crate::watch::Watch;
@@ -201,7 +201,7 @@ impl Bench {
         let mut session = self.engine.session(self.recipe.clone(), options)?;
         session.room_for(test.depth + n)?;
         let kv_bytes = session.predicted_bytes(test.depth + n);
-        let workspace = self.workspace(&mut session, test);
+        let memory_predicted = self.predicted(&mut session, test, kv_bytes);
         let warm = match test.work {
             Work::Prompt(n) => self.warm_up() * n,
             Work::Generate(n) if self.on_device() => n + self.warm_up() * n,
@@ -240,12 +240,19 @@ impl Bench {
             bytes_per_token: matches!(test.work, Work::Generate(_)).then_some((cost.weights + cost.cache) / n),
             flops_per_token: cost.flops / n,
             kv_bytes,
-            memory_predicted: self.engine.weight_bytes()
-                + self.engine.restored_bytes(session.recipe())
-                + kv_bytes
-                + workspace,
+            memory_predicted,
             peak_memory,
         })
+    }
+
+    /// Weights, cache and working memory together; on a device as they are allocated there.
+    fn predicted(&self, session: &mut Session, test: Test, kv_bytes: u64) -> u64 {
+        let workspace = self.workspace(session, test);
+        if self.on_device() {
+            let weights = need::of_weights(&session.plan(1, test.depth));
+            return weights + need::of_caches(session.state().caches(), test.depth + test.tokens()) + workspace;
+        }
+        self.engine.weight_bytes() + self.engine.restored_bytes(session.recipe()) + kv_bytes + workspace
     }
 
     /// Working memory of the largest step of a test: of those that fill the context before it, and its own (a test that
@@ -260,7 +267,7 @@ impl Bench {
         let of = |(tokens, at): (u64, u64)| {
             let plan = session.plan(tokens as usize, at);
             if self.on_device() {
-                working_bytes(&plan)
+                need::of_step(&plan)
             } else {
                 plan.workspace_bytes()
             }

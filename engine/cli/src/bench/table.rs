@@ -175,7 +175,7 @@ impl<W: Write> Table<W> {
             if s.threads.is_some() {
                 "; the peak holds the program and host checkpoints, too"
             } else {
-                ""
+                "; the peak is what the GPU has in use more than before the model came, by whatever program"
             },
             if s.random { " Random weights: speed alone." } else { "" }
         ));

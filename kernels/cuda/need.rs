@@ -1,0 +1,49 @@
+//! What a model takes of a device's memory, before anything is allocated: the sizes that are asked for later, each as the
+//! driver gives it ([`taken`]).
+
+use super::memory::{Parts, taken};
+use super::planes;
+use super::prepared::Arena;
+use super::state;
+use super::weights::weights_of;
+use crate::ir::{CacheDesc, CacheRows, Plan, WeightDesc, WeightId};
+
+/// Bytes for a weight: elements and scales are allocations of their own. An expert's matrix of 1.5 MiB takes 2.
+pub fn of_weight(d: &WeightDesc) -> u64 {
+    let (data, scales) = planes::parts(d);
+    taken(data) + taken(scales)
+}
+
+/// Bytes for the weights that a plan's ops read.
+pub fn of_weights(plan: &Plan) -> u64 {
+    let mut ids: Vec<WeightId> = plan.ops.iter().flat_map(|o| weights_of(&o.op)).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids.into_iter().map(|id| of_weight(plan.weight(id))).sum()
+}
+
+/// Bytes of working memory a step of a plan takes: one allocation, the larger one of all plans that run.
+pub fn of_step(plan: &Plan) -> u64 {
+    taken(Arena::new(plan, 0).bytes())
+}
+
+/// Bytes for caches with room for `context` tokens, as they are allocated, and for gathering a host checkpoint of them.
+pub fn of_caches(caches: &[CacheDesc], context: u64) -> u64 {
+    let room = state::roomy(context);
+    let mut gathered = Parts::default();
+    let mut sum = 0;
+    for d in caches {
+        let (data, scales) = d.row_bytes();
+        let rows = match d.rows {
+            CacheRows::Ring { capacity, live } => {
+                let live = live.min(capacity).min(context as usize);
+                gathered.add(live * data);
+                gathered.add(live * scales);
+                capacity
+            }
+            CacheRows::Growing { rate } => room as usize / rate,
+        };
+        sum += taken(rows * data) + taken(rows * scales);
+    }
+    sum + taken(gathered.bytes())
+}
