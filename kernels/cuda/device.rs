@@ -47,6 +47,25 @@ pub struct Launch<'a> {
     pub args: &'a [Arg<'a>],
 }
 
+/// How blocks of a launch that wait for each other can be run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residency {
+    /// Not at all, or the kernels for it are not there.
+    #[default]
+    None,
+    /// Op by op: blocks run one after the other.
+    Single,
+    /// All at once, one block per multiprocessor.
+    Whole,
+}
+
+impl Residency {
+    /// Whether there is no way.
+    pub fn is_none(self) -> bool {
+        self == Self::None
+    }
+}
+
 /// Facts about a device.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceInfo {
@@ -66,6 +85,8 @@ pub struct DeviceInfo {
     pub wgmma: bool,
     /// Blocks can form clusters that see each other's shared memory (Hopper and newer).
     pub clusters: bool,
+    /// How the layers of a dense model can be one launch (`resident_near.cu`).
+    pub resident: Residency,
     /// Driver version, e.g. 13000.
     pub driver: u32,
 }

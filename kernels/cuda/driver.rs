@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
-use super::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
+use super::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch, Residency};
 use super::fault;
 use super::posts::Posts;
 use super::schedule::STREAMS;
@@ -127,6 +127,7 @@ impl Driver {
             shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             wgmma: false,
             clusters: major >= 9,
+            resident: Residency::None,
             driver: version,
         };
         // SAFETY: the device handle is valid; the context is released in `drop`.
@@ -182,6 +183,10 @@ impl Driver {
         self.info.wgmma = self.function("gemm_wg").is_ok();
         // Kernels of clusters are in no PTX for older GPUs, which newer ones run where there is no machine code for them.
         self.info.clusters = self.info.clusters && self.function("select_near").is_ok();
+        // Copies of whole rows into shared memory are Hopper's, and registers are handed over in its machine code alone.
+        if self.info.wgmma && self.function("resident_bf16_128").is_ok() {
+            self.info.resident = Residency::Whole;
+        }
         // SAFETY: page-locked memory, freed in `drop`.
         let staging = unsafe { result::malloc_host(STAGING, 0) }.map_err(failed("page-locked memory"))?;
         *lock(&self.staging) = staging;

@@ -40,6 +40,8 @@ pub struct CudaOptions {
     /// Note in every step what L0 telemetry is made from (rounding errors of cache rows, chosen experts); without, what it
     /// costs can be measured, and those numbers are 0.
     pub counted: bool,
+    /// Run the layers of dense models in one launch where the device can. Off with MODEL1_CUDA_RESIDENT=0.
+    pub resident: bool,
 }
 
 impl Default for CudaOptions {
@@ -49,6 +51,7 @@ impl Default for CudaOptions {
             guarded: false,
             ahead: true,
             counted: true,
+            resident: true,
         }
     }
 }
@@ -73,7 +76,9 @@ pub struct Cuda {
 impl Cuda {
     /// A backend on a device.
     pub fn on(device: Arc<dyn Device>, mut options: CudaOptions) -> Self {
-        options.ahead &= !std::env::var("MODEL1_CUDA_AHEAD").is_ok_and(|v| v == "0");
+        let off = |name| std::env::var(name).is_ok_and(|v| v == "0");
+        options.ahead &= !off("MODEL1_CUDA_AHEAD");
+        options.resident &= !off("MODEL1_CUDA_RESIDENT");
         Self {
             weights: Arc::new(Weights::new(&device)),
             work: Mutex::new(Work {
@@ -161,8 +166,16 @@ impl Cuda {
         }
         let place = (work.mem.ptr(), generation);
         let PlanWeights { places, copies, held } = self.weights.of_plan(plan, weights)?;
-        let prepared = Prepared::new(&self.device, &self.weights, plan, (places, copies), arena, place)?
+        let mut prepared = Prepared::new(&self.device, &self.weights, plan, (places, copies), arena, place)?
             .counting(plan, self.options.counted);
+        if self.options.resident {
+            prepared.join(plan, self.device.info());
+        }
+        let memory = |bytes| {
+            let new = || Mem::new(&self.device, bytes, "records of a plan");
+            self.weights.or_free(new)
+        };
+        prepared.settle(self.device.as_ref(), plan, &state.places(), &memory)?;
         Ok((prepared, held))
     }
 
@@ -236,19 +249,21 @@ impl Cuda {
             })?;
         }
         let stamp = device.between(groups + 1, groups + 2)?;
-        for (i, g) in state.prepared[index].groups.iter().enumerate() {
+        let p = &state.prepared[index];
+        for (i, g) in p.groups.iter().enumerate() {
             let nanos = (device.between(i, i + 1)? - stamp).max(0.0);
-            let step = ExecStep {
-                kind: ExecKind::Single,
-                origin: g.origin.clone(),
+            let own = p.resident(i).map_or(Ok(Vec::new()), |r| r.times(&self.device))?;
+            // A launch of many ops noted by its own clock how its time is shared out.
+            let all: f64 = own.iter().map(|t| t.1).sum();
+            let parts = match all > 0.0 {
+                true => own.into_iter().map(|(origin, t)| (origin, t * nanos / all)).collect(),
+                false => vec![(g.origin.clone(), nanos)],
             };
-            step.attribute(
-                plan,
-                nanos,
-                u64::from(request.step.tokens),
-                request.step.position,
-                &mut out.times,
-            );
+            for (origin, nanos) in parts {
+                let kind = ExecKind::Single;
+                let tokens = u64::from(request.step.tokens);
+                ExecStep { kind, origin }.attribute(plan, nanos, tokens, request.step.position, &mut out.times);
+            }
         }
         Ok(())
     }

@@ -7,10 +7,10 @@ use bytemuck::{Pod, Zeroable};
 use super::cx::{
     ARRIVALS, DevBuf, DevCache, DevExpert, DevRope, DevRowStats, DevSampled, DevSampler, DevStep, LaunchCx, rows_code,
 };
-use super::device::{ALIGN, Arg, DevPtr, Device, Graph, Launch};
+use super::device::{ALIGN, Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
 use super::mail::{MAIL, MAILS};
 use super::memory::{Mem, Parts};
-use super::ops::{Group, dense_bytes, groups, scratch_bytes};
+use super::ops::{Group, Resident, Run, dense_bytes, groups, join, scratch_bytes};
 use super::schedule::{STREAMS, Schedule, schedule, streams};
 use super::weights::{PlanCopies, Weights};
 use crate::ir::{BufId, ElemType, ExecError, Mask, Op, Plan};
@@ -148,6 +148,9 @@ pub(super) struct Prepared {
     pub generation: u64,
     pub arena: Arena,
     pub groups: Vec<Group>,
+    /// By number of their group: runs of ops in one launch, and, once the caches are known, the launches.
+    spans: Vec<(usize, Run)>,
+    residents: Vec<(usize, Resident)>,
     /// Which groups run side by side.
     schedule: Schedule,
     /// Bytes of scratch memory per stream.
@@ -230,6 +233,8 @@ impl Prepared {
             schedule: schedule(plan, &groups),
             scratch_bytes: scratch_of(plan),
             groups,
+            spans: Vec::new(),
+            residents: Vec::new(),
             base,
             bufs: bufs.collect(),
             weights: places,
@@ -304,16 +309,36 @@ impl Prepared {
         self.bufs[id.index()]
     }
 
-    /// Enqueues every op, probes included. `between` is called before each group with its number; where it is given, all
-    /// groups run one after the other.
-    pub fn launch(
-        &self,
+    /// Joins groups that such a device runs in one launch.
+    pub fn join(&mut self, plan: &Plan, info: &DeviceInfo) {
+        (self.groups, self.spans) = join(plan, std::mem::take(&mut self.groups), info);
+        self.schedule = schedule(plan, &self.groups);
+    }
+
+    /// Makes the launches ready that hold where the caches lie.
+    pub fn settle(
+        &mut self,
         device: &dyn Device,
         plan: &Plan,
         caches: &[DevCache<'_>],
-        mut between: Option<&mut dyn FnMut(usize) -> Result<(), ExecError>>,
+        memory: &dyn Fn(usize) -> Result<Mem, ExecError>,
     ) -> Result<(), ExecError> {
-        let mut cx = LaunchCx {
+        let made = self.spans.iter().map(|(i, run)| {
+            let cx = self.cx(device, plan, caches);
+            Ok((*i, Resident::new(&cx, run, device.info(), memory)?))
+        });
+        self.residents = made.collect::<Result<_, ExecError>>()?;
+        Ok(())
+    }
+
+    /// The launch that is group `i`, if it is one of many ops.
+    pub fn resident(&self, i: usize) -> Option<&Resident> {
+        self.residents.iter().find(|r| r.0 == i).map(|r| &r.1)
+    }
+
+    /// What the launches of ops get.
+    fn cx<'a>(&'a self, device: &'a dyn Device, plan: &'a Plan, caches: &'a [DevCache<'a>]) -> LaunchCx<'a> {
+        LaunchCx {
             device,
             plan,
             step: self.at(self.arena.input),
@@ -330,7 +355,20 @@ impl Prepared {
             ropes: &self.ropes,
             experts: &self.experts,
             stats: &self.counters,
-        };
+        }
+    }
+
+    /// Enqueues every op, probes included. `between` is called before each group with its number; where it is given, all
+    /// groups run one after the other.
+    pub fn launch(
+        &self,
+        device: &dyn Device,
+        plan: &Plan,
+        caches: &[DevCache<'_>],
+        mut between: Option<&mut dyn FnMut(usize) -> Result<(), ExecError>>,
+    ) -> Result<(), ExecError> {
+        let mut cx = self.cx(device, plan, caches);
+        let timed = between.is_some();
         let spread = between.is_none();
         let ran = self.groups.iter().enumerate().try_for_each(|(i, group)| {
             if let Some(between) = &mut between {
@@ -343,7 +381,10 @@ impl Prepared {
                 cx.scratch = self.at(self.arena.scratch + slot.stream * self.scratch_bytes);
                 cx.arrived = self.arrived + (4 * ARRIVALS * slot.stream) as u64;
             }
-            self.group(&cx, group)?;
+            match self.resident(i) {
+                Some(resident) => resident.launch(device, timed)?,
+                None => self.group(&cx, group)?,
+            }
             if spread && slot.signals {
                 device.signal(i)
             } else {

@@ -16,6 +16,7 @@ mod matmul;
 mod mixing;
 mod mlp;
 mod pointwise;
+mod resident;
 mod score;
 mod sparse;
 
@@ -44,6 +45,8 @@ pub enum GroupKind {
     Attend,
     /// The rotation and rounding of an indexer's queries, and its scores.
     Index,
+    /// The layers of a dense model for one token, in one launch that is made ready with the plan ([`resident`]).
+    Resident,
     /// An mHC site: what goes into the streams, the next coefficients, what is taken out.
     Site,
 }
@@ -63,6 +66,7 @@ pub fn groups(plan: &Plan) -> Vec<Group> {
 }
 
 pub(super) use fuse::{reads, writes};
+pub(super) use resident::{Resident, Run, join};
 
 /// Working memory the launches of a plan need, bytes (the largest of all groups).
 pub fn scratch_bytes(plan: &Plan) -> usize {
@@ -96,6 +100,7 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
         GroupKind::Chain => chain::chain(cx, &group.origin),
         GroupKind::Index => index::group(cx, &group.origin),
         GroupKind::Site => hc::site(cx, &group.origin),
+        GroupKind::Resident => args::unsupported("a launch that was not made ready"),
         GroupKind::Attend => {
             let op = |i: usize| &cx.plan.ops[group.origin[i].index()].op;
             match group.origin.len() {

@@ -10,7 +10,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use kernels::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
+use kernels::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch, Residency};
 use kernels::cuda::fault;
 use kernels::ir::ExecError;
 
@@ -136,6 +136,7 @@ impl Emulator {
                 shared_per_block: 227 << 10,
                 wgmma: true,
                 clusters: false,
+                resident: Residency::Single,
                 driver: 13000,
             },
             order,
@@ -155,6 +156,18 @@ impl Emulator {
     /// The same without the kernels for Hopper's tensor cores: products take the way of all other devices.
     pub fn without_wgmma(mut self) -> Self {
         self.info.wgmma = false;
+        self
+    }
+
+    /// The same with another number of multiprocessors.
+    pub fn with_multiprocessors(mut self, n: u32) -> Self {
+        self.info.multiprocessors = n;
+        self
+    }
+
+    /// The same where a dense model's layers are one launch in this way.
+    pub fn with_resident(mut self, resident: Residency) -> Self {
+        self.info.resident = resident;
         self
     }
 

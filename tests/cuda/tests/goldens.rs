@@ -19,6 +19,7 @@ fn cuda(guarded: bool) -> Arc<Cuda> {
         guarded,
         ahead: true,
         counted: true,
+        resident: true,
     };
     Arc::new(Cuda::on(Arc::new(Emulator::new(Order::Ascending, !guarded)), options))
 }

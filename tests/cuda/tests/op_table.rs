@@ -19,6 +19,7 @@ fn on(wgmma: bool) -> On {
                 guarded: true,
                 ahead: true,
                 counted: true,
+                resident: true,
             };
             let cuda = Cuda::on(Arc::new(device), options);
             Box::new(cuda) as Box<dyn Backend>

@@ -97,6 +97,7 @@ fn backends(b: &Bench) -> On {
                 guarded,
                 ahead: true,
                 counted: true,
+                resident: true,
             };
             Box::new(Cuda::on(device.clone(), options))
         })

@@ -5,6 +5,7 @@ mod checks;
 mod gguf;
 mod long;
 mod products;
+mod resident;
 mod runner;
 mod timing;
 #[cfg(unix)]
@@ -111,6 +112,7 @@ fn cases(o: &Options) -> Vec<Case> {
     all.extend(timing::by_depth());
     all.extend(timing::telemetry());
     all.extend(products::cases());
+    all.extend(resident::cases());
     all.extend(ahead::timing());
     all
 }

@@ -36,6 +36,7 @@ impl Bench {
             guarded: true,
             ahead: true,
             counted: true,
+            resident: true,
         };
         Arc::new(Cuda::on(self.device.clone(), options))
     }
