@@ -78,7 +78,7 @@ impl Needs {
         let mut workspace = |tokens: usize| {
             let bucket = Bucket::for_step(tokens, context.max(tokens as u64), false, false);
             let plan = lowering.plan(recipe, registry, &loaded.weights, bucket);
-            need::of_step(&plan)
+            need::of_step(&plan, 1)
         };
         Self {
             weights,

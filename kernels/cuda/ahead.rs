@@ -68,7 +68,7 @@ impl Cuda {
             return None;
         }
         let next = StepRequest { step, ..*request };
-        super::exec::check(plan, &next).ok()?;
+        super::input::check(plan, &next).ok()?;
         let history = if sampler.has_penalties() {
             request.history.to_vec()
         } else {

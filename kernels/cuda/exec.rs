@@ -3,24 +3,26 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ahead::Begun;
-use super::cx::{DevSampled, DevSampler, DevStep};
+use super::batch::{self, SEQUENCES};
+use super::cx::{DevBuf, DevSampled};
 use super::device::{Device, Graph};
+use super::input::{check, drawn, records, samples};
 use super::measure::read_bandwidth;
 use super::memory::Mem;
-use super::prepared::{Arena, IDS, Prepared, SAMPLER, key};
+use super::prepared::{Arena, IDS, Prepared, key};
 use super::readback;
 use super::state::CudaState;
 use super::weights::{Held, PlanWeights, Weights};
 use crate::cpu::sample;
 use crate::ir::{
     Backend, CacheDesc, ElemType, ExecError, ExecKind, ExecStep, Op, Plan, Sampled, SamplerParams, State, StepOutput,
-    StepRequest, WeightSource,
+    StepRequest, WeightSource, check_batch,
 };
 
 /// Plans kept ready per state.
 const KEPT: usize = 24;
 /// What guard bytes and poisoned buffers hold: NaN as a float, -1 as an integer.
-const POISON: u8 = 0xff;
+pub(super) const POISON: u8 = 0xff;
 /// Tokens of a step at most. With 512 a product of 1536 outputs and inputs has 48 tiles for 132 multiprocessors, with 1024 it
 /// has 96, and takes little longer.
 pub const CHUNK: usize = 1024;
@@ -57,20 +59,20 @@ impl Default for CudaOptions {
 }
 
 /// Working memory of the plan that runs; grows, never shrinks.
-struct Work {
-    mem: Mem,
-    generation: u64,
+pub(super) struct Work {
+    pub mem: Mem,
+    pub generation: u64,
     /// Steps launched so far, of all states.
-    launches: u64,
+    pub launches: u64,
 }
 
 /// The CUDA backend, on one device.
 pub struct Cuda {
     device: Arc<dyn Device>,
     pub(super) options: CudaOptions,
-    weights: Arc<Weights>,
-    work: Mutex<Work>,
-    turn: Arc<Mutex<()>>,
+    pub(super) weights: Arc<Weights>,
+    pub(super) work: Mutex<Work>,
+    pub(super) turn: Arc<Mutex<()>>,
 }
 
 impl Cuda {
@@ -139,15 +141,9 @@ impl Cuda {
         Ok(state.prepared.len() - 1)
     }
 
-    /// Makes a plan ready in the arena, which grows if it has to.
-    fn place(
-        &self,
-        work: &mut Work,
-        state: &mut CudaState,
-        plan: &Plan,
-        weights: &dyn WeightSource,
-    ) -> Result<(Prepared, Held), ExecError> {
-        let arena = Arena::new(plan, if self.options.guarded { 1024 } else { 0 });
+    /// Where a plan's working memory for so many sequences lies in the arena, which grows if it has to.
+    pub(super) fn arena(&self, work: &mut Work, plan: &Plan, sequences: usize) -> Result<Arena, ExecError> {
+        let arena = Arena::new(plan, if self.options.guarded { 1024 } else { 0 }, sequences);
         if arena.bytes() > work.mem.len() {
             self.device.synchronise()?;
             // The old memory first: both together may not fit.
@@ -156,6 +152,18 @@ impl Cuda {
             let new = || Mem::new(&self.device, arena.bytes(), "the activations of a step");
             work.mem = self.weights.or_free(new)?;
         }
+        Ok(arena)
+    }
+
+    /// Makes a plan ready in the arena.
+    fn place(
+        &self,
+        work: &mut Work,
+        state: &mut CudaState,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+    ) -> Result<(Prepared, Held), ExecError> {
+        let arena = self.arena(work, plan, 1)?;
         let generation = work.generation;
         self.device.synchronise()?;
         state
@@ -187,7 +195,7 @@ impl Cuda {
             return device.launch_graph(graph.as_ref());
         }
         let caches = state.places();
-        state.prepared[index].graph = self.run_or_record(p, &|| {
+        state.prepared[index].graph = self.run_or_record(p.runs, &|| {
             p.launch(device, plan, &caches, None)?;
             Self::end(p, state, device)
         })?;
@@ -203,14 +211,15 @@ impl Cuda {
         }
     }
 
-    /// Runs what `enqueue` enqueues for a plan: as it is the first time, recorded as a graph, which comes back, later.
-    fn run_or_record(
+    /// Runs what `enqueue` enqueues for a plan that ran `runs` times: as it is the first time, recorded as a graph, which comes
+    /// back, later.
+    pub(super) fn run_or_record(
         &self,
-        p: &Prepared,
+        runs: u64,
         enqueue: &dyn Fn() -> Result<(), ExecError>,
     ) -> Result<Option<Box<dyn Graph>>, ExecError> {
         let device = self.device.as_ref();
-        if p.runs == 0 || !self.options.graphs || self.options.guarded || !device.begin_capture()? {
+        if runs == 0 || !self.options.graphs || self.options.guarded || !device.begin_capture()? {
             return enqueue().map(|()| None);
         }
         let recorded = enqueue();
@@ -242,7 +251,7 @@ impl Cuda {
             device.launch_graph(graph.as_ref())?;
         } else {
             let caches = state.places();
-            state.prepared[index].traced = self.run_or_record(p, &|| {
+            state.prepared[index].traced = self.run_or_record(p.runs, &|| {
                 p.launch(device, plan, &caches, Some(&mut |i| device.mark(i)))?;
                 (groups..groups + 3).try_for_each(|i| device.mark(i))?;
                 Self::end(p, state, device)
@@ -270,20 +279,8 @@ impl Cuda {
 
     /// Uploads what the step needs to know; its answer goes to mail `mail` if it is of one token.
     fn input(&self, plan: &Plan, p: &Prepared, request: &StepRequest<'_>, mail: usize) -> Result<(), ExecError> {
-        let draws = request.sampler.is_some() && plan.ops.iter().any(|o| matches!(o.op, Op::Sample { .. }));
-        let sampler = request.sampler.copied().unwrap_or_default();
-        let penalties = draws && sampler.has_penalties();
-        let step = DevStep {
-            position: request.step.position,
-            rng_counter: request.step.rng_counter,
-            tokens: request.step.tokens,
-            history: if penalties { request.history.len() as u32 } else { 0 },
-            sample: u32::from(draws),
-            mail: mail as u32,
-        };
         let mut block = vec![0u8; IDS + 4 * request.ids.len()];
-        block[..SAMPLER].copy_from_slice(bytemuck::bytes_of(&step));
-        block[SAMPLER..SAMPLER + size_of::<DevSampler>()].copy_from_slice(bytemuck::bytes_of(&on_device(&sampler)));
+        let penalties = records(plan, request, mail, &mut block);
         block[IDS..].copy_from_slice(bytemuck::cast_slice(request.ids));
         self.device.upload(p.at(p.arena.input), &block)?;
         if penalties {
@@ -338,7 +335,7 @@ impl Cuda {
     }
 
     /// Fails where a sentinel was written over.
-    fn check_guards(&self, plan: &Plan, p: &Prepared, used: usize, all: usize) -> Result<(), ExecError> {
+    pub(super) fn check_guards(&self, plan: &Plan, p: &Prepared, used: usize, all: usize) -> Result<(), ExecError> {
         let mut bytes = vec![0u8; all];
         self.device.download(p.at(0), &mut bytes)?;
         let mut gaps = p.arena.gaps();
@@ -374,13 +371,8 @@ impl Cuda {
         out: &mut StepOutput,
     ) -> Result<(), ExecError> {
         let device = self.device.as_ref();
-        let draws = request.sampler.is_some() && plan.ops.iter().any(|o| matches!(o.op, Op::Sample { .. }));
-        out.logits.clear();
-        // A step that draws its token here leaves the logits where they are: 150,000 of them are 0.6 MB a step.
-        if !draws || plan.all_logits {
-            self.logits(plan, p, request, &mut out.logits)?;
-        }
-        readback::layers(plan, &p.arena, &request.step, block, &mut out.layers);
+        let counters = p.arena.counters.iter().map(|c| c.map(|c| c.0));
+        readback::layers(plan, counters, &request.step, block, &mut out.layers);
         for (base, at) in plan.ops.iter().zip(&p.arena.probes) {
             let (Op::Probe { x, name }, Some(at)) = (&base.op, at) else {
                 continue;
@@ -393,8 +385,26 @@ impl Cuda {
             }
             out.probes.push((name.clone(), b.width, values));
         }
-        if let Some(params) = request.sampler.filter(|_| draws) {
-            out.sampled = Some(self.sampled(plan, p, request, params, block)?);
+        self.drawn(plan, p.buf(plan.logits), request, drawn(block), out)
+    }
+
+    /// Fills the output with the token that a step drew, or with its logits, which lie there.
+    pub(super) fn drawn(
+        &self,
+        plan: &Plan,
+        logits: DevBuf,
+        request: &StepRequest<'_>,
+        drawn: DevSampled,
+        out: &mut StepOutput,
+    ) -> Result<(), ExecError> {
+        let params = request.sampler.filter(|_| samples(plan));
+        out.logits.clear();
+        // A step that draws its token here leaves the logits where they are: 150,000 of them are 0.6 MB a step.
+        if params.is_none() || plan.all_logits {
+            self.logits(plan, logits, request, &mut out.logits)?;
+        }
+        if let Some(params) = params {
+            out.sampled = Some(self.sampled(plan, logits, request, params, drawn)?);
         }
         Ok(())
     }
@@ -403,11 +413,10 @@ impl Cuda {
     fn logits(
         &self,
         plan: &Plan,
-        p: &Prepared,
+        logits: DevBuf,
         request: &StepRequest<'_>,
         out: &mut Vec<f32>,
     ) -> Result<(), ExecError> {
-        let logits = p.buf(plan.logits);
         out.resize(readback::rows(plan, plan.logits, &request.step) * logits.width, 0.0);
         self.device.download(logits.ptr, bytemuck::cast_slice_mut(out))
     }
@@ -416,12 +425,11 @@ impl Cuda {
     fn sampled(
         &self,
         plan: &Plan,
-        p: &Prepared,
+        from: DevBuf,
         request: &StepRequest<'_>,
         params: &SamplerParams,
-        block: &[u8],
+        drawn: DevSampled,
     ) -> Result<Sampled, ExecError> {
-        let drawn = drawn(block);
         if drawn.status == 0 && params.logprobs == 0 {
             return Ok(Sampled {
                 token: drawn.token,
@@ -431,7 +439,7 @@ impl Cuda {
         }
         // Lists of alternatives, and what is wrong with logits that cannot be drawn from, are the host's.
         let mut logits = Vec::new();
-        self.logits(plan, p, request, &mut logits)?;
+        self.logits(plan, from, request, &mut logits)?;
         let last = &logits[logits.len() - plan.width(plan.logits)..];
         let mut host = sample::sample(last, params, request.history, request.step.rng_counter)
             .map_err(|e| ExecError::Sample(e.to_string()))?;
@@ -440,66 +448,6 @@ impl Cuda {
         }
         Ok(host)
     }
-}
-
-/// What a step drew.
-fn drawn(block: &[u8]) -> DevSampled {
-    bytemuck::pod_read_unaligned(&block[..size_of::<DevSampled>()])
-}
-
-/// Sampler settings as kernels read them.
-fn on_device(s: &SamplerParams) -> DevSampler {
-    DevSampler {
-        seed: s.seed,
-        temperature: s.temperature,
-        top_p: s.top_p,
-        min_p: s.min_p,
-        repetition_penalty: s.repetition_penalty,
-        frequency_penalty: s.frequency_penalty,
-        presence_penalty: s.presence_penalty,
-        top_k: s.top_k,
-        penalty_window: s.penalty_window,
-    }
-}
-
-/// Refuses what a plan cannot run, before anything is launched.
-pub(super) fn check(plan: &Plan, r: &StepRequest<'_>) -> Result<(), ExecError> {
-    let tokens = r.step.tokens as usize;
-    if tokens == 0 || tokens > plan.token_bucket || r.ids.len() != tokens {
-        return Err(ExecError::Mismatch {
-            what: "step",
-            detail: format!(
-                "{tokens} tokens, {} ids, the plan takes 1 to {}",
-                r.ids.len(),
-                plan.token_bucket
-            ),
-        });
-    }
-    let full = |capacity: usize| ExecError::ContextFull {
-        needed: r.step.context(),
-        capacity: capacity as u64,
-    };
-    if r.step.context() > plan.context_bucket as u64 || r.history.len() > plan.context_bucket {
-        return Err(full(plan.context_bucket));
-    }
-    for base in &plan.ops {
-        match &base.op {
-            Op::Embed { table, .. } => {
-                let vocab = plan.weight(*table).rows;
-                if let Some(&id) = r.ids.iter().find(|&&id| id as usize >= vocab) {
-                    return Err(ExecError::TokenRange { id, vocab });
-                }
-            }
-            Op::EmbedPosition { table, .. } if r.step.context() > plan.weight(*table).rows as u64 => {
-                return Err(full(plan.weight(*table).rows));
-            }
-            _ => {}
-        }
-    }
-    if let Some(s) = r.sampler {
-        s.validate().map_err(ExecError::Sample)?;
-    }
-    Ok(())
 }
 
 impl Backend for Cuda {
@@ -535,13 +483,7 @@ impl Backend for Cuda {
         request: &StepRequest<'_>,
         out: &mut StepOutput,
     ) -> Result<(), ExecError> {
-        let Some(state) = state.as_any_mut().downcast_mut::<CudaState>() else {
-            return Err(ExecError::Mismatch {
-                what: "state",
-                detail: "made by another backend".into(),
-            });
-        };
-        state.check(plan)?;
+        let state = CudaState::of(state, plan)?;
         check(plan, request)?;
         request.go_on()?;
         out.probes.clear();
@@ -571,6 +513,30 @@ impl Backend for Cuda {
         let drawn = drawn(&block);
         state.begun = next.filter(|_| drawn.status == 0).map(|n| n.reads(drawn.token));
         Ok(())
+    }
+
+    fn batch(&self) -> usize {
+        SEQUENCES
+    }
+
+    fn apart(&self, plan: &Plan, requests: &[StepRequest<'_>]) -> Option<String> {
+        batch::apart(plan, requests)
+    }
+
+    fn run_batch(
+        &self,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+        states: &mut [&mut dyn State],
+        requests: &[StepRequest<'_>],
+        outs: &mut [StepOutput],
+    ) -> Result<(), ExecError> {
+        check_batch(states.len(), requests, outs.len())?;
+        if self.apart(plan, requests).is_none() {
+            return self.run_together(plan, weights, states, requests, outs);
+        }
+        let mut all = states.iter_mut().zip(requests).zip(outs);
+        all.try_for_each(|((state, request), out)| self.run(plan, weights, *state, request, out))
     }
 
     fn read_bandwidth(&self) -> Result<Option<f64>, ExecError> {

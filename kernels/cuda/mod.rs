@@ -1,10 +1,11 @@
 //! The CUDA backend. `device` says what a device must do, `driver` does it through the CUDA driver, `ops` turns base ops
 //! into launches, `state` and `weights` hold caches and weights in device memory, `exec` runs plans, `ahead` before they are
-//! asked for; `need` says before how much memory all of it takes.
+//! asked for, `batch` for several sequences at once; `need` says before how much memory all of it takes.
 //!
 //! All but `driver` is independent of CUDA: the tests run it on an emulator of the kernels.
 
 mod ahead;
+mod batch;
 #[cfg(feature = "cuda")]
 pub mod cublaslt;
 pub mod cx;
@@ -13,6 +14,7 @@ pub mod device;
 pub mod driver;
 pub mod exec;
 pub mod fault;
+mod input;
 pub mod mail;
 pub mod measure;
 pub mod memory;
@@ -27,6 +29,7 @@ pub mod schedule;
 pub mod state;
 pub mod weights;
 
+pub use batch::SEQUENCES;
 pub use exec::{CHUNK, Cuda, CudaOptions};
 pub use planes::device_bytes;
 

@@ -22,9 +22,10 @@ pub fn of_weights(plan: &Plan) -> u64 {
     ids.into_iter().map(|id| of_weight(plan.weight(id))).sum()
 }
 
-/// Bytes of working memory a step of a plan takes: one allocation, the larger one of all plans that run.
-pub fn of_step(plan: &Plan) -> u64 {
-    taken(Arena::new(plan, 0).bytes())
+/// Bytes of working memory a step of a plan takes, for `sequences` sequences at once: one allocation, the larger one of all
+/// plans that run.
+pub fn of_step(plan: &Plan, sequences: usize) -> u64 {
+    taken(Arena::new(plan, 0, sequences).bytes())
 }
 
 /// Bytes for caches with room for `context` tokens, as they are allocated, and for gathering a host checkpoint of them.

@@ -47,11 +47,15 @@ pub(super) const SAMPLER: usize = size_of::<DevStep>();
 /// Offset of the token ids in the input block.
 pub(super) const IDS: usize = (SAMPLER + size_of::<DevSampler>()).next_multiple_of(16);
 
-/// Offsets of a plan's working memory in the arena.
+/// Offsets of a plan's working memory in the arena. Everything a sequence has of its own lies there once for each sequence
+/// of a batch, one behind the other.
 pub(super) struct Arena {
     parts: Parts,
+    /// Sequences.
+    pub sequences: usize,
     bufs: Vec<usize>,
-    /// Input block: [`DevStep`], [`DevSampler`], ids; one upload per step.
+    /// Input block: [`DevStep`], [`DevSampler`], ids; one upload per step. In a batch these are about all sequences, and
+    /// [`DevStep`] and [`DevSampler`] of each follow from [`Arena::own`] on.
     pub input: usize,
     history: usize,
     /// Tokens the history has room for.
@@ -62,18 +66,19 @@ pub(super) struct Arena {
     pub output: usize,
     /// Bytes of the output block.
     pub output_bytes: usize,
-    /// By op: offset of its counters in the output block.
-    pub counters: Vec<Option<usize>>,
+    /// By op: offset of its counters in the output block, and the bytes of one sequence's.
+    pub counters: Vec<Option<(usize, usize)>>,
     /// By op: offset of a probe's copy.
     pub probes: Vec<Option<usize>>,
 }
 
 impl Arena {
-    /// Lays out a plan's working memory, `guard` bytes kept free behind each part.
-    pub fn new(plan: &Plan, guard: usize) -> Self {
+    /// Lays out a plan's working memory for so many sequences, `guard` bytes kept free behind each part.
+    pub fn new(plan: &Plan, guard: usize, sequences: usize) -> Self {
         let mut parts = Parts::new(guard);
-        let input = parts.add(IDS + 4 * plan.token_bucket);
-        let mut output_bytes = size_of::<DevSampled>();
+        let own = if sequences > 1 { sequences * IDS } else { 0 };
+        let input = parts.add(own_records(plan, sequences) + own);
+        let mut output_bytes = sequences * size_of::<DevSampled>();
         let mut counters = vec![None; plan.ops.len()];
         for (slot, base) in counters.iter_mut().zip(&plan.ops) {
             let bytes = match &base.op {
@@ -87,15 +92,15 @@ impl Arena {
                 } => plan.token_bucket * heads * 4,
                 _ => continue,
             };
-            *slot = Some(output_bytes);
-            output_bytes += bytes.next_multiple_of(16);
+            *slot = Some((output_bytes, bytes));
+            output_bytes += (sequences * bytes).next_multiple_of(16);
         }
         let output = parts.add(output_bytes);
-        let history = parts.add(4 * plan.context_bucket);
-        let scratch = parts.add(streams(plan) * scratch_of(plan));
+        let history = parts.add(sequences * 4 * plan.context_bucket);
+        let scratch = parts.add(streams(plan) * scratch_of(plan, sequences));
         let dense = parts.add(dense_bytes(plan));
         let bufs = (0..plan.buffers.len())
-            .map(|i| parts.add(4 * plan.buffer_len(BufId(i as u32))))
+            .map(|i| parts.add(sequences * 4 * plan.buffer_len(BufId(i as u32))))
             .collect();
         let probes = plan
             .ops
@@ -107,6 +112,7 @@ impl Arena {
             .collect();
         Self {
             parts,
+            sequences,
             bufs,
             input,
             history,
@@ -132,8 +138,13 @@ impl Arena {
 }
 
 /// Scratch memory of one stream, bytes.
-fn scratch_of(plan: &Plan) -> usize {
-    scratch_bytes(plan).next_multiple_of(ALIGN)
+fn scratch_of(plan: &Plan, sequences: usize) -> usize {
+    scratch_bytes(plan, sequences).next_multiple_of(ALIGN)
+}
+
+/// Offset in the input block of a batch where the sequences' own records begin.
+pub(super) fn own_records(plan: &Plan, sequences: usize) -> usize {
+    (IDS + 4 * plan.token_bucket * sequences).next_multiple_of(16)
 }
 
 /// Rows of a buffer in the plan's bucket.
@@ -231,7 +242,7 @@ impl Prepared {
             key: key(plan),
             generation,
             schedule: schedule(plan, &groups),
-            scratch_bytes: scratch_of(plan),
+            scratch_bytes: scratch_of(plan, arena.sequences),
             groups,
             spans: Vec::new(),
             residents: Vec::new(),
@@ -248,7 +259,7 @@ impl Prepared {
             counters: arena
                 .counters
                 .iter()
-                .map(|c| c.map_or(0, |offset| at(arena.output + offset)))
+                .map(|c| c.map_or(0, |(offset, _)| at(arena.output + offset)))
                 .collect(),
             _tables: tables,
             runs: 0,
@@ -337,7 +348,7 @@ impl Prepared {
     }
 
     /// What the launches of ops get.
-    fn cx<'a>(&'a self, device: &'a dyn Device, plan: &'a Plan, caches: &'a [DevCache<'a>]) -> LaunchCx<'a> {
+    pub fn cx<'a>(&'a self, device: &'a dyn Device, plan: &'a Plan, caches: &'a [DevCache<'a>]) -> LaunchCx<'a> {
         LaunchCx {
             device,
             plan,
@@ -356,6 +367,17 @@ impl Prepared {
             experts: &self.experts,
             stats: &self.counters,
         }
+    }
+
+    /// What launches of a stream have to themselves.
+    pub fn on_stream(&self, cx: &mut LaunchCx<'_>, stream: usize) {
+        cx.scratch = self.at(self.arena.scratch + stream * self.scratch_bytes);
+        cx.arrived = self.arrived + (4 * ARRIVALS * stream) as u64;
+    }
+
+    /// By op: where its counters are, of the first sequence; 0 where it has none.
+    pub fn counters(&self) -> &[DevPtr] {
+        &self.counters
     }
 
     /// Enqueues every op, probes included. `between` is called before each group with its number; where it is given, all
@@ -378,8 +400,7 @@ impl Prepared {
             if spread {
                 device.stream(slot.stream);
                 slot.after.iter().try_for_each(|&g| device.wait(g))?;
-                cx.scratch = self.at(self.arena.scratch + slot.stream * self.scratch_bytes);
-                cx.arrived = self.arrived + (4 * ARRIVALS * slot.stream) as u64;
+                self.on_stream(&mut cx, slot.stream);
             }
             match self.resident(i) {
                 Some(resident) => resident.launch(device, timed)?,

@@ -1,7 +1,6 @@
 //! What a step says about itself: counters the kernels wrote, and those that follow from the step alone.
 
 use super::cx::DevRowStats;
-use super::prepared::Arena;
 use crate::ir::{BufId, CacheFormat, Dim, KeyRows, KeySource, LayerStats, Mask, Op, Plan, Positions, StepParams};
 
 /// Rows of a buffer in a step.
@@ -12,11 +11,17 @@ pub(super) fn rows(plan: &Plan, id: BufId, step: &StepParams) -> usize {
     }
 }
 
-/// Fills the counters of every layer from the output block.
-pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8], out: &mut Vec<LayerStats>) {
+/// Fills the counters of every layer from the output block, where those of each op begin at `counters`.
+pub(super) fn layers(
+    plan: &Plan,
+    counters: impl Iterator<Item = Option<usize>>,
+    step: &StepParams,
+    block: &[u8],
+    out: &mut Vec<LayerStats>,
+) {
     out.clear();
     out.resize(plan.layers, LayerStats::default());
-    for (base, at) in plan.ops.iter().zip(&arena.counters) {
+    for (base, at) in plan.ops.iter().zip(counters) {
         let Some(stats) = out.get_mut(base.layer.map_or(0, |l| l as usize)) else {
             continue;
         };
@@ -32,7 +37,7 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
                     Positions::Tokens => step.tokens as usize,
                     Positions::Closed { rate } => step.closed(*rate),
                 };
-                for bytes in block[*at..].chunks_exact(size_of::<DevRowStats>()).take(n) {
+                for bytes in block[at..].chunks_exact(size_of::<DevRowStats>()).take(n) {
                     let row: DevRowStats = bytemuck::pod_read_unaligned(bytes);
                     stats.round_trip_err += f64::from(row.sum_sq_err);
                     stats.round_trip_ref += f64::from(row.sum_sq);
@@ -43,7 +48,7 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
             }
             (Op::Route { logits, k, .. }, Some(at)) => {
                 stats.expert_load.resize(plan.width(*logits), 0);
-                for bytes in block[*at..].chunks_exact(4).take(step.tokens as usize * k) {
+                for bytes in block[at..].chunks_exact(4).take(step.tokens as usize * k) {
                     let e = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                     if let Some(n) = usize::try_from(e).ok().and_then(|e| stats.expert_load.get_mut(e)) {
                         *n += 1;
@@ -53,7 +58,7 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
             (Op::TopP { x, group, .. }, Some(at)) => {
                 let n = rows(plan, *x, step);
                 stats.ffn_units += (n * plan.width(*x)) as u64;
-                stats.ffn_kept += counts(&block[*at..], n * (plan.width(*x) / group));
+                stats.ffn_kept += counts(&block[at..], n * (plan.width(*x) / group));
             }
             (
                 Op::Attend {
@@ -63,7 +68,7 @@ pub(super) fn layers(plan: &Plan, arena: &Arena, step: &StepParams, block: &[u8]
             ) => {
                 attention(plan, step, sources, *mask, stats);
                 if let Some(at) = at {
-                    let kept = counts(&block[*at..], step.tokens as usize * heads);
+                    let kept = counts(&block[at..], step.tokens as usize * heads);
                     stats.keys_kept += kept / *heads as u64;
                 }
             }

@@ -109,19 +109,23 @@ pub fn streams(plan: &Plan) -> usize {
 
 /// Spreads a plan's groups over streams; all on the first where that is not worth it or probes want values in between.
 pub fn schedule(plan: &Plan, groups: &[Group]) -> Schedule {
-    let mut slots = vec![Slot::default(); groups.len()];
     if streams(plan) == 1 {
         return Schedule {
-            slots,
+            slots: vec![Slot::default(); groups.len()],
             last: Vec::new(),
         };
     }
-    let deps = dependencies(plan, groups);
+    spread(&dependencies(plan, groups), &|_| None)
+}
+
+/// Spreads launches over streams, each after those of `deps`, which come before it; `own` says which must be on a certain stream.
+pub fn spread(deps: &[Vec<usize>], own: &dyn Fn(usize) -> Option<usize>) -> Schedule {
+    let mut slots = vec![Slot::default(); deps.len()];
     let mut tails: [Option<usize>; STREAMS] = [None; STREAMS];
     // By group: the last group of each stream that has ended when it begins, itself included.
-    let mut known: Vec<[Option<usize>; STREAMS]> = Vec::with_capacity(groups.len());
-    for i in 0..groups.len() {
-        let stream = pick(&deps[i], &tails, &slots);
+    let mut known: Vec<[Option<usize>; STREAMS]> = Vec::with_capacity(deps.len());
+    for i in 0..deps.len() {
+        let stream = own(i).unwrap_or_else(|| pick(&deps[i], &tails, &slots));
         let mut mine = tails[stream].map_or([None; STREAMS], |t| known[t]);
         for &d in deps[i].iter().rev() {
             let on = slots[d].stream;

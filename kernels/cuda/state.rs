@@ -2,9 +2,11 @@
 //! [`DevCache`]).
 
 use std::any::Any;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ahead::Begun;
+use super::batch::Batch;
 use super::cx::DevCache;
 use super::device::{DevPtr, Device};
 use super::mail::Mails;
@@ -149,6 +151,16 @@ pub struct CudaState {
     pub(super) prepared: Vec<Prepared>,
     /// The weights of the plan that ran last.
     pub(super) held: Option<(PlanKey, Held)>,
+    /// Batches it is the first sequence of, the one that ran last at the end.
+    pub(super) batches: Vec<Batch>,
+    /// A number that no state and none of its addresses had before: where they change, it does.
+    pub(super) stamp: u64,
+}
+
+/// The next stamp.
+fn stamp() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl CudaState {
@@ -173,6 +185,8 @@ impl CudaState {
             begun: None,
             prepared: Vec::new(),
             held: None,
+            batches: Vec::new(),
+            stamp: stamp(),
         };
         {
             let _turn = lock(&state.turn);
@@ -185,14 +199,25 @@ impl CudaState {
         Ok(state)
     }
 
-    pub(super) fn check(&self, plan: &Plan) -> Result<(), ExecError> {
-        if plan.caches == self.descs {
-            return Ok(());
+    /// Forgets what refers to its addresses.
+    fn moved(&mut self) {
+        self.prepared.clear();
+        self.batches.clear();
+        self.stamp = stamp();
+    }
+
+    /// The state behind the trait, if a plan can run on it.
+    pub(super) fn of<'a>(state: &'a mut dyn State, plan: &Plan) -> Result<&'a mut Self, ExecError> {
+        let Some(state) = state.as_any_mut().downcast_mut::<Self>() else {
+            return Err(mismatch("made by another backend".into()));
+        };
+        if plan.caches == state.descs {
+            return Ok(state);
         }
         Err(mismatch(format!(
             "the plan has {} cache components, the state {}",
             plan.caches.len(),
-            self.descs.len()
+            state.descs.len()
         )))
     }
 
@@ -343,12 +368,13 @@ impl State for CudaState {
         if self.has_room(context) {
             return Ok(());
         }
-        let _turn = lock(&self.turn);
+        let turn = self.turn.clone();
+        let _turn = lock(&turn);
         let room = self.room_for(context)?;
         // Plans refer to the old addresses.
         self.device.synchronise()?;
         self.begun = None;
-        self.prepared.clear();
+        self.moved();
         for s in &mut self.stores {
             let rows = s.needed(room);
             self.weights.or_free(|| s.grow(&self.device, rows))?;
@@ -407,7 +433,8 @@ impl State for CudaState {
         let Some(old) = self.stores.get(i).filter(|s| same_shape(s)) else {
             return Err(mismatch(format!("no component {i} of this shape")));
         };
-        let _turn = lock(&self.turn);
+        let turn = self.turn.clone();
+        let _turn = lock(&turn);
         self.begun = None;
         let new = self.weights.or_free(|| {
             let mut new = Store::new(&self.device, desc.clone())?;
@@ -422,7 +449,7 @@ impl State for CudaState {
         let records = converted(&old.desc, &new.desc, &old.read(self.device.as_ref(), 0, live)?);
         new.write(self.device.as_ref(), 0, &records)?;
         self.device.synchronise()?;
-        self.prepared.clear();
+        self.moved();
         self.stores[i] = new;
         self.descs[i] = desc;
         Ok(())

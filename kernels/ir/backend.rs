@@ -250,6 +250,23 @@ pub trait State: Send {
     }
 }
 
+/// Refuses a batch of no sequences, or of other numbers of states, steps and outputs.
+///
+/// # Errors
+/// [`ExecError::Mismatch`].
+pub fn check_batch(states: usize, requests: &[StepRequest<'_>], outs: usize) -> Result<(), ExecError> {
+    if states > 0 && states == requests.len() && states == outs {
+        return Ok(());
+    }
+    Err(ExecError::Mismatch {
+        what: "batch",
+        detail: format!(
+            "{states} states, {} steps and {outs} outputs, as many of each are needed, and at least one",
+            requests.len()
+        ),
+    })
+}
+
 /// An executor of plans.
 pub trait Backend: Send + Sync {
     /// `cpu`, `cuda`, ...
@@ -267,6 +284,37 @@ pub trait Backend: Send + Sync {
         request: &StepRequest<'_>,
         out: &mut StepOutput,
     ) -> Result<(), ExecError>;
+
+    /// Sequences that [`Backend::run_batch`] takes through a step together at most; 1: it takes them one after the other.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Why [`Backend::run_batch`] takes these steps one after the other; `None`: it takes them together.
+    fn apart(&self, _plan: &Plan, _requests: &[StepRequest<'_>]) -> Option<String> {
+        Some(format!("the {} backend takes one sequence at a time", self.name()))
+    }
+
+    /// Runs one step of each of several sequences under the same plan, each on its own state. What a sequence gets does not
+    /// depend on which others are there, nor on how many. It may differ from what [`Backend::run`] gives it by rounding: the
+    /// sums of a product may be taken in another order.
+    ///
+    /// # Errors
+    /// As [`Backend::run`], of one of the sequences; none of the steps counts then. What they wrote into states stays
+    /// written: rows and slots that a step at the same position writes anew.
+    fn run_batch(
+        &self,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+        states: &mut [&mut dyn State],
+        requests: &[StepRequest<'_>],
+        outs: &mut [StepOutput],
+    ) -> Result<(), ExecError> {
+        check_batch(states.len(), requests, outs.len())?;
+        let all = states.iter_mut().zip(requests).zip(outs);
+        all.into_iter()
+            .try_for_each(|((state, request), out)| self.run(plan, weights, *state, request, out))
+    }
 
     /// Tokens of a step it is asked to take at most, a multiple of 128: where more at a time run faster per token.
     fn chunk(&self) -> usize {

@@ -12,7 +12,9 @@ mod score;
 mod step;
 mod telemetry;
 
-pub use backend::{Backend, ExecError, Snapshot, State, StepOutput, StepRequest, WeightSource, WeightView};
+pub use backend::{
+    Backend, ExecError, Snapshot, State, StepOutput, StepRequest, WeightSource, WeightView, check_batch,
+};
 pub use cost::Cost;
 pub use format::{Format, Layout, ScaleFormat, ScaleSpec};
 pub use fuse::{ExecKind, ExecStep, fuse};

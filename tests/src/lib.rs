@@ -1,6 +1,7 @@
 //! Test harness of MODEL1 Explorer: goldens, the oracle backend, helpers.
 
 pub mod ahead;
+pub mod batch;
 pub mod goldens;
 pub mod models;
 pub mod oracle;

@@ -267,7 +267,7 @@ impl Bench {
         let of = |(tokens, at): (u64, u64)| {
             let plan = session.plan(tokens as usize, at);
             if self.on_device() {
-                need::of_step(&plan)
+                need::of_step(&plan, 1)
             } else {
                 plan.workspace_bytes()
             }

@@ -55,6 +55,12 @@ impl WeightStore {
         &self.entries[id.index()]
     }
 
+    /// Whether all ids stand for the same bytes in both.
+    pub fn same(&self, other: &WeightStore) -> bool {
+        let pairs = self.entries.iter().zip(&other.entries);
+        self.len() == other.len() && pairs.into_iter().all(|(a, b)| Arc::ptr_eq(a, b))
+    }
+
     /// The weight of this name.
     pub fn named(&self, name: &str) -> Option<&Arc<Stored>> {
         self.entries.iter().find(|e| e.desc.name == name)

@@ -3,9 +3,11 @@
 mod record;
 mod revive;
 mod swap;
+mod together;
 
 pub(crate) use record::kv_view;
 pub use swap::SwapReport;
+pub use together::{EachStep, Part};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -452,13 +454,19 @@ impl Session {
             // A device that does not take it back has failed, and the step's error says how.
             return Err(self.explained(e));
         }
-        self.schedule.push((position, ids.len() as u32));
         let nanos = self.out.ahead_nanos.unwrap_or(start.elapsed().as_nanos() as u64);
-        self.checkpoint();
-        let record = self.record(&step, plan.hash, nanos);
-        self.seq += 1;
+        let record = self.done(&step, plan.hash, nanos);
         observer.step(&record, &self.out);
         Ok(())
+    }
+
+    /// Notes that a step was run whose tokens are in the log: its record.
+    fn done(&mut self, step: &StepParams, plan: u64, nanos: u64) -> StepRecord {
+        self.schedule.push((step.position, step.tokens));
+        self.checkpoint();
+        let record = self.record(step, plan, nanos);
+        self.seq += 1;
+        record
     }
 
     /// What is needed to undo a step of `tokens` tokens that fails or is given up half-way; `None` where nothing is.

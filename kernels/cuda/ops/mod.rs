@@ -68,13 +68,13 @@ pub fn groups(plan: &Plan) -> Vec<Group> {
 pub(super) use fuse::{reads, writes};
 pub(super) use resident::{Resident, Run, join};
 
-/// Working memory the launches of a plan need, bytes (the largest of all groups).
-pub fn scratch_bytes(plan: &Plan) -> usize {
+/// Working memory the launches of a plan need, for a step of so many sequences, bytes (the largest of all groups).
+pub fn scratch_bytes(plan: &Plan, sequences: usize) -> usize {
     let of = |op: &Op| match op {
         Op::Attend { .. } => attend::scratch_bytes(plan, op),
         Op::Sample { logits } => mixing::sample_scratch(plan.width(*logits)),
         Op::MatMul { .. } | Op::GroupedMatMul { .. } | Op::ExpertMatMul { .. } => matmul::scratch_bytes(plan, op),
-        Op::HcMix { .. } => hc::scratch_bytes(plan, op),
+        Op::HcMix { .. } => sequences * hc::scratch_bytes(plan, op),
         _ => 0,
     };
     let ops = plan.ops.iter().map(|o| of(&o.op)).max().unwrap_or(0);

@@ -1,6 +1,7 @@
 //! The CUDA backend's tests as one program, for a machine with an NVIDIA GPU and without Rust. See the README.
 
 mod ahead;
+mod batch;
 mod checks;
 mod gguf;
 mod long;
@@ -108,12 +109,14 @@ fn cases(o: &Options) -> Vec<Case> {
     #[cfg(unix)]
     all.extend(worker::cases());
     all.extend(ahead::sessions());
+    all.extend(batch::sessions());
     all.extend(timing::cases());
     all.extend(timing::by_depth());
     all.extend(timing::telemetry());
     all.extend(products::cases());
     all.extend(resident::cases());
     all.extend(ahead::timing());
+    all.extend(batch::timing());
     all
 }
 
