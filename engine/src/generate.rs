@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -274,17 +275,9 @@ impl Generation {
     /// # Errors
     /// A failed step. What was produced stays, and [`Generation::finish`] can be called.
     pub fn step(&mut self, session: &mut Session) -> Result<Step, EngineError> {
-        while self.end.is_none() && !self.queue.is_empty() {
-            self.prefill_step(session)?;
-        }
-        if self.end.is_none() && self.tokens.len() as u64 >= self.budget {
-            let full = self.options.max_tokens.is_none();
-            self.end = Some(if full { Finish::ContextFull } else { Finish::MaxTokens });
-        }
-        if let Some(finish) = self.end {
+        if let Some(finish) = self.ready(session)? {
             return Ok(Step::End(finish));
         }
-        self.check(session)?;
         let mut record = None;
         if !self.drawn {
             let token = self.tokens.last().copied().unwrap_or_default();
@@ -303,12 +296,32 @@ impl Generation {
                 }
                 other => other?,
             }
-            self.position = session.position();
-            self.gaps.push(self.last.elapsed().as_secs_f64());
-            self.last = Instant::now();
+            self.fed(session);
         }
         self.drawn = false;
         self.take(session, record).map(Step::Token)
+    }
+
+    /// Processes what is left of the prompt; why no token comes any more, if none does.
+    fn ready(&mut self, session: &mut Session) -> Result<Option<Finish>, EngineError> {
+        while self.end.is_none() && !self.queue.is_empty() {
+            self.prefill_step(session)?;
+        }
+        if self.end.is_none() && self.tokens.len() as u64 >= self.budget {
+            let full = self.options.max_tokens.is_none();
+            self.end = Some(if full { Finish::ContextFull } else { Finish::MaxTokens });
+        }
+        if self.end.is_none() {
+            self.check(session)?;
+        }
+        Ok(self.end)
+    }
+
+    /// Notes that the last token was fed.
+    fn fed(&mut self, session: &Session) {
+        self.position = session.position();
+        self.gaps.push(self.last.elapsed().as_secs_f64());
+        self.last = Instant::now();
     }
 
     /// Takes the drawn token: text, stop strings, end of text.

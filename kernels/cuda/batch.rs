@@ -1,26 +1,32 @@
 //! Steps of one token of several sequences, taken together: every weight is read once for all of them.
 //!
 //! Working memory has a row per sequence in every buffer. What a sequence does with its position, its caches or its token
-//! (rotation, cache rows, pooling, attention, indexer, sampling) is launched for each sequence as in a step of its own; all
-//! else is launched once, over the rows of all, by the kernels for steps of up to 8 tokens. Those launches are made for
-//! [`SEQUENCES`] rows, however many there are, so that the sums behind a row depend neither on what is in the others nor on
-//! how many there are. Sequences have streams of their own, in turns.
+//! (rotation, cache rows, pooling, attention, indexer, sampling) is launched for each sequence as in a step of its own or,
+//! where the kernel has a form for that ([`join`]), for all of them with a parameter struct for each. All else is launched
+//! once, over the rows of all, by the kernels for steps of up to 8 tokens. Those launches are made for [`SEQUENCES`] rows,
+//! however many there are, so that the sums behind a row depend neither on what is in the others nor on how many there are.
+//! Launches for one sequence have streams of their own, in turns.
 
-use std::sync::PoisonError;
+mod join;
 
-use super::cx::{DevBuf, DevCache, DevSampled, DevStep, LaunchCx};
+use std::cell::RefCell;
+use std::sync::{Arc, PoisonError};
+
+use super::cx::{DevBuf, DevCache, DevSampled, DevStep, LaunchCx, Noted};
 use super::device::{DevPtr, Device, Graph};
 use super::exec::{Cuda, POISON, Work};
 use super::input::{check, records};
+use super::memory::Mem;
 use super::ops::{self, Group};
 use super::prepared::{IDS, PlanKey, Prepared, key, own_records};
 use super::readback;
 use super::schedule::{Place, STREAMS, Schedule, dependencies, spread, touched};
 use super::state::CudaState;
-use super::weights::{Held, PlanWeights};
+use super::weights::{Held, PlanWeights, Weights};
 use crate::ir::{
     BufId, Dim, ElemType, ExecError, Op, Plan, Positions, State, StepOutput, StepRequest, WeightSource, check_batch,
 };
+use join::Joined;
 
 /// Sequences of a batch at most: tokens that the kernels for few of them take.
 pub const SEQUENCES: usize = 8;
@@ -32,6 +38,8 @@ const KEPT: usize = 4;
 struct Unit {
     group: usize,
     sequence: Option<usize>,
+    /// The stream it must be on.
+    stream: Option<usize>,
 }
 
 /// Where launches find what differs between sequences, and rows.
@@ -52,6 +60,10 @@ pub(super) struct Batch {
     members: Vec<u64>,
     prepared: Prepared,
     units: Vec<Unit>,
+    /// By group: launches for all sequences in place of one for each.
+    joined: Vec<Option<Vec<Joined>>>,
+    /// What some of them read.
+    _table: Mem,
     schedule: Schedule,
     /// Of all sequences.
     all: View,
@@ -101,81 +113,126 @@ fn alike(plan: &Plan, op: &Op) -> bool {
 }
 
 /// The launches of a step of `n` sequences, and what each comes after.
-fn units(plan: &Plan, groups: &[Group], n: usize) -> (Vec<Unit>, Vec<Vec<usize>>) {
+fn units(plan: &Plan, groups: &[Group], joined: &[Option<Vec<Joined>>], n: usize) -> (Vec<Unit>, Vec<Vec<usize>>) {
     let before = dependencies(plan, groups);
     let (mut units, mut deps) = (Vec::new(), Vec::new());
     // By group: its launches.
     let mut of: Vec<Vec<usize>> = Vec::with_capacity(groups.len());
     for (i, group) in groups.iter().enumerate() {
-        let together = group.origin.iter().all(|id| alike(plan, &plan.ops[id.index()].op));
-        let mine: Vec<Option<usize>> = if together {
-            vec![None]
-        } else {
-            (0..n).map(Some).collect()
+        let mine: Vec<(Option<usize>, Option<usize>)> = match &joined[i] {
+            // Those that work in the same memory run one after the other.
+            Some(all) => vec![(None, all.iter().any(|j| j.alone).then_some(0))],
+            None if together(plan, group) => vec![(None, None)],
+            None => (0..n).map(|s| (Some(s), Some(s % STREAMS))).collect(),
         };
         let first = units.len();
-        for sequence in mine {
+        for (sequence, stream) in mine {
             let after = before[i].iter().flat_map(|&g| match (sequence, of[g].as_slice()) {
                 (Some(s), many @ [_, _, ..]) => vec![many[s]],
                 (_, all) => all.to_vec(),
             });
             deps.push(after.collect());
-            units.push(Unit { group: i, sequence });
+            units.push(Unit {
+                group: i,
+                sequence,
+                stream,
+            });
         }
         of.push((first..units.len()).collect());
     }
     (units, deps)
 }
 
+/// Whether a group's ops are launched for all sequences as they are.
+fn together(plan: &Plan, group: &Group) -> bool {
+    group.origin.iter().all(|id| alike(plan, &plan.ops[id.index()].op))
+}
+
 impl Batch {
-    fn new(plan: &Plan, prepared: Prepared, members: Vec<u64>) -> Self {
-        let n = members.len();
-        let (units, deps) = units(plan, &prepared.groups, n);
-        let schedule = spread(&deps, &|i| units[i].sequence.map(|s| s % STREAMS));
-        Self {
+    fn new(
+        device: &Arc<dyn Device>,
+        weights: &Weights,
+        plan: &Plan,
+        prepared: Prepared,
+        states: &[&mut CudaState],
+    ) -> Result<Self, ExecError> {
+        let n = states.len();
+        let each: Vec<View> = (0..n).map(|s| own(plan, &prepared, s)).collect();
+        let caches: Vec<Vec<DevCache<'_>>> = states.iter().map(|s| s.places()).collect();
+        let note = |group: &Group, s: usize| -> Result<Vec<Noted>, ExecError> {
+            let noted = RefCell::default();
+            let mut cx = each[s].seen(prepared.cx(device.as_ref(), plan, &caches[s]));
+            cx.noted = Some(&noted);
+            prepared.on_stream(&mut cx, STREAMS + s);
+            ops::launch(&cx, group)?;
+            drop(cx);
+            Ok(noted.into_inner())
+        };
+        let mut table = Vec::new();
+        let mut joined = Vec::with_capacity(prepared.groups.len());
+        for group in &prepared.groups {
+            let of_each = if together(plan, group) { 0 } else { n };
+            let noted = (0..of_each).map(|s| note(group, s)).collect::<Result<Vec<_>, _>>()?;
+            joined.push(join::join(&noted, &mut table));
+        }
+        let table = weights.or_free(|| Mem::of(device, &table, "launches of several sequences"))?;
+        for j in joined.iter_mut().flatten().flatten() {
+            j.place(table.ptr());
+        }
+        let (units, deps) = units(plan, &prepared.groups, &joined, n);
+        let schedule = spread(&deps, &|i| units[i].stream);
+        Ok(Self {
             key: key(plan),
-            members,
+            members: states.iter().map(|s| s.stamp).collect(),
             all: all(plan, &prepared),
-            each: (0..n).map(|s| own(plan, &prepared, s)).collect(),
+            each,
             prepared,
             units,
+            joined,
+            _table: table,
             schedule,
             graph: None,
-        }
+        })
     }
 
     /// Enqueues every launch.
     fn launch(&self, device: &dyn Device, plan: &Plan, caches: &[Vec<DevCache<'_>>]) -> Result<(), ExecError> {
-        let ran = self
-            .units
-            .iter()
-            .zip(&self.schedule.slots)
-            .enumerate()
-            .try_for_each(|(i, (unit, slot))| {
-                device.stream(slot.stream);
-                slot.after.iter().try_for_each(|&u| device.wait(u))?;
+        let slots = self.units.iter().zip(&self.schedule.slots);
+        let ran = slots.enumerate().try_for_each(|(i, (unit, slot))| {
+            device.stream(slot.stream);
+            slot.after.iter().try_for_each(|&u| device.wait(u))?;
+            if let Some(all) = &self.joined[unit.group] {
+                all.iter().try_for_each(|j| j.launch(device))?;
+            } else {
                 let (view, caches) = match unit.sequence {
                     Some(s) => (&self.each[s], caches[s].as_slice()),
                     None => (&self.all, [].as_slice()),
                 };
-                let base = self.prepared.cx(device, plan, caches);
-                let mut cx = LaunchCx {
-                    step: view.step,
-                    ids: view.ids,
-                    history: view.history,
-                    sampler: view.sampler,
-                    sampled: view.sampled,
-                    bufs: &view.bufs,
-                    stats: &view.counters,
-                    ..base
-                };
+                let mut cx = view.seen(self.prepared.cx(device, plan, caches));
                 self.prepared.on_stream(&mut cx, slot.stream);
                 ops::launch(&cx, &self.prepared.groups[unit.group])?;
-                if slot.signals { device.signal(i) } else { Ok(()) }
-            });
+            }
+            if slot.signals { device.signal(i) } else { Ok(()) }
+        });
         device.stream(0);
         ran?;
         self.schedule.last.iter().try_for_each(|&u| device.wait(u))
+    }
+}
+
+impl View {
+    /// What launches refer to, seen from here.
+    fn seen<'a>(&'a self, base: LaunchCx<'a>) -> LaunchCx<'a> {
+        LaunchCx {
+            step: self.step,
+            ids: self.ids,
+            history: self.history,
+            sampler: self.sampler,
+            sampled: self.sampled,
+            bufs: &self.bufs,
+            stats: &self.counters,
+            ..base
+        }
     }
 }
 
@@ -280,7 +337,7 @@ impl Cuda {
                 return Ok(batch);
             }
         }
-        let (batch, held) = match self.make_batch(work, plan, weights, members.clone()) {
+        let (batch, held) = match self.make_batch(work, plan, weights, states) {
             // Tables and graphs of other plans, and what these hold, may have to give way.
             Err(ExecError::OutOfMemory { .. }) => {
                 for state in states.iter_mut() {
@@ -288,7 +345,7 @@ impl Cuda {
                     state.batches.clear();
                     state.held = None;
                 }
-                self.make_batch(work, plan, weights, members)?
+                self.make_batch(work, plan, weights, states)?
             }
             made => made?,
         };
@@ -302,7 +359,7 @@ impl Cuda {
         work: &mut Work,
         plan: &Plan,
         weights: &dyn WeightSource,
-        members: Vec<u64>,
+        states: &[&mut CudaState],
     ) -> Result<(Batch, Held), ExecError> {
         let arena = self.arena(work, plan, SEQUENCES)?;
         self.device().synchronise()?;
@@ -310,7 +367,8 @@ impl Cuda {
         let PlanWeights { places, copies, held } = self.weights.of_plan(plan, weights)?;
         let prepared = Prepared::new(self.device(), &self.weights, plan, (places, copies), arena, place)?
             .counting(plan, self.options.counted);
-        Ok((Batch::new(plan, prepared, members), held))
+        let batch = Batch::new(self.device(), &self.weights, plan, prepared, states)?;
+        Ok((batch, held))
     }
 
     /// Uploads what a step needs to know.

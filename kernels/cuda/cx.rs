@@ -1,6 +1,8 @@
 //! What a launch of an op gets: the plan and, for everything it names, the place in device memory. Records that kernels
 //! read are mirrored in `src/step.cuh`, with sizes and offsets checked on both sides.
 
+use std::cell::RefCell;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::device::{Arg, DevPtr, Device, Launch};
@@ -157,10 +159,27 @@ pub struct DevRope {
 /// Counters a plan has for its kernels.
 pub const ARRIVALS: usize = 1024;
 
+/// A launch that was noted instead of enqueued.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Noted {
+    /// As in [`Launch`].
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads per block.
+    pub block: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared: usize,
+    /// Its parameter struct; empty if it has other arguments than one.
+    pub args: Vec<u8>,
+}
+
 /// Everything the launches of one plan refer to. Addresses stay valid for as long as the captured graph does.
 pub struct LaunchCx<'a> {
     /// Where to launch.
     pub device: &'a dyn Device,
+    /// Where launches are noted instead, if they are.
+    pub noted: Option<&'a RefCell<Vec<Noted>>>,
     /// The plan.
     pub plan: &'a Plan,
     /// [`DevStep`].
@@ -231,9 +250,24 @@ impl<'a> LaunchCx<'a> {
         shared: usize,
         args: &[Arg<'_>],
     ) -> Result<(), ExecError> {
+        let grid = grid.map(|n| n as u32);
+        if let Some(noted) = self.noted {
+            let args = match args {
+                [Arg::Struct(bytes)] => bytes.to_vec(),
+                _ => Vec::new(),
+            };
+            noted.borrow_mut().push(Noted {
+                kernel,
+                grid,
+                block: block as u32,
+                shared,
+                args,
+            });
+            return Ok(());
+        }
         self.device.launch(&Launch {
             kernel,
-            grid: grid.map(|n| n as u32),
+            grid,
             block: [block as u32, 1, 1],
             shared,
             early: self.plan.token_bucket <= FEW,

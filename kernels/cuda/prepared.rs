@@ -97,7 +97,8 @@ impl Arena {
         }
         let output = parts.add(output_bytes);
         let history = parts.add(sequences * 4 * plan.context_bucket);
-        let scratch = parts.add(streams(plan) * scratch_of(plan, sequences));
+        let own = if sequences > 1 { sequences } else { 0 };
+        let scratch = parts.add((streams(plan) + own) * scratch_of(plan, sequences));
         let dense = parts.add(dense_bytes(plan));
         let bufs = (0..plan.buffers.len())
             .map(|i| parts.add(sequences * 4 * plan.buffer_len(BufId(i as u32))))
@@ -204,7 +205,7 @@ impl Prepared {
                 _ => None,
             })
             .collect();
-        let arrived = parts.add(4 * ARRIVALS * STREAMS);
+        let arrived = parts.add(4 * ARRIVALS * (STREAMS + arena.sequences));
         let mut bytes = vec![0u8; parts.bytes()];
         for (r, &at) in plan.ropes.iter().zip(&ropes) {
             bytes[at..at + 8 * r.freqs.len()].copy_from_slice(bytemuck::cast_slice(&r.freqs));
@@ -351,6 +352,7 @@ impl Prepared {
     pub fn cx<'a>(&'a self, device: &'a dyn Device, plan: &'a Plan, caches: &'a [DevCache<'a>]) -> LaunchCx<'a> {
         LaunchCx {
             device,
+            noted: None,
             plan,
             step: self.at(self.arena.input),
             ids: self.at(self.arena.input + IDS),
@@ -369,7 +371,7 @@ impl Prepared {
         }
     }
 
-    /// What launches of a stream have to themselves.
+    /// What launches of a stream have to themselves; behind the streams, what launches for one of several sequences have.
     pub fn on_stream(&self, cx: &mut LaunchCx<'_>, stream: usize) {
         cx.scratch = self.at(self.arena.scratch + stream * self.scratch_bytes);
         cx.arrived = self.arrived + (4 * ARRIVALS * stream) as u64;

@@ -68,3 +68,22 @@ pub fn long_gpt2(dir: &Path, context: usize) {
     }
     write(dir, &config, &tensors);
 }
+
+/// tiny-llama with one head of 64 values: its query and output matrices as those of keys and values.
+pub fn one_head_llama(dir: &Path) {
+    let mut config = config("tiny-llama");
+    for (name, n) in [("num_attention_heads", 1), ("num_key_value_heads", 1), ("head_dim", 64)] {
+        config[name] = n.into();
+    }
+    let mut tensors = tensors_of("tiny-llama");
+    for (from, to) in [("q_proj", "k_proj"), ("o_proj", "v_proj")] {
+        let names: Vec<String> = tensors.keys().filter(|n| n.contains(from)).cloned().collect();
+        for name in names {
+            let mut stored = tensors[&name].clone();
+            // Not the same as the queries.
+            stored.2.rotate_left(4 * 64 * 16);
+            tensors.insert(name.replace(from, to), stored);
+        }
+    }
+    write(dir, &config, &tensors);
+}

@@ -189,6 +189,10 @@ pub struct Generate {
     /// Print per-layer KV bytes, sparsity and rounding error at the end.
     #[arg(long)]
     pub kv_table: bool,
+    /// Write N texts, with the seeds --seed, --seed + 1, ..., together: on a GPU up to 8 share every step. They are printed when
+    /// all are there.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with_all = ["logprobs", "kv_table", "greedy", "telemetry"])]
+    pub samples: usize,
 }
 
 /// `model1 chat`
@@ -286,6 +290,10 @@ pub struct Bench {
     /// Tokens in the context before that.
     #[arg(long, short = 'd', value_name = "N,N,..", value_delimiter = ',', default_value = "0")]
     pub n_depth: Vec<u64>,
+    /// Sequences decoded together, a token of each per step: on a GPU up to 8 read the weights once for all. Tokens per second
+    /// are those of all.
+    #[arg(long, short, value_name = "N,N,..", value_delimiter = ',', default_value = "1")]
+    pub batch: Vec<usize>,
     /// Timed repetitions: mean and standard deviation are over them.
     #[arg(long, short, value_name = "N", default_value_t = 5)]
     pub repetitions: usize,

@@ -210,6 +210,9 @@ pub fn generate(args: &Generate) -> Result<()> {
         (None, Some(list)) => setup::parse_ids(list)?,
         (None, None) => return Err(user("--prompt TEXT or --ids IDS is needed")),
     };
+    if args.samples != 1 {
+        return crate::samples::samples(args, &loaded, &sampler, &ids);
+    }
     let mut session = loaded.session(&args.model, SessionOptions::default())?;
     let mut telemetry = setup::telemetry(&args.model, &loaded)?;
     let mut printer = Printer::new(

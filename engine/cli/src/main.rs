@@ -9,6 +9,7 @@ mod logits;
 mod output;
 mod pull;
 mod record;
+mod samples;
 mod serve;
 mod setup;
 mod show;
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
         (Some(mode), _) => engine::worker::set_default(mode.into()),
         // What is timed is the engine, not the way to its process.
         (None, Command::Bench(_)) => engine::worker::set_default(engine::worker::Mode::Off),
+        // Steps of several texts at once do not go through that process.
+        (None, Command::Generate(a)) if a.samples > 1 => engine::worker::set_default(engine::worker::Mode::Off),
         (None, _) => {}
     }
     let result = match cli.command {

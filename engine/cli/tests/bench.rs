@@ -84,6 +84,53 @@ fn json_has_every_figure() {
     assert!(of(3, "kv_bytes_predicted") >= of(1, "kv_bytes_predicted"));
 }
 
+/// Several sequences: a row each, tokens per second of all and of one.
+#[test]
+fn several_sequences() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bundled/model1-mini");
+    let run = |form: &str, batches: &str| {
+        let args = ["-p", "5", "-n", "2", "-r", "1", "--device", "cpu", "-t", "1"];
+        let mut c = command(&[&["bench", "-o", form, "-b", batches][..], &args].concat());
+        c.env("MODEL1_BUNDLED", &root);
+        finish(c, "")
+    };
+    let rows: Value = serde_json::from_str(&run("json", "1,3").ok().stdout).unwrap();
+    let tests: Vec<&str> = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["test"].as_str().unwrap())
+        .collect();
+    assert_eq!(tests, ["pp5", "tg2", "tg2 b3"]);
+    let (one, three) = (&rows[1], &rows[2]);
+    assert_eq!((&one["n_sequences"], &three["n_sequences"]), (&1.into(), &3.into()));
+    let figure = |row: &Value, k: &str| row[k].as_f64().unwrap();
+    assert_eq!(figure(one, "avg_ts"), figure(one, "avg_ts_per_sequence"));
+    let each = figure(three, "avg_ts") / 3.0;
+    assert!((figure(three, "avg_ts_per_sequence") - each).abs() < 1e-9 * each);
+    assert_eq!(
+        figure(three, "kv_bytes_predicted"),
+        3.0 * figure(one, "kv_bytes_predicted")
+    );
+    assert!(one["not_in_one_step"].is_null());
+    assert!(three["not_in_one_step"].as_str().unwrap().contains("cpu"));
+    let text = run("md", "3").ok().stdout;
+    for words in [
+        "tg2 b3",
+        " each) |",
+        "tokens/s are of all",
+        "tg2 b3: not in one step for all",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let refused = run("md", "2,0");
+    assert!(
+        refused.stderr.contains("--batch: found 0, accepted: 1 or more"),
+        "{}",
+        refused.stderr
+    );
+}
+
 #[test]
 fn json_lines_and_csv_have_the_same_rows() {
     let lines = bundled("jsonl").stdout;

@@ -36,6 +36,38 @@ fn text_goes_to_stdout_and_figures_to_stderr() {
     );
 }
 
+/// Each of several texts is the one that its seed alone gives.
+#[test]
+fn samples_are_texts_of_their_seeds() {
+    let toy = Toy::new();
+    let draw = ["--prompt", "fox", "-n", "12", "--temperature", "1.2", "-q"];
+    let with = |more: &[&str]| toy.run("generate", &[&draw[..], more].concat());
+    let all = with(&["--samples", "3", "--seed", "7"]).ok().stdout;
+    let mut want = String::new();
+    for i in 0..3 {
+        let seed = (7 + i).to_string();
+        let alone = with(&["--seed", &seed]).ok().stdout;
+        want += &format!("[{} of 3, seed {seed}: --max-tokens reached]\n{alone}", i + 1);
+    }
+    assert_eq!(all, want);
+    for (args, words) in [
+        (&["--samples", "0"][..], "--samples: found 0, accepted: 1 to 64"),
+        (
+            &["--samples", "2", "--temperature", "0"],
+            "accepted: with --temperature above 0",
+        ),
+        (&["--samples", "2", "--kv-table"], "cannot be used with"),
+    ] {
+        let plain = [&["--prompt", "fox", "-n", "2"][..], args].concat();
+        let refused = toy.run("generate", &plain);
+        assert!(
+            refused.code == Some(2) && refused.stderr.contains(words),
+            "{}",
+            refused.stderr
+        );
+    }
+}
+
 #[test]
 fn the_kv_table_has_a_row_per_layer() {
     let toy = Toy::new();

@@ -2,7 +2,8 @@
 //!
 //! Definitions are llama-bench's: `ppN` is a prompt of N tokens read as a whole, `tgN` is N tokens decoded one at a time,
 //! ` @ dN` after N tokens that are in the context already and are not timed. Token ids are random. Differences: a decoded
-//! token is drawn here as well (greedily), and the warm-up makes room for caches.
+//! token is drawn here as well (greedily), and the warm-up makes room for caches. ` bN` decodes N sequences together, a token
+//! of each per step; tokens per second are those of all.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +16,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::memory;
 use crate::recipe::Recipe;
-use crate::session::{Session, SessionOptions};
+use crate::session::{Part, Session, SessionOptions};
 use crate::watch::Watch;
 
 /// Tokens the CPU decodes to warm up.
@@ -41,24 +42,36 @@ pub struct Test {
     pub work: Work,
     /// Tokens in the context before them.
     pub depth: u64,
+    /// Sequences that are decoded together; 1 for prompts.
+    pub sequences: usize,
 }
 
 impl Test {
-    /// All combinations, for each depth prompts first; 0 tokens are left out.
-    pub fn all(prompts: &[u64], generates: &[u64], depths: &[u64]) -> Vec<Test> {
-        let works = prompts.iter().map(|&n| Work::Prompt(n));
-        let works: Vec<Work> = works.chain(generates.iter().map(|&n| Work::Generate(n))).collect();
-        let tests = depths
-            .iter()
-            .flat_map(|&depth| works.iter().map(move |&work| Test { work, depth }));
-        tests.filter(|t| t.tokens() > 0).collect()
+    /// All combinations, for each depth prompts first, and decoding for each number of sequences; 0 tokens and 0 sequences are
+    /// left out.
+    pub fn all(prompts: &[u64], generates: &[u64], depths: &[u64], batches: &[usize]) -> Vec<Test> {
+        let prompts = prompts.iter().map(|&n| (Work::Prompt(n), 1));
+        let generates = generates.iter().map(|&n| Work::Generate(n));
+        let generates = generates.flat_map(|work| batches.iter().map(move |&n| (work, n)));
+        let works: Vec<(Work, usize)> = prompts.chain(generates).collect();
+        let tests = depths.iter().flat_map(|&depth| {
+            works
+                .iter()
+                .map(move |&(work, sequences)| Test { work, depth, sequences })
+        });
+        tests.filter(|t| t.tokens() > 0 && t.sequences > 0).collect()
     }
 
-    /// Timed tokens.
+    /// Timed tokens of each sequence.
     pub fn tokens(&self) -> u64 {
         match self.work {
             Work::Prompt(n) | Work::Generate(n) => n,
         }
+    }
+
+    /// Timed tokens of all sequences.
+    pub fn all_tokens(&self) -> u64 {
+        self.tokens().saturating_mul(self.sequences as u64)
     }
 
     /// Tokens in the context at the end; `None` if no number holds that.
@@ -66,11 +79,15 @@ impl Test {
         self.depth.checked_add(self.tokens())
     }
 
-    /// `pp512`, `tg128`, `tg128 @ d4096`, as llama-bench has it.
+    /// `pp512`, `tg128`, `tg128 @ d4096`, as llama-bench has it; `tg128 b4` for four sequences.
     pub fn name(&self) -> String {
         let work = match self.work {
             Work::Prompt(n) => format!("pp{n}"),
             Work::Generate(n) => format!("tg{n}"),
+        };
+        let work = match self.sequences {
+            1 => work,
+            n => format!("{work} b{n}"),
         };
         match self.depth {
             0 => work,
@@ -101,23 +118,25 @@ pub struct Measured {
     pub test: Test,
     /// Nanoseconds of each repetition.
     pub nanos: Vec<u64>,
-    /// Weight and cache bytes that one decoded token reads, mean over the test's positions; `None` for prompts, whose
-    /// tokens share what is read.
+    /// Weight and cache bytes that one decoded token reads, mean over the test's positions, its share of the weights where
+    /// several sequences go together; `None` for prompts, whose tokens share what is read.
     pub bytes_per_token: Option<u64>,
     /// Floating-point operations per token.
     pub flops_per_token: u64,
-    /// Cache bytes at the end of the test.
+    /// Cache bytes at the end of the test, of all sequences.
     pub kv_bytes: u64,
     /// Weights, cache and working memory together.
     pub memory_predicted: u64,
     /// Most memory in use: of the process, or on the device since `idle`; `None` where that is not known.
     pub peak_memory: Option<u64>,
+    /// Why sequences were not decoded in one step for all.
+    pub apart: Option<String>,
 }
 
 impl Measured {
-    /// Tokens per second of each repetition.
+    /// Tokens per second of each repetition, of all sequences.
     pub fn speeds(&self) -> Vec<f64> {
-        let speed = |&ns: &u64| self.test.tokens() as f64 * 1e9 / ns.max(1) as f64;
+        let speed = |&ns: &u64| self.test.all_tokens() as f64 * 1e9 / ns.max(1) as f64;
         self.nanos.iter().map(speed).collect()
     }
 
@@ -193,15 +212,22 @@ impl Bench {
     pub fn run(&self, test: Test, repetitions: usize, watch: &mut Watch<'_>) -> Result<Measured, EngineError> {
         test.check(self.engine.facts().max_context as u64)?;
         let resettable = memory::reset_peak();
-        let n = test.tokens();
+        let (n, b) = (test.tokens(), test.sequences as u64);
         let options = SessionOptions {
             context: test.context(),
             ..SessionOptions::default()
         };
-        let mut session = self.engine.session(self.recipe.clone(), options)?;
-        session.room_for(test.depth + n)?;
-        let kv_bytes = session.predicted_bytes(test.depth + n);
-        let memory_predicted = self.predicted(&mut session, test, kv_bytes);
+        let session = || self.engine.session(self.recipe.clone(), options.clone());
+        let mut sessions = (0..test.sequences.max(1))
+            .map(|_| session())
+            .collect::<Result<Vec<_>, _>>()?;
+        let kv_bytes = b * sessions[0].predicted_bytes(test.depth + n);
+        self.engine.require(
+            kv_bytes,
+            &format!("the KV cache of {b} x {} tokens", test.depth + n),
+            "use fewer sequences, a smaller depth or a smaller --kv-cache format",
+        )?;
+        let memory_predicted = self.predicted(&mut sessions[0], test, kv_bytes);
         let warm = match test.work {
             Work::Prompt(n) => self.warm_up() * n,
             Work::Generate(n) if self.on_device() => n + self.warm_up() * n,
@@ -211,37 +237,43 @@ impl Bench {
             ids: Ids(1),
             vocab: self.engine.facts().vocab.max(1) as u64,
             done: 0,
-            total: test.depth + warm + n * repetitions as u64,
+            total: b * (test.depth + warm + n * repetitions as u64),
+            apart: None,
             watch,
         };
-        run.prompt(&mut session, test.depth)?;
-        self.warm(&mut run, &mut session, test)?;
+        for session in &mut sessions {
+            run.prompt(session, test.depth)?;
+        }
+        self.warm(&mut run, &mut sessions, test)?;
         let mut nanos = Vec::with_capacity(repetitions);
         let mut peak = None;
         for _ in 0..repetitions {
-            session.truncate(test.depth, run.watch.cancel)?;
-            let ids = run.draw(n);
+            run.back_to(&mut sessions, test.depth)?;
+            let ids = run.draw(n * b);
             let start = Instant::now();
             match test.work {
-                Work::Prompt(_) => run.feed(&mut session, &ids)?,
-                Work::Generate(_) => run.decode(&mut session, &ids)?,
+                Work::Prompt(_) => run.feed(&mut sessions[0], &ids)?,
+                Work::Generate(_) => run.decode(&mut sessions, &ids)?,
             }
             nanos.push(start.elapsed().as_nanos() as u64);
             peak = peak.max(used(&self.engine)?);
         }
+        let apart = run.apart.take();
+        let session = &mut sessions[0];
         let peak_memory = match self.idle {
             Some(idle) => peak.map(|p: u64| p.saturating_sub(idle)),
             None => memory::peak().filter(|_| resettable),
         };
-        let cost = cost(&mut session, test);
+        let cost = cost(session, test);
         Ok(Measured {
             test,
             nanos,
-            bytes_per_token: matches!(test.work, Work::Generate(_)).then_some((cost.weights + cost.cache) / n),
+            bytes_per_token: matches!(test.work, Work::Generate(_)).then_some((cost.weights / b + cost.cache) / n),
             flops_per_token: cost.flops / n,
             kv_bytes,
             memory_predicted,
             peak_memory,
+            apart,
         })
     }
 
@@ -250,7 +282,8 @@ impl Bench {
         let workspace = self.workspace(session, test);
         if self.on_device() {
             let weights = need::of_weights(&session.plan(1, test.depth));
-            return weights + need::of_caches(session.state().caches(), test.depth + test.tokens()) + workspace;
+            let caches = need::of_caches(session.state().caches(), test.depth + test.tokens());
+            return weights + test.sequences as u64 * caches + workspace;
         }
         self.engine.weight_bytes() + self.engine.restored_bytes(session.recipe()) + kv_bytes + workspace
     }
@@ -267,7 +300,9 @@ impl Bench {
         let of = |(tokens, at): (u64, u64)| {
             let plan = session.plan(tokens as usize, at);
             if self.on_device() {
-                need::of_step(&plan, 1)
+                let most = self.engine.backend().batch();
+                let together = tokens == 1 && test.sequences > 1 && most > 1;
+                need::of_step(&plan, if together { most } else { 1 })
             } else {
                 plan.workspace_bytes()
             }
@@ -277,18 +312,21 @@ impl Bench {
 
     /// Makes room for the whole test, so that no cache grows while it is timed, and runs every plan often enough that its
     /// graph is there.
-    fn warm(&self, run: &mut Run<'_, '_>, session: &mut Session, test: Test) -> Result<(), EngineError> {
+    fn warm(&self, run: &mut Run<'_, '_>, sessions: &mut [Session], test: Test) -> Result<(), EngineError> {
         let n = test.tokens();
         if let Work::Generate(_) = test.work {
-            run.prompt(session, n)?;
+            for session in sessions.iter_mut() {
+                run.prompt(session, n)?;
+            }
         }
         for _ in 0..self.warm_up() {
-            session.truncate(test.depth, run.watch.cancel)?;
+            run.back_to(sessions, test.depth)?;
             match test.work {
-                Work::Prompt(_) => run.prompt(session, n)?,
+                Work::Prompt(_) => run.prompt(&mut sessions[0], n)?,
                 Work::Generate(_) => {
-                    let ids = run.draw(if self.on_device() { n } else { n.min(CPU_WARM) });
-                    run.decode(session, &ids)?;
+                    let each = if self.on_device() { n } else { n.min(CPU_WARM) };
+                    let ids = run.draw(each * sessions.len() as u64);
+                    run.decode(sessions, &ids)?;
                 }
             }
         }
@@ -311,7 +349,9 @@ fn cost(session: &mut Session, test: Test) -> Cost {
         for op in &plan.ops {
             let c = op.cost(&plan, tokens, at);
             sum.flops += times * c.flops;
-            sum.weights += times * c.weights;
+            // Sequences choose experts of their own: as many as that many tokens of one do.
+            let together = (test.sequences > 1).then(|| op.cost(&plan, test.sequences as u64, at).weights);
+            sum.weights += times * together.unwrap_or(c.weights);
             sum.cache += times * c.cache;
         }
     };
@@ -354,6 +394,8 @@ struct Run<'a, 'w> {
     vocab: u64,
     done: u64,
     total: u64,
+    /// Why sequences did not go together.
+    apart: Option<String>,
     watch: &'a mut Watch<'w>,
 }
 
@@ -381,12 +423,30 @@ impl Run<'_, '_> {
         })
     }
 
-    /// One at a time, each with a draw. What is drawn is not fed back: with random weights it is often the same token.
-    fn decode(&mut self, session: &mut Session, ids: &[u32]) -> Result<(), EngineError> {
+    fn back_to(&mut self, sessions: &mut [Session], depth: u64) -> Result<(), EngineError> {
+        let all = sessions.iter_mut();
+        all.into_iter().try_for_each(|s| s.truncate(depth, self.watch.cancel))
+    }
+
+    /// One of each session at a time, each with a draw. What is drawn is not fed back: with random weights it is often the same
+    /// token.
+    fn decode(&mut self, sessions: &mut [Session], ids: &[u32]) -> Result<(), EngineError> {
         let sampler = SamplerParams::default();
-        for id in ids {
-            session.feed(&[*id], Some(&sampler), self.watch.cancel, &mut ())?;
-            self.done += 1;
+        for step in ids.chunks(sessions.len()) {
+            if let ([session], [id]) = (&mut *sessions, step) {
+                session.feed(&[*id], Some(&sampler), self.watch.cancel, &mut ())?;
+            } else {
+                let each = sessions.iter_mut().zip(step);
+                let mut parts: Vec<Part<'_>> = each
+                    .map(|(session, &token)| Part {
+                        session,
+                        token,
+                        sampler: Some(&sampler),
+                    })
+                    .collect();
+                self.apart = Session::step_together(&mut parts, self.watch.cancel, &mut |_, _, _| ())?;
+            }
+            self.done += step.len() as u64;
             (self.watch.progress)(self.done, self.total);
         }
         Ok(())
@@ -404,25 +464,35 @@ mod tests {
         Bench::new(&engine, engine.recipe()).unwrap()
     }
 
-    fn run(bench: &Bench, work: Work, depth: u64) -> Measured {
+    fn run(bench: &Bench, work: Work, depth: u64, sequences: usize) -> Measured {
         let cancel = Cancel::default();
         let mut seen = (0, 0);
         let mut watch = Watch {
             cancel: &cancel,
             progress: &mut |done, total| seen = (done, total),
         };
-        let found = bench.run(Test { work, depth }, 3, &mut watch).unwrap();
+        let test = Test { work, depth, sequences };
+        let found = bench.run(test, 3, &mut watch).unwrap();
         assert_eq!(seen.0, seen.1, "all tokens were announced and done");
         found
     }
 
     #[test]
     fn names_and_combinations_are_llama_benchs() {
-        let names: Vec<String> = Test::all(&[512, 0], &[128], &[0, 4096])
-            .iter()
-            .map(Test::name)
-            .collect();
-        assert_eq!(names, ["pp512", "tg128", "pp512 @ d4096", "tg128 @ d4096"]);
+        let names = |batches: &[usize]| -> Vec<String> {
+            let all = Test::all(&[512, 0], &[128], &[0, 4096], batches);
+            all.iter().map(Test::name).collect()
+        };
+        assert_eq!(names(&[1]), ["pp512", "tg128", "pp512 @ d4096", "tg128 @ d4096"]);
+        let two = [
+            "pp512",
+            "tg128",
+            "tg128 b4",
+            "pp512 @ d4096",
+            "tg128 @ d4096",
+            "tg128 b4 @ d4096",
+        ];
+        assert_eq!(names(&[1, 0, 4]), two);
         assert_eq!(mean_sd(&[1.0, 2.0, 3.0, 6.0]), (3.0, (14.0f64 / 3.0).sqrt()));
         assert_eq!(mean_sd(&[5.0]), (5.0, 0.0));
     }
@@ -432,7 +502,7 @@ mod tests {
         for golden in ["tiny-v4-fp8", "tiny-llama"] {
             let bench = bench(golden);
             let depth = 5;
-            let row = run(&bench, Work::Generate(4), depth);
+            let row = run(&bench, Work::Generate(4), depth, 1);
             assert!(row.nanos.len() == 3 && row.nanos.iter().all(|&n| n > 0));
             let (mean, sd) = row.speed();
             assert!(mean > 0.0 && sd >= 0.0);
@@ -451,7 +521,7 @@ mod tests {
             assert!(row.memory_predicted > bench.engine.weight_bytes() + row.kv_bytes);
             assert!(row.peak_memory.is_none_or(|p| p > 1 << 20));
             assert!(bench.read_bandwidth().is_none_or(|b| b > 0.0));
-            let prompt = run(&bench, Work::Prompt(9), 0);
+            let prompt = run(&bench, Work::Prompt(9), 0, 1);
             assert_eq!((prompt.bytes_per_token, prompt.reads()), (None, None));
             assert!(prompt.flops_per_token > 0);
         }
@@ -462,8 +532,28 @@ mod tests {
         let bench = bench("tiny-llama");
         let most = bench.engine.facts().max_context as u64;
         let depth = (CHUNK as u64 + 2).min(most - 4);
-        run(&bench, Work::Prompt(3), depth);
-        run(&bench, Work::Generate(3), depth);
+        run(&bench, Work::Prompt(3), depth, 1);
+        run(&bench, Work::Generate(3), depth, 1);
+    }
+
+    /// A backend without steps of several sequences takes them one after the other, and the row says so.
+    #[test]
+    fn several_sequences() {
+        for golden in ["tiny-v4-fp8", "tiny-llama"] {
+            let bench = bench(golden);
+            let (one, three) = (
+                run(&bench, Work::Generate(4), 5, 1),
+                run(&bench, Work::Generate(4), 5, 3),
+            );
+            assert_eq!((one.test.all_tokens(), three.test.all_tokens()), (4, 12));
+            assert_eq!(three.kv_bytes, 3 * one.kv_bytes);
+            assert!(three.bytes_per_token < one.bytes_per_token, "{golden}");
+            assert!(three.memory_predicted > one.memory_predicted);
+            assert_eq!(one.apart, None);
+            assert!(three.apart.as_ref().unwrap().contains("one sequence at a time"));
+            let speeds: Vec<f64> = three.nanos.iter().map(|&ns| 12e9 / ns as f64).collect();
+            assert_eq!(three.speeds(), speeds);
+        }
     }
 
     #[test]
@@ -474,6 +564,7 @@ mod tests {
         let test = |depth| Test {
             work: Work::Generate(40),
             depth,
+            sequences: 1,
         };
         let mut watch = Watch {
             cancel: &cancel,

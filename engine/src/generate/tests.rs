@@ -232,3 +232,55 @@ fn cancelling_in_the_prompt() {
     assert!(matches!(run.step(&mut s).unwrap(), Step::End(Finish::Cancelled)));
     assert_eq!(run.finish().summary.tokens, 0);
 }
+
+/// Texts of different lengths written together are what each is alone; one that ends leaves the others to go on.
+#[test]
+fn together_is_as_alone() {
+    for name in ["tiny-v4", "tiny-llama"] {
+        let engine = engine(name);
+        let seeded = |i: usize| {
+            let mut options = options([9, 14, 5][i]);
+            if let Some(s) = &mut options.sampler {
+                s.seed = i as u64;
+            }
+            options
+        };
+        let lengths = [3, 140, 20];
+        let begin = |i: usize| {
+            let mut s = session(&engine);
+            (Generation::begin(&mut s, &prompt(lengths[i]), seeded(i)).unwrap(), s)
+        };
+        let mut runs: Vec<_> = (0..3).map(begin).collect();
+        let mut seen = vec![Vec::new(); 3];
+        loop {
+            let steps = Generation::step_together(&mut runs).unwrap();
+            if steps.iter().all(|s| matches!(s, Step::End(Finish::MaxTokens))) {
+                break;
+            }
+            for (all, step) in seen.iter_mut().zip(steps) {
+                if let Step::Token(t) = step {
+                    assert_eq!(t.record.is_some(), t.index > 0);
+                    all.push((t.token, t.logprob.to_bits(), t.top));
+                }
+            }
+        }
+        for i in 0..3 {
+            let (mut run, mut s) = begin(i);
+            let alone = all(&mut run, &mut s);
+            let alone: Vec<_> = alone
+                .into_iter()
+                .map(|t| (t.token, t.logprob.to_bits(), t.top))
+                .collect();
+            assert_eq!(seen[i], alone, "{name}, text {i}");
+        }
+        // Stopped together.
+        let mut runs: Vec<_> = (0..2).map(begin).collect();
+        Generation::step_together(&mut runs).unwrap();
+        runs[0].0.options.cancel.cancel();
+        let steps = Generation::step_together(&mut runs).unwrap();
+        assert!(
+            steps.iter().all(|s| matches!(s, Step::End(Finish::Cancelled))),
+            "{steps:?}"
+        );
+    }
+}

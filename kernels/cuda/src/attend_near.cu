@@ -4,6 +4,7 @@
 
 #if !defined(MODEL1_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
 #include "cluster.cuh"
+#include "each.cuh"
 
 constexpr uint32_t kNear = 8, kNearHeads = 2, kNearDim = 512, kNearFours = kNearHeads * kNearDim / 4 / kNear;
 
@@ -59,11 +60,15 @@ struct FinishNear {
     }
 };
 
-// grid (1, query heads / 2, 8), in clusters of 8 shares, 256 threads; shared: `KeysShape::shared` in ../ops/attend/row.rs
+// grid (1, query heads / 2, 8), in clusters of 8 shares, 256 threads, or (sequences, ...) for `_each`; shared: `KeysShape::shared` in ../ops/attend/row.rs
 #define ATTEND_NEAR(format, Key)                                                                              \
     extern "C" __global__ void __cluster_dims__(1, 1, kNear) __launch_bounds__(256, 1)                        \
         attend_near_512x2_##format(const __grid_constant__ AttendArgs a) {                                    \
         attend_keys<Key<16>, kNearHeads, 16, 32, true, FinishNear>(a);                                        \
+    }                                                                                                         \
+    extern "C" __global__ void __cluster_dims__(1, 1, kNear) __launch_bounds__(256, 1)                        \
+        attend_near_512x2_##format##_each(const __grid_constant__ Each<AttendArgs> a) {                       \
+        attend_keys<Key<16>, kNearHeads, 16, 32, true, FinishNear>(a.of[blockIdx.x]);                         \
     }
 
 ATTEND_NEAR(f32, KeyF32)

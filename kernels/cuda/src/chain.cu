@@ -41,11 +41,9 @@ __device__ __forceinline__ const T& link_args(const Link& l) {
     return *(const T*)l.args;
 }
 
-// grid (rows, parts, most slices), shared: the widest Hadamard run
-KERNEL(row_chain, ChainArgs, 512) {
-    DYNAMIC_SHARED(memory);
+// A row through the links of part blockIdx.y; `memory` holds the widest Hadamard run.
+__device__ __forceinline__ void chain_row(const ChainArgs& a, uint32_t row, unsigned char* memory) {
     const DevStep step = *a.step;
-    const uint32_t row = blockIdx.x;
     const uint32_t part = blockIdx.y, slice = blockIdx.z, slices = a.slices[part];
     if (slice >= slices) return;
     for (uint32_t i = a.first[part]; i < a.first[part + 1]; i++) {
@@ -90,4 +88,29 @@ KERNEL(row_chain, ChainArgs, 512) {
             }
         }
     }
+}
+
+// grid (rows, parts, most slices), shared: the widest Hadamard run
+KERNEL(row_chain, ChainArgs, 512) {
+    DYNAMIC_SHARED(memory);
+    chain_row(a, blockIdx.x, memory);
+}
+
+// Chains of several sequences. They are too long to come with the launch.
+struct ChainEachArgs {
+    const ChainArgs* of;  // [sequences]
+    uint32_t rows;        // of one sequence
+    uint32_t pad;
+};
+
+// grid (sequences * rows, parts, most slices), shared as above
+EARLY_KERNEL(row_chain_each, ChainEachArgs, 512, 1) {
+    DYNAMIC_SHARED(memory);
+    __shared__ ChainArgs mine;
+    static_assert(sizeof(ChainArgs) % 8 == 0, "copied in words of 8 bytes");
+    const uint64_t* from = (const uint64_t*)(a.of + blockIdx.x / a.rows);
+    for (uint32_t i = threadIdx.x; i < sizeof(ChainArgs) / 8; i += blockDim.x) ((uint64_t*)&mine)[i] = from[i];
+    __syncthreads();
+    await_predecessor();
+    chain_row(mine, blockIdx.x % a.rows, memory);
 }

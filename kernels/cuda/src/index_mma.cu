@@ -1,6 +1,7 @@
 // The lightning indexer's scores on tensor cores: rows of keys lie in registers, as fragments, and meet the heads of one token
 // after the other. Values keep no order within a head: any is right that keys and queries share, and so every lane reads keys
 // 16 bytes at a time.
+#include "each.cuh"
 #include "index.cuh"
 #include "mma.cuh"
 
@@ -177,9 +178,10 @@ __device__ __forceinline__ void index_mma(const IndexScoreArgs& a) {
     }
 }
 
-// grid (ceil(rows / 128), token shares), 256 threads, shared: `MMA_SET` of ../ops/index.rs per 16 heads
+// grid (ceil(rows / 128), token shares), or (..., sequences) for `_each`, 256 threads, shared: `MMA_SET` of ../ops/index.rs per 16 heads
 #define INDEX_MMA(format, K, blocks) \
-    EARLY_KERNEL(index_mma_##format, IndexScoreArgs, 256, blocks) { index_mma<K>(a); }
+    EARLY_KERNEL(index_mma_##format, IndexScoreArgs, 256, blocks) { index_mma<K>(a); } \
+    EARLY_KERNEL(index_mma_##format##_each, Each<IndexScoreArgs>, 256, blocks) { index_mma<K>(a.of[blockIdx.z]); }
 
 INDEX_MMA(bf16, IndexBf16, 2)
 INDEX_MMA(fp8, IndexFp8, 1)

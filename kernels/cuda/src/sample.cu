@@ -1,5 +1,6 @@
 // Drawing a token: kernels/cpu/sample.rs on the device. Masses are fixed-point sums (2^-44 of the likeliest token's
 // weight), so that their order does not matter and the draw has the same bits on every run.
+#include "each.cuh"
 #include "topk.cuh"
 
 // What a block of sample_scan found in its share of the logits.
@@ -203,8 +204,8 @@ __device__ inline void pick(SampleShared& s, const float* logits, uint32_t n, fl
     __syncthreads();
 }
 
-// The whole device reads the logits once: each block its share. grid (kSampleBlocks)
-KERNEL(sample_scan, SampleArgs, 1024) {
+// A block's share of the logits.
+__device__ __forceinline__ void scan_logits(const SampleArgs& a) {
     __shared__ SampleShared s;
     const DevStep step = *a.step;
     if (step.sample == 0) return;
@@ -227,8 +228,8 @@ KERNEL(sample_scan, SampleArgs, 1024) {
     if (threadIdx.x == 0) a.shares[blockIdx.x] = share;
 }
 
-// One block.
-KERNEL(sample_token, SampleArgs, 1024) {
+// Draws, or tells the host that it must.
+__device__ __forceinline__ void draw_token(const SampleArgs& a) {
     __shared__ SampleShared s;
     const DevStep step = *a.step;
     if (step.sample == 0) return;
@@ -323,3 +324,11 @@ KERNEL(sample_token, SampleArgs, 1024) {
         *a.sampled = out;
     }
 }
+
+// The whole device reads the logits once: each block its share. grid (kSampleBlocks), or (kSampleBlocks, 1, sequences)
+KERNEL(sample_scan, SampleArgs, 1024) { scan_logits(a); }
+KERNEL(sample_scan_each, Each<SampleArgs>, 1024) { scan_logits(a.of[blockIdx.z]); }
+
+// One block, or (1, 1, sequences).
+KERNEL(sample_token, SampleArgs, 1024) { draw_token(a); }
+KERNEL(sample_token_each, Each<SampleArgs>, 1024) { draw_token(a.of[blockIdx.z]); }

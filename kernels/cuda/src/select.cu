@@ -1,4 +1,5 @@
 // The rows with the largest scores (MODEL1.md 2.6), exact, in ascending order.
+#include "each.cuh"
 #include "topk.cuh"
 
 struct SelectArgs {
@@ -11,8 +12,8 @@ struct SelectArgs {
     uint32_t pad;
 };
 
-// The key of the k-th largest score by radix selection, then the rows. grid (tokens)
-KERNEL(select_top_k, SelectArgs, 1024) {
+// The key of the k-th largest score by radix selection, then the rows.
+__device__ __forceinline__ void select_rows(const SelectArgs& a) {
     __shared__ TopK top;
     const DevStep s = *a.step;
     const uint32_t t = blockIdx.x;
@@ -79,9 +80,8 @@ __device__ __forceinline__ uint2 near_scan(uint32_t v, uint32_t* shared) {
     return make_uint2(sum - v + (warp == 0 ? 0 : before), __shfl_sync(kAll, warps, 31));
 }
 
-// grid (8, tokens) in clusters of 8, 1024 threads; width: a multiple of 4, at most 8 * 4 * 4096
-extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(1024, 1)
-    select_near(const __grid_constant__ SelectArgs a) {
+// A cluster of 8; width: a multiple of 4, at most 8 * 4 * 4096
+__device__ __forceinline__ void select_near_rows(const SelectArgs& a) {
     __shared__ NearSelect sh;
     const uint32_t me = threadIdx.x, lane = me & 31, warp = me / 32, rank = blockIdx.x, t = blockIdx.y;
     cluster_arrive();
@@ -197,4 +197,18 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(1024,
         else equal++;
     });
 }
+
+// grid (8, tokens), or (8, 1, sequences), in clusters of 8, 1024 threads
+extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(1024, 1)
+    select_near(const __grid_constant__ SelectArgs a) {
+    select_near_rows(a);
+}
+extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(1024, 1)
+    select_near_each(const __grid_constant__ Each<SelectArgs> a) {
+    select_near_rows(a.of[blockIdx.z]);
+}
 #endif
+
+// grid (tokens), or (1, 1, sequences)
+KERNEL(select_top_k, SelectArgs, 1024) { select_rows(a); }
+KERNEL(select_top_k_each, Each<SelectArgs>, 1024) { select_rows(a.of[blockIdx.z]); }

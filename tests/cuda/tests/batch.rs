@@ -8,6 +8,7 @@ use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::{CacheDesc, ExecError, State, StepOutput, StepParams, StepRequest};
 use model1_tests::batch::{self, Sequence, greedy, read};
 use model1_tests::goldens::{engine_with, folder};
+use model1_tests::models::one_head_llama;
 use model1_tests_cuda::{Emulator, Order};
 
 /// fp32 tolerance of MODEL1.md 10.3.
@@ -75,6 +76,18 @@ fn refused_and_taken_apart() {
     for name in ["tiny-llama", "tiny-v4"] {
         batch::refused_and_apart(&engine(name), &engine(name));
     }
+}
+
+/// Attention of all sequences in one launch.
+#[test]
+fn heads_that_have_a_kernel_for_several_sequences() {
+    let dir = tempfile::tempdir().unwrap();
+    one_head_llama(dir.path());
+    let (engine, device) = open(dir.path(), false);
+    println!("{}", batch::lengths(&engine, 6, TOLERANCE));
+    let each = |name: &&&str| name.starts_with("attend_keys_64x1") && name.ends_with("_each");
+    let launched = device.launched();
+    assert_eq!(launched.keys().filter(each).count(), 1, "{launched:?}");
 }
 
 /// Launches of products do not grow with the sequences; those of attention do.

@@ -10,6 +10,7 @@ use model1_tests::batch;
 use model1_tests::goldens::engine_with;
 
 use crate::runner::{Bench, Case};
+use crate::timing::groups_of;
 
 /// fp32 tolerance of MODEL1.md 10.3.
 const TOLERANCE: f32 = 2e-4;
@@ -105,7 +106,10 @@ pub fn timing() -> Vec<Case> {
                     );
                 }
             }
-            text
+            // The same products, with eight tokens of one sequence.
+            let mut s = engine.session(engine.recipe(), SessionOptions::default()).unwrap();
+            s.feed(&ids(&engine, 64, 1), None, &Cancel::default(), &mut ()).unwrap();
+            text + &groups_of(&engine, &mut s, "8 tokens at 64", 8, 4, 8)
         })
     };
     models.into_iter().map(case).collect()

@@ -256,7 +256,7 @@ fn slowest(engine: &Arc<Engine>, limit: u64, depth: usize, most: usize) -> Strin
 }
 
 /// The `most` launches that take longest in `steps` traced steps of `n` tokens behind a session's text.
-fn groups_of(engine: &Engine, s: &mut Session, what: &str, n: usize, steps: usize, most: usize) -> String {
+pub fn groups_of(engine: &Engine, s: &mut Session, what: &str, n: usize, steps: usize, most: usize) -> String {
     let mut sums: std::collections::BTreeMap<String, (f64, u64, usize)> = Default::default();
     // The first two make the plan's graphs.
     for step in 0..steps + 2 {

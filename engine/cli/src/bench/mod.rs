@@ -38,7 +38,10 @@ fn tests(args: &Args) -> Result<Vec<Test>> {
     if args.threads.contains(&0) {
         return Err(user("--threads: found 0, accepted: 1 or more"));
     }
-    let tests = Test::all(&args.n_prompt, &args.n_gen, &args.n_depth);
+    if args.batch.contains(&0) {
+        return Err(user("--batch: found 0, accepted: 1 or more"));
+    }
+    let tests = Test::all(&args.n_prompt, &args.n_gen, &args.n_depth, &args.batch);
     if tests.is_empty() {
         return Err(user(
             "found nothing to measure, accepted: --n-prompt or --n-gen with at least one number above 0",

@@ -191,7 +191,19 @@ impl<W: Write> Table<W> {
             let star = if cached { " (*)" } else { "" };
             format!("{:.0} %{star}", 100.0 * a / b)
         });
+        if m.test.sequences > 1 {
+            self.notes
+                .insert("bN: N sequences decoded together; tokens/s are of all of them.".into());
+        }
+        if let Some(why) = &m.apart {
+            self.notes
+                .insert(format!("{}: not in one step for all: {why}.", m.test.name()));
+        }
         let (mean, sd) = m.speed();
+        let each = match m.test.sequences {
+            1 => String::new(),
+            n => format!(" ({:.2} each)", mean / n as f64),
+        };
         vec![
             format!("{} {}", s.label, s.weights),
             human(s.engine.weight_bytes()),
@@ -199,7 +211,7 @@ impl<W: Write> Table<W> {
             s.engine.backend().name().to_uppercase(),
             s.threads.map_or_else(dash, |n| n.to_string()),
             m.test.name(),
-            format!("{mean:.2} +- {sd:.2}"),
+            format!("{mean:.2} +- {sd:.2}{each}"),
             m.bytes_per_token.map_or_else(dash, human),
             share.unwrap_or_else(dash),
             human(m.kv_bytes),
@@ -267,12 +279,15 @@ fn fields(s: &Subject<'_>, m: &Measured) -> Vec<(&'static str, Value)> {
         ("n_prompt", json!(prompt)),
         ("n_gen", json!(generate)),
         ("n_depth", json!(m.test.depth)),
+        ("n_sequences", json!(m.test.sequences)),
         ("warm_up", json!(s.bench.warm_up())),
         ("repetitions", json!(m.nanos.len())),
         ("avg_ns", json!(ns)),
         ("stddev_ns", json!(ns_sd)),
         ("avg_ts", json!(ts)),
         ("stddev_ts", json!(ts_sd)),
+        ("avg_ts_per_sequence", json!(ts / m.test.sequences as f64)),
+        ("not_in_one_step", json!(m.apart)),
         ("samples_ns", json!(m.nanos)),
         ("samples_ts", json!(m.speeds())),
         ("bytes_per_token_estimated", json!(m.bytes_per_token)),
