@@ -1,7 +1,7 @@
 //! The layers of a dense model for one token as one launch (`src/resident.cuh`): which groups of a plan it stands for, and
 //! how their blocks exchange what one op leaves for the next.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::gemv::Project;
@@ -327,7 +327,7 @@ fn inputs(work: &Work) -> Vec<BufId> {
 /// read.
 fn kinds(plan: &Plan, items: &[Item], end: usize) -> Option<Vec<[u32; 3]>> {
     // By buffer: the items that write it, and who reads what they wrote.
-    let mut writes: HashMap<BufId, Vec<(usize, Vec<usize>)>> = HashMap::new();
+    let mut writes: BTreeMap<BufId, Vec<(usize, Vec<usize>)>> = BTreeMap::new();
     let mut source = vec![None; items.len()];
     for (i, item) in items.iter().enumerate() {
         for b in inputs(&item.work) {

@@ -94,13 +94,10 @@ struct ResidentProduct {
     uint32_t out_kind;
     uint32_t residual_kind;
     uint32_t chunk;         // columns of a place of the ring, a multiple of 256
-    uint32_t behind;        // ops since that attention
-    uint32_t shares;        // x is what an attention of so many shares at most comes to, 0 = none
-    uint32_t pad;
-    const uint2* partial;   // its shares, as in ResidentAttend
+    uint32_t behind;        // ops since the attention whose number x has
 };
 
-// Rotation and storing of a token's key and value, and attention; or the end of it (see shares_now).
+// Rotation and storing of a token's key and value, and attention; or the end of it.
 struct ResidentAttend {
     CacheRef keys;          // bf16
     CacheRef values;
@@ -132,7 +129,7 @@ struct ResidentOp {
 };
 static_assert(sizeof(ResidentOp) == kResidentOp, "OP in ../ops/resident/records.rs");
 
-static_assert(sizeof(ResidentSegment) == 40 && sizeof(ResidentProduct) == 232 && sizeof(ResidentAttend) == 168, "../ops/resident/records.rs");
+static_assert(sizeof(ResidentSegment) == 40 && sizeof(ResidentProduct) == 216 && sizeof(ResidentAttend) == 168, "../ops/resident/records.rs");
 
 struct ResidentArgs {
     const ResidentOp* ops;
@@ -334,8 +331,11 @@ struct ResidentBf16 {
     static __device__ __forceinline__ uint32_t part(uint32_t cols) { return 2 * cols + 64; }
     static __device__ __forceinline__ uint32_t room(uint32_t cols) { return 3 * part(cols); }
 
-    float sums[4];
-    __device__ __forceinline__ void begin() { sums[0] = sums[1] = sums[2] = sums[3] = 0.0f; }
+    float sums[2][4];  // two, so that products need not wait for each other
+    __device__ __forceinline__ void begin() {
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) sums[i / 4][i % 4] = 0.0f;
+    }
 
     // Runs `first` to `first + count - 1` of the rows of a place; x's run of the place's first column is `run0`.
     __device__ __forceinline__ void multiply(const ResidentShared& s, const unsigned char* place, uint32_t columns, const unsigned char* x, uint32_t cols,
@@ -348,13 +348,13 @@ struct ResidentBf16 {
         for (uint32_t i = 0; i < count; i++) {
             const uint4 p = w[4 * i], q = v[4 * i], y = b[step * i];
             const uint32_t left[4] = {p.x, q.x, p.y, q.y}, right[4] = {p.z, q.z, p.w, q.w}, y0[2] = {y.x, y.y}, y1[2] = {y.z, y.w};
-            mma(sums, left, y0);
-            mma(sums, right, y1);
+            mma(sums[0], left, y0);
+            mma(sums[1], right, y1);
         }
     }
     // What rows g and g + 8 come to, in lane 0 of the quad.
     __device__ __forceinline__ float2 end() const {
-        const float low = sums[0] + sums[1], high = sums[2] + sums[3];
+        const float low = (sums[0][0] + sums[0][1]) + (sums[1][0] + sums[1][1]), high = (sums[0][2] + sums[0][3]) + (sums[1][2] + sums[1][3]);
         return make_float2(low + __shfl_xor_sync(kAll, low, 1), high + __shfl_xor_sync(kAll, high, 1));
     }
     static __device__ __forceinline__ void store(unsigned char* to, uint32_t cols, uint32_t piece, const float4 (&v)[2]) {
@@ -617,12 +617,8 @@ struct NormPiece {
     }
 };
 
-// Shares of the keys for a token that sees `keys`, each of some tiles of 16; where they are few, the product behind the
-// attention puts them together on the way, else an op of its own does.
-constexpr uint32_t kFewShares = 4;
-__device__ __forceinline__ uint32_t shares_now(uint32_t keys, uint32_t most) {
-    return min((keys + 63) / 64, most);
-}
+// Shares of the keys for a token that sees `keys`, each of some tiles of 16.
+__device__ __forceinline__ uint32_t shares_now(uint32_t keys, uint32_t most) { return min((keys + 63) / 64, most); }
 
 // Eight neighbours of a numbered vector.
 __device__ __forceinline__ void await_eight(const uint2* from, uint32_t number, float4 (&v)[2]) {
@@ -639,57 +635,6 @@ __device__ __forceinline__ void await_eight(const uint2* from, uint32_t number, 
             v[h] = make_float4(__uint_as_float(r[2 * h].x), __uint_as_float(r[2 * h].z), __uint_as_float(r[2 * h + 1].x), __uint_as_float(r[2 * h + 1].z));
         }
     } while (!ready);
-}
-
-// Eight columns of what an attention's shares (kFewShares at most) come to.
-template <uint32_t D>
-__device__ __forceinline__ void combine_few(const ResidentProduct& p, const Uses& uses, uint32_t shares, uint32_t q, float4 (&v)[2]) {
-    constexpr uint32_t stride = D + 4;
-    const uint2* from = p.partial + (size_t)(8 * q / D) * p.shares * stride;
-    const uint32_t column = 8 * q % D;
-    // Two shares at a time; the first one again where there is no other, which weighs nothing then.
-    float best = -1e30f, all = 0.0f;
-    v[0] = v[1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 1
-    for (uint32_t i = 0; i < shares; i += 2, from += 2 * stride) {
-        const bool both = i + 1 < shares;
-        uint4 tail[2], r[2][4];
-        bool ready;
-        do {
-            ready = true;
-#pragma unroll
-            for (uint32_t n = 0; n < 2; n++) {
-                const uint2* share = from + (n == 1 && both ? stride : 0);
-                tail[n] = load_shared((const uint4*)(share + D));
-#pragma unroll
-                for (uint32_t j = 0; j < 4; j++) r[n][j] = load_shared((const uint4*)(share + column) + j);
-            }
-#pragma unroll
-            for (uint32_t n = 0; n < 2; n++) {
-                ready = ready && tail[n].y == uses.number && tail[n].w == uses.number;
-#pragma unroll
-                for (uint32_t j = 0; j < 4; j++) ready = ready && r[n][j].y == uses.number && r[n][j].w == uses.number;
-            }
-        } while (!ready);
-#pragma unroll
-        for (uint32_t n = 0; n < 2; n++) {
-            if (n == 1 && !both) break;
-            const float top = fmaxf(best, __uint_as_float(tail[n].x)), keep = power_of_two(best - top);
-            const float f = power_of_two(__uint_as_float(tail[n].x) - top);
-            best = top;
-            all = all * keep + f * __uint_as_float(tail[n].z);
-#pragma unroll
-            for (uint32_t h = 0; h < 2; h++) {
-                v[h].x = v[h].x * keep + f * __uint_as_float(r[n][2 * h].x);
-                v[h].y = v[h].y * keep + f * __uint_as_float(r[n][2 * h].z);
-                v[h].z = v[h].z * keep + f * __uint_as_float(r[n][2 * h + 1].x);
-                v[h].w = v[h].w * keep + f * __uint_as_float(r[n][2 * h + 1].z);
-            }
-        }
-    }
-    const float f = 1.0f / all;
-#pragma unroll
-    for (uint32_t h = 0; h < 2; h++) v[h] = make_float4(v[h].x * f, v[h].y * f, v[h].z * f, v[h].w * f);
 }
 
 // Eight values of x, as soon as they are there: N pieces at once.
@@ -724,12 +669,11 @@ __device__ __forceinline__ void await_pieces(const ResidentProduct& p, const Use
 
 // x, normalised but for the factor, as the format wants it; returns this thread's share of the sum of squares. `weights` are
 // those of the norm for the thread's first piece.
-template <class F, uint32_t D>
-__device__ __forceinline__ float lay_out(const ResidentProduct& p, unsigned char* to, NormPiece& weights, const Uses& uses, uint32_t keys) {
-    const uint32_t pieces = p.cols / 8, shares = p.shares != 0 ? shares_now(keys, p.shares) : 0;
-    const bool few = shares != 0 && shares <= kFewShares;
+template <class F>
+__device__ __forceinline__ float lay_out(const ResidentProduct& p, unsigned char* to, NormPiece& weights, const Uses& uses) {
+    const uint32_t pieces = p.cols / 8;
     float square = 0.0f;
-    if (p.normed == 0 && p.shares == 0) {
+    if (p.normed == 0 && p.x_kind != kNumbered) {
         constexpr uint32_t SOME = 6;
 #pragma unroll 1
         for (uint32_t q0 = 0; q0 < pieces; q0 += SOME * kResidentThreads) {
@@ -749,9 +693,7 @@ __device__ __forceinline__ float lay_out(const ResidentProduct& p, unsigned char
         const uint32_t q = q0 + threadIdx.x;
         float4 w[1][2] = {};
         float4(&v)[2] = w[0];
-        if (few) {
-            combine_few<D>(p, uses, shares, min(q, pieces - 1), v);
-        } else if (p.shares != 0) {
+        if (p.x_kind == kNumbered) {
             if (q < pieces) await_eight((const uint2*)p.x + 8 * q, uses.number, v);
         } else {
             await_pieces<1>(p, uses, q, w);
@@ -793,16 +735,16 @@ __device__ __forceinline__ UnitEnd unit_end(const ResidentProduct& p, uint32_t r
     return e;
 }
 
-template <class F, uint32_t D>
+template <class F>
 __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<F>& ring, const Uses& uses, ResidentShared& s,
-                                                 unsigned char* x, uint32_t keys, uint32_t number) {
+                                                 unsigned char* x, uint32_t number) {
     const uint32_t warp = resident_warp(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
     const BlockRows rows = block_rows(p);
     const uint32_t units = p.glu != 0 ? kResidentTile / 2 : kResidentTile;
     NormPiece weights = {};
     weights.ask(p, threadIdx.x);
     const UnitEnd mine = unit_end(p, rows.first + min(threadIdx.x, max(rows.count, 1u) - 1));
-    float square = lay_out<F, D>(p, x, weights, uses, keys);
+    float square = lay_out<F>(p, x, weights, uses);
     // What was there before x.
     const auto added = [&](const float* from) {
         if (from == nullptr) return 0.0f;
@@ -892,7 +834,7 @@ struct AttendScratch {
 };
 
 // Attention of one token on tensor cores: a warp takes 16 keys at a time; mma.sync m16n8k16 multiplies 8 heads by 8 keys, two
-// bf16 parts of the queries in its 16 rows, the third in a second product; likewise weights and values. Nothing but sums
+// bf16 parts of the queries in its 16 rows, the third in a second product; likewise two parts of weights, and values. Nothing but sums
 // passes through shared memory: lane t of quad g has chunks t, t + 4, ... of keys g and g + 8, and of keys 2 t, 2 t + 1, 2 t + 8
 // and 2 t + 9 chunks g and g + 8 of the values (the columns of a product can be any). Keys that were there before are asked for
 // before the token's queries are known; its own key and value go through shared memory.
@@ -1004,7 +946,8 @@ __device__ __forceinline__ void resident_attend(const ResidentAttend& a, const U
 #pragma unroll 1
     for (uint32_t base = begin + kAttendTile * warp; base < end; base += kAttendTile * kResidentWarps) {
         const bool tail = base + kAttendTile >= total;
-        float z[2][4] = {};
+        // Third parts have sums of their own, so that products need not wait for each other.
+        float z[2][4] = {}, small[2][4] = {};
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
 #pragma unroll
@@ -1016,7 +959,7 @@ __device__ __forceinline__ void resident_attend(const ResidentAttend& a, const U
                     const uint32_t(&q)[3][4] = parts[i];
                     const uint32_t b[2] = {words[j], words[j + 1]};
                     const uint32_t two[4] = {q[0][j], q[1][j], q[0][j + 1], q[1][j + 1]}, third[4] = {q[2][j], 0, q[2][j + 1], 0};
-                    mma(z[h], third, b);
+                    mma(small[h], third, b);
                     mma(z[h], two, b);
                 }
             }
@@ -1027,7 +970,7 @@ __device__ __forceinline__ void resident_attend(const ResidentAttend& a, const U
         for (uint32_t h = 0; h < 2; h++) {
 #pragma unroll
             for (uint32_t e = 0; e < 2; e++) {
-                p[h][e] = z[h][e] + z[h][2 + e];
+                p[h][e] = z[h][e] + (z[h][2 + e] + small[h][e]);
                 if (tail && base + 8 * h + 2 * t + e >= total) p[h][e] = -INFINITY;
                 best = fmaxf(best, p[h][e]);
             }
@@ -1037,12 +980,12 @@ __device__ __forceinline__ void resident_attend(const ResidentAttend& a, const U
         const float keep = power_of_two(top - best);
         top = best;
         sum *= keep;
-        uint32_t words[2][3];
+        uint32_t words[2][2];
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
 #pragma unroll
             for (uint32_t e = 0; e < 2; e++) sum += p[h][e] = power_of_two(p[h][e] - best);
-            split_pair<3>(p[h][0], p[h][1], words[h]);
+            split_pair<2>(p[h][0], p[h][1], words[h]);
         }
         if (__any_sync(kAll, keep != 1.0f)) {
 #pragma unroll
@@ -1051,7 +994,7 @@ __device__ __forceinline__ void resident_attend(const ResidentAttend& a, const U
                 for (uint32_t i = 0; i < 32; i++) acc[h][i / 4][i % 4] *= keep;
             }
         }
-        const uint32_t two[4] = {words[0][0], words[0][1], words[1][0], words[1][1]}, third[4] = {words[0][2], 0, words[1][2], 0};
+        const uint32_t two[4] = {words[0][0], words[0][1], words[1][0], words[1][1]};
 #pragma unroll
         for (uint32_t h = 0; h < HALVES; h++) {
             if (tail) {
@@ -1067,7 +1010,6 @@ __device__ __forceinline__ void resident_attend(const ResidentAttend& a, const U
                 for (uint32_t i = 0; i < 4; i++) word[i] = j / 2 == 0 ? v[i][h].x : j / 2 == 1 ? v[i][h].y : j / 2 == 2 ? v[i][h].z : v[i][h].w;
                 const uint32_t from = j % 2 == 0 ? 0x5410 : 0x7632;
                 const uint32_t b[2] = {__byte_perm(word[0], word[1], from), __byte_perm(word[2], word[3], from)};
-                mma(acc[h][j], third, b);
                 mma(acc[h][j], two, b);
             }
         }
@@ -1192,7 +1134,7 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
     __syncthreads();
     // Registers go from those that copy to those that multiply: 12 warps begin with 168 each.
     if (warp >= kResidentWarps) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         Filler<F> f = {s, places, warp - kResidentWarps, a.slots, a.slot_bytes, end, a.first};
         // Records that have been asked for, and that have come.
         uint32_t asked = a.first, known = a.first;
@@ -1213,7 +1155,7 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
         }
         return;
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
 #endif
 #ifdef MODEL1_EMULATE
     Ring<F> ring = {s, places, a.slots, a.slot_bytes, 0, 0, {s, places, warp, a.slots, a.slot_bytes, end, a.first, 0, 0, 0, 0, {}}};
@@ -1248,12 +1190,11 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
         // Attention and what follows it have one number. Zero is what memory begins with.
         uses.number = serial * a.total + i + 1 - (op.kind == kResidentProduct ? op.product.behind : op.kind == kResidentCombine ? 1 : 0);
         if (op.kind == kResidentProduct) {
-            resident_product<F, D>(op.product, ring, uses, s, scratch, keys, i);
+            resident_product<F>(op.product, ring, uses, s, scratch, i);
         } else if (op.kind == kResidentAttend) {
             resident_attend<D>(op.attend, uses, s, scratch, a, step);
         } else {
-            const uint32_t shares = shares_now(keys, op.attend.shares);
-            if (shares > kFewShares) resident_combine<D>(op.attend, uses, scratch, shares);
+            resident_combine<D>(op.attend, uses, scratch, shares_now(keys, op.attend.shares));
         }
     }
     stamp(end);

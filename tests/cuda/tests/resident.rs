@@ -206,7 +206,6 @@ fn qwen_q8_0() {
         head_dim: 128,
         layers: 2,
     };
-    // Few shares of the keys are put together by the product behind the attention, more than four by an op of their own.
     check(model, "resident_q8_0_128", &[70, 270]);
 }
 

@@ -51,11 +51,20 @@ fn compare(b: &Bench, shape: Shape, storage: Storage) -> String {
     };
     let (one, apart) = (run(true), run(false));
     assert!(run(true) == one, "other bits the second time");
-    assert!(one != apart, "the layers were not one launch: the same bits as in single launches");
+    assert!(
+        one != apart,
+        "the layers were not one launch: the same bits as in single launches"
+    );
     let worst = one.iter().zip(&apart).map(|(a, b)| relative(a, b));
     let worst = worst.fold(0.0, f64::max);
-    assert!(worst < TOLERANCE, "logits differ by {worst:.1e}, allowed are {TOLERANCE:.0e}");
-    format!("largest relative difference of {} tokens' logits {worst:.1e}\n", one.len())
+    assert!(
+        worst < TOLERANCE,
+        "logits differ by {worst:.1e}, allowed are {TOLERANCE:.0e}"
+    );
+    format!(
+        "largest relative difference of {} tokens' logits {worst:.1e}\n",
+        one.len()
+    )
 }
 
 /// The shapes and formats that have such a launch.

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable, bytes_of};
 
 use super::super::args::{CacheArg, WeightArg, unsupported};
 use super::super::pointwise::activation_code;
-use super::{MARKED, PLAIN, Run, SEGMENTS, Work};
+use super::{MARKED, Run, SEGMENTS, Work};
 use crate::cuda::cx::{DevRowStats, LaunchCx};
 use crate::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Launch, Residency};
 use crate::cuda::memory::{Mem, Parts};
@@ -62,9 +62,6 @@ struct ProductArg {
     residual_kind: u32,
     chunk: u32,
     behind: u32,
-    shares: u32,
-    pad: u32,
-    partial: DevPtr,
 }
 
 #[repr(C)]
@@ -108,7 +105,7 @@ struct ResidentArgs {
     total: u32,
 }
 
-const _: () = assert!(size_of::<SegmentArg>() == 40 && size_of::<ProductArg>() == 232 && size_of::<AttendArg>() == 168);
+const _: () = assert!(size_of::<SegmentArg>() == 40 && size_of::<ProductArg>() == 216 && size_of::<AttendArg>() == 168);
 
 /// How a format lies in the ring and x beside it: bytes of `n` columns, padding of a row, whether it has scales, and bytes of
 /// x of `n` columns; see the formats' structs in `src/resident.cuh`.
@@ -470,8 +467,7 @@ fn product(
     arg.chunk = lies.chunk.min(cols) as u32;
     if let Some(Work::Combine) = i.checked_sub(1).map(|b| &run.items[b].work) {
         let from = attend(cx, run, i - 2, exchange, blocks)?;
-        (arg.x, arg.partial, arg.shares, arg.behind) = (from.out, from.partial, from.shares, 2);
+        (arg.x, arg.behind) = (from.out, 2);
     }
-    debug_assert!(arg.shares > 0 || x_kind >= MARKED || x_kind == PLAIN);
     Ok(arg)
 }
