@@ -272,10 +272,10 @@ fn many(
     let tile = d.cols.next_multiple_of(step).min(STAGED / TOKENS / step * step);
     args.tile = tile as u32;
     let rows_of_blocks = tokens.div_ceil(TOKENS);
-    // As many blocks as run at once, so that each reads x once; they share the units evenly. Where x passes through shared
-    // memory in several tiles a warp can have one unit alone.
+    // As many blocks as run at once (one per multiprocessor: they have that many registers), so that each reads x once; they
+    // share the units evenly. Where x passes through shared memory in several tiles a warp can have one unit alone.
     let least = (units / groups).div_ceil(WARPS);
-    let resident = (BLOCKS * cx.device.info().multiprocessors as usize).div_ceil(groups * rows_of_blocks);
+    let resident = (cx.device.info().multiprocessors as usize).div_ceil(groups * rows_of_blocks);
     let blocks = if d.cols > tile {
         least
     } else {
