@@ -55,7 +55,8 @@ impl Session {
         for part in parts.iter_mut() {
             part.session.check_ids(&[part.token])?;
         }
-        let most = engine.backend.batch().max(1);
+        // A backend that takes one at a time says so itself.
+        let most = Some(engine.backend.batch()).filter(|n| *n > 1).unwrap_or(usize::MAX);
         let mut why = None;
         let groups = groups(parts);
         if groups.len() > 1 {
@@ -65,7 +66,7 @@ impl Session {
             ));
         }
         for group in &groups {
-            if group.len() > most && most > 1 {
+            if group.len() > most {
                 why = Some(format!("{} sessions, at most {most} go together", group.len()));
             }
             for some in group.chunks(most) {
