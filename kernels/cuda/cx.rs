@@ -6,9 +6,10 @@ use std::cell::RefCell;
 use bytemuck::{Pod, Zeroable};
 
 use super::device::{Arg, DevPtr, Device, Launch};
-use super::schedule::FEW;
+use super::ops::Group;
+use super::schedule::{FEW, Place, touched};
 use crate::ir::{
-    BufId, CacheDesc, CacheFormat, CacheId, CacheRows, Dim, ElemType, ExecError, Format, Plan, Positions, RopeId,
+    BufId, CacheDesc, CacheFormat, CacheId, CacheRows, Dim, ElemType, ExecError, Format, OpId, Plan, Positions, RopeId,
     ScaleFormat, WeightDesc, WeightId,
 };
 
@@ -208,6 +209,12 @@ pub struct LaunchCx<'a> {
     pub ropes: &'a [DevRope],
     /// By op: tables of [`DevExpert`] for `ExpertMatMul`, 0 elsewhere.
     pub experts: &'a [DevPtr],
+    /// All groups of the plan, in the order of their launches.
+    pub groups: &'a [Group],
+    /// Which of them hold the launch after them ([`holds`](super::schedule::holds)).
+    pub holds: &'a [bool],
+    /// The one at hand.
+    pub group: usize,
     /// By op: where `CacheWrite` puts [`DevRowStats`] `[rows of src in the bucket]` and `Route` a copy of its i32
     /// `[tokens, k]` choices for telemetry; 0 elsewhere.
     pub stats: &'a [DevPtr],
@@ -234,6 +241,22 @@ impl<'a> LaunchCx<'a> {
     /// A cache component.
     pub fn cache(&self, id: CacheId) -> DevCache<'a> {
         self.caches[id.index()]
+    }
+
+    /// Whether what the step has in a buffer is there before the launch's predecessor has ended: a group in between has held
+    /// the launch after it until all before had ended.
+    pub fn settled(&self, id: BufId) -> bool {
+        let place = Place::Buffer(id.index());
+        let changes = |op: &OpId| touched(&self.plan.ops[op.index()].op).1.contains(&place);
+        for before in (0..self.group).rev() {
+            if self.groups[before].origin.iter().any(changes) {
+                return false;
+            }
+            if self.holds[before] {
+                return true;
+            }
+        }
+        false
     }
 
     /// A rotary table.

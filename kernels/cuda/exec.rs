@@ -176,6 +176,7 @@ impl Cuda {
         let PlanWeights { places, copies, held } = self.weights.of_plan(plan, weights)?;
         let mut prepared = Prepared::new(&self.device, &self.weights, plan, (places, copies), arena, place)?
             .counting(plan, self.options.counted);
+        prepared.alone(plan);
         if self.options.resident {
             prepared.join(plan, self.device.info());
         }

@@ -11,7 +11,7 @@ use super::device::{ALIGN, Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
 use super::mail::{MAIL, MAILS};
 use super::memory::{Mem, Parts};
 use super::ops::{Group, Resident, Run, dense_bytes, groups, join, scratch_bytes};
-use super::schedule::{STREAMS, Schedule, schedule, streams};
+use super::schedule::{STREAMS, Schedule, holds, order, schedule, streams};
 use super::weights::{PlanCopies, Weights};
 use crate::ir::{BufId, ElemType, ExecError, Mask, Op, Plan};
 
@@ -163,6 +163,8 @@ pub(super) struct Prepared {
     /// By number of their group: runs of ops in one launch, and, once the caches are known, the launches.
     spans: Vec<(usize, Run)>,
     residents: Vec<(usize, Resident)>,
+    /// Which groups hold the launch after them.
+    holds: Vec<bool>,
     /// Which groups run side by side.
     schedule: Schedule,
     /// Bytes of scratch memory per stream.
@@ -242,6 +244,7 @@ impl Prepared {
         Ok(Self {
             key: key(plan),
             generation,
+            holds: Vec::new(),
             schedule: schedule(plan, &groups),
             scratch_bytes: scratch_of(plan, arena.sequences),
             groups,
@@ -321,10 +324,18 @@ impl Prepared {
         self.bufs[id.index()]
     }
 
-    /// Joins groups that such a device runs in one launch.
+    /// Brings the groups in the order in which a single sequence goes through them.
+    pub fn alone(&mut self, plan: &Plan) {
+        self.groups = order(plan, std::mem::take(&mut self.groups));
+        self.schedule = Schedule::one_stream(self.groups.len());
+        self.holds = holds(plan, &self.groups);
+    }
+
+    /// Joins those of a single sequence that such a device runs in one launch.
     pub fn join(&mut self, plan: &Plan, info: &DeviceInfo) {
         (self.groups, self.spans) = join(plan, std::mem::take(&mut self.groups), info);
-        self.schedule = schedule(plan, &self.groups);
+        self.schedule = Schedule::one_stream(self.groups.len());
+        self.holds = holds(plan, &self.groups);
     }
 
     /// Makes the launches ready that hold where the caches lie.
@@ -368,6 +379,9 @@ impl Prepared {
             ropes: &self.ropes,
             experts: &self.experts,
             stats: &self.counters,
+            groups: &self.groups,
+            holds: &self.holds,
+            group: 0,
         }
     }
 
@@ -404,6 +418,7 @@ impl Prepared {
                 slot.after.iter().try_for_each(|&g| device.wait(g))?;
                 self.on_stream(&mut cx, slot.stream);
             }
+            cx.group = i;
             match self.resident(i) {
                 Some(resident) => resident.launch(device, timed)?,
                 None => self.group(&cx, group)?,

@@ -1,14 +1,15 @@
-//! Which groups of a plan can run side by side: at one token most launches fill a fraction of the device, so branches that
-//! have nothing to do with each other (a shared expert and the routed ones, a compressor and the queries) go to streams of
-//! their own.
+//! In which order the groups of a plan are launched, on which streams, and which of them begin early. At one token a launch
+//! fills a fraction of the device, but branches that have nothing to do with each other (a shared expert and the routed ones, a
+//! compressor and the queries) take registers from each other on streams of their own, and joining streams costs more than a
+//! launch: a sequence's launches go one after the other, side branches first. Several sequences share the device.
 
 use std::collections::HashMap;
 
-use super::ops::Group;
+use super::ops::{Group, GroupKind, products, takes_rows};
 use super::ops::{reads, writes};
 use crate::ir::{Op, Plan};
 
-/// Streams a plan is spread over.
+/// Streams that launches are spread over where there are several sequences. A single one's step took 6 % longer on them.
 pub const STREAMS: usize = 4;
 /// Most tokens of steps that do not fill the device by themselves: their groups are spread, their launches begin early.
 pub const FEW: usize = 8;
@@ -33,6 +34,16 @@ pub struct Schedule {
     pub last: Vec<usize>,
 }
 
+impl Schedule {
+    /// Groups one after the other.
+    pub fn one_stream(groups: usize) -> Self {
+        Self {
+            slots: vec![Slot::default(); groups],
+            last: Vec::new(),
+        }
+    }
+}
+
 /// What groups can have to do with each other: a buffer, or a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
@@ -54,6 +65,8 @@ pub fn touched(op: &Op) -> (Vec<Place>, Vec<Place>) {
         | Op::Hadamard { x, .. }
         | Op::RoundTrip { x, .. }
         | Op::Activate { x, .. }
+        | Op::ZeroHeads { x, .. }
+        | Op::TopP { x, .. }
         | Op::HcExpand { x, .. } => changed.push(buffer(*x)),
         Op::CacheWrite { cache: c, .. } => changed.push(cache(*c)),
         Op::Pool { state, .. } => changed.push(cache(*state)),
@@ -101,6 +114,48 @@ pub fn dependencies(plan: &Plan, groups: &[Group]) -> Vec<Vec<usize>> {
     all
 }
 
+/// The groups in an order in which each follows what it depends on as soon as it can: what has to be done beside a chain of
+/// groups is done before the chain goes on, while weights of the chain's next group are on their way.
+pub fn order(plan: &Plan, groups: Vec<Group>) -> Vec<Group> {
+    if plan.token_bucket > FEW {
+        return groups;
+    }
+    let deps = dependencies(plan, &groups);
+    let mut order: Vec<usize> = Vec::with_capacity(groups.len());
+    for (i, deps) in deps.iter().enumerate() {
+        let after = order.iter().rposition(|g| deps.contains(g)).map_or(0, |at| at + 1);
+        let at = if deps.is_empty() { order.len() } else { after };
+        order.insert(at, i);
+    }
+    let mut parts: Vec<Option<Group>> = groups.into_iter().map(Some).collect();
+    let mut out: Vec<Group> = Vec::with_capacity(parts.len());
+    let mut at = 0;
+    while at < order.len() {
+        // A chain that the products behind it do not need is done beside them.
+        let pair = match (parts[order[at]].take(), order.get(at + 1)) {
+            (Some(chain), Some(&i)) if chain.kind == GroupKind::Chain && !deps[i].contains(&order[at]) => {
+                (Some(chain), parts[i].as_mut().filter(|g| takes_rows(plan, g)))
+            }
+            (group, _) => (group, None),
+        };
+        match pair {
+            (Some(chain), Some(products)) if plan.token_bucket == 1 => products.origin.extend(chain.origin),
+            (group, _) => out.extend(group),
+        }
+        at += 1;
+    }
+    out
+}
+
+/// By group: whether the launch after it begins only when all that was launched before this one has ended. Products do so right
+/// before experts' products, which read the choice before they wait, so that their weights are on their way.
+pub fn holds(plan: &Plan, groups: &[Group]) -> Vec<bool> {
+    let next = |i: usize| groups.get(i + 1).is_some_and(|g| g.kind.chooses());
+    (0..groups.len())
+        .map(|i| plan.token_bucket <= FEW && products(plan, &groups[i]) && next(i))
+        .collect()
+}
+
 /// Streams that a plan's groups can be on.
 pub fn streams(plan: &Plan) -> usize {
     let probes = plan.ops.iter().any(|o| matches!(o.op, Op::Probe { .. }));
@@ -110,10 +165,7 @@ pub fn streams(plan: &Plan) -> usize {
 /// Spreads a plan's groups over streams; all on the first where that is not worth it or probes want values in between.
 pub fn schedule(plan: &Plan, groups: &[Group]) -> Schedule {
     if streams(plan) == 1 {
-        return Schedule {
-            slots: vec![Slot::default(); groups.len()],
-            last: Vec::new(),
-        };
+        return Schedule::one_stream(groups.len());
     }
     spread(&dependencies(plan, groups), &|_| None)
 }

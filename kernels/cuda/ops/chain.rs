@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable, bytes_of};
 
 use super::args::{launch, unsupported};
-use super::{fuse, hc, mixing, pointwise};
+use super::{fuse, hc, index, mixing, pointwise};
 use crate::cuda::cx::{LaunchCx, rows_code};
 use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, CacheFormat, ExecError, Op, OpId, Plan};
@@ -13,7 +13,7 @@ pub(super) const LINKS: usize = 12;
 /// Room for a parameter struct (`kLinkBytes`).
 const BYTES: usize = 240;
 /// Threads of a block; and where there are many rows, of which six then fit a multiprocessor instead of one.
-const THREADS: usize = 512;
+const THREADS: usize = 256;
 const MANY_THREADS: usize = 128;
 /// Rows that are many.
 const MANY: usize = 32;
@@ -28,7 +28,7 @@ struct LinkArg {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct ChainArgs {
+pub(super) struct ChainArgs {
     links: [LinkArg; LINKS],
     step: DevPtr,
     parts: u32,
@@ -71,7 +71,11 @@ pub(super) fn length(plan: &Plan, first: usize) -> usize {
     // The mixing matrix takes a launch of its own first, so that it can only begin a chain.
     (first..plan.ops.len().min(first + LINKS))
         .take_while(|&i| {
-            code(i).is_some_and(|r| r == rows || one) && (i == first || !matches!(plan.ops[i].op, Op::HcMix { .. }))
+            // An indexer's scores take what comes before them.
+            let apart = i > first && index::length(plan, i) > 0;
+            !apart
+                && code(i).is_some_and(|r| r == rows || one)
+                && (i == first || !matches!(plan.ops[i].op, Op::HcMix { .. }))
         })
         .count()
 }
@@ -157,8 +161,33 @@ fn parts(plan: &Plan, origin: &[OpId]) -> Vec<Vec<OpId>> {
     parts.into_iter().map(|(ids, _)| ids).collect()
 }
 
+/// A chain's launch.
+pub(super) struct Chain {
+    pub args: ChainArgs,
+    pub grid: [usize; 3],
+    pub shared: usize,
+}
+
+impl Chain {
+    /// Its blocks for one row.
+    pub fn blocks(&self) -> usize {
+        self.grid[1] * self.grid[2]
+    }
+
+    /// Enqueues it by itself.
+    pub fn launch(&self, cx: &LaunchCx<'_>) -> Result<(), ExecError> {
+        let threads = if self.grid[0] > MANY { MANY_THREADS } else { THREADS };
+        launch(cx, "row_chain", self.grid, threads, self.shared, &self.args)
+    }
+}
+
 /// Enqueues a chain.
 pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> {
+    prepare(cx, origin)?.launch(cx)
+}
+
+/// Makes a chain ready to be launched.
+pub(super) fn prepare(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<Chain, ExecError> {
     let ops = || origin.iter().map(|id| &cx.plan.ops[id.index()].op);
     let Some(rows) = ops().filter_map(domain).map(|b| cx.buf(b).rows).max() else {
         return unsupported("a chain of this op");
@@ -188,12 +217,9 @@ pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError>
     });
     let shared = shared.max().unwrap_or(0);
     let slices = args.slices.iter().max().map_or(1, |n| *n as usize);
-    launch(
-        cx,
-        "row_chain",
-        [rows, parts.len(), slices],
-        if rows > MANY { MANY_THREADS } else { THREADS },
+    Ok(Chain {
+        args,
+        grid: [rows, parts.len(), slices],
         shared,
-        &args,
-    )
+    })
 }

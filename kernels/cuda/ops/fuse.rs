@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::gemv::{self, Experts, Product, Project};
 use super::{Group, GroupKind, attend, chain, gemm, gemm_wg, hc, index, mlp};
-use crate::ir::{BufId, KeyRows, NormKind, Op, OpId, Plan};
+use crate::cuda::planes;
+use crate::ir::{BufId, KeyRows, NormKind, Op, OpId, Plan, WeightId};
 
 /// Buffers an op reads. What it changes in place counts.
 pub(in crate::cuda) fn reads(op: &Op) -> Vec<BufId> {
@@ -109,11 +110,22 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
     let before: HashMap<usize, [usize; 2]> = (0..plan.ops.len())
         .filter_map(|i| Some((i, attend::before(plan, i)?)))
         .collect();
-    let later: HashSet<usize> = before.values().flatten().copied().collect();
+    let pairs: HashMap<usize, usize> = (0..plan.ops.len())
+        .filter_map(|i| Some((beside(plan, i)?.0, i)))
+        .collect();
+    let later: HashSet<usize> = before.values().flatten().chain(pairs.values()).copied().collect();
     let mut out = Vec::new();
     let mut i = 0;
     while i < plan.ops.len() {
         if later.contains(&i) {
+            i += 1;
+            continue;
+        }
+        if let Some(&first) = pairs.get(&i) {
+            out.push(Group {
+                kind: GroupKind::Beside,
+                origin: [first, i].map(|i| OpId(i as u32)).to_vec(),
+            });
             i += 1;
             continue;
         }
@@ -141,6 +153,66 @@ pub(super) fn groups(plan: &Plan) -> Vec<Group> {
         i += n;
     }
     out
+}
+
+/// The product of experts at op `first` and the shared expert's that is added to it: the number of that op, products, input.
+pub(super) fn beside(plan: &Plan, first: usize) -> Option<(usize, Project, BufId)> {
+    let Some(Op::ExpertMatMul {
+        x,
+        experts,
+        k,
+        weights,
+        per_slot: true,
+        out,
+    }) = plan.ops.get(first).map(|o| &o.op)
+    else {
+        return None;
+    };
+    let rest = plan.ops.iter().enumerate().skip(first + 1);
+    let sum = rest.clone().find_map(|(i, o)| match &o.op {
+        Op::ExpertSum { x, shared, .. } if x == out => Some((i, (*shared)?)),
+        _ => None,
+    })?;
+    let (at, input, other) = rest.take(sum.0 - first - 1).find_map(|(i, o)| match &o.op {
+        Op::MatMul {
+            x,
+            weight,
+            bias: None,
+            out,
+        } if *out == sum.1 => Some((i, *x, *weight)),
+        _ => None,
+    })?;
+    let d = plan.weight(*weights.first()?);
+    let alike = |w: &WeightId| {
+        let other = plan.weight(*w);
+        gemv::alike(d, other) && d.rows == other.rows
+    };
+    let widths = plan.width(*x) == k * d.cols && plan.width(input) == d.cols && plan.width(sum.1) == d.rows;
+    // Of the block formats of GGUF files not every kernel can.
+    let plain = planes::of(d.format).is_none();
+    let fits = plain && plan.token_bucket <= gemv::TOKENS && gemv::takes(d) && d.cols.is_multiple_of(4);
+    if !(fits && widths && weights.iter().chain([&other]).all(alike) && projection(plan, at) <= 1) {
+        return None;
+    }
+    let product = |weight, out| Product {
+        weight,
+        bias: None,
+        out,
+    };
+    let project = Project {
+        products: vec![product(*weights.first()?, *out), product(other, sum.1)],
+        experts: Some(Experts {
+            table: 0,
+            partners: 0,
+            chosen: *experts,
+            k: *k,
+            per_slot: true,
+            weights: None,
+            beside: Some(input),
+        }),
+        ..Project::default()
+    };
+    Some((at, project, *x))
 }
 
 /// A chain leaves its last norm to the products that follow, where they can take it along.
@@ -219,6 +291,7 @@ pub(super) fn experts(plan: &Plan, first: usize) -> Option<(Project, BufId)> {
             k: *k,
             per_slot: *per_slot,
             weights: *row_weights,
+            beside: None,
         }),
         ..Project::default()
     };

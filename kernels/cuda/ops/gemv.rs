@@ -4,6 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch};
+use super::chain::{Chain, ChainArgs};
 use super::gemv_mma;
 use super::pointwise::activation_code;
 use crate::cuda::cx::LaunchCx;
@@ -49,6 +50,7 @@ pub(super) struct GemvArgs {
     experts: DevPtr,
     partners: DevPtr,
     chosen: DevPtr,
+    beside: DevPtr,
     tokens: u32,
     x_stride: u32,
     pub n_segments: u32,
@@ -68,7 +70,55 @@ pub(super) struct GemvArgs {
     pub col_shift: u32,
     pub scale_pitch: u32,
     pub passes: u32,
+    settled: u32,
+    hold: u32,
+    blocks: u32,
+    slots: u32,
     pad: u32,
+}
+
+/// `GemvRowsArgs` of `src/gemv_rows.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct GemvRowsArgs {
+    products: GemvArgs,
+    chain: ChainArgs,
+    blocks: u32,
+    slices: u32,
+}
+
+/// Kernels of products that have one with a chain of rows beside them.
+static WITH_ROWS: [(&str, &str); 3] = [
+    ("gemv_f32_x2", "gemv_f32_x2_rows"),
+    ("gemv_bf16_x1", "gemv_bf16_x1_rows"),
+    ("gemv_bf16_x2", "gemv_bf16_x2_rows"),
+];
+
+/// Enqueues products of one token, with what is to be done beside them if anything is.
+pub(super) fn launch_one(
+    cx: &LaunchCx<'_>,
+    kernel: &'static str,
+    grid: [usize; 3],
+    (threads, shared): (usize, usize),
+    args: &GemvArgs,
+    rows: Option<&Chain>,
+) -> Result<(), ExecError> {
+    let Some(chain) = rows else {
+        return launch(cx, kernel, grid, threads, shared, args);
+    };
+    let with = WITH_ROWS.iter().find(|w| w.0 == kernel);
+    let Some((_, with)) = with.filter(|_| threads == 256 && grid[1] == 1 && chain.grid[0] == 1) else {
+        chain.launch(cx)?;
+        return launch(cx, kernel, grid, threads, shared, args);
+    };
+    let both = GemvRowsArgs {
+        products: *args,
+        chain: chain.args,
+        blocks: grid[0] as u32,
+        slices: chain.grid[2] as u32,
+    };
+    let grid = [grid[0] + chain.blocks(), 1, 1];
+    launch(cx, with, grid, threads, shared.max(chain.shared), &both)
 }
 
 /// One matrix of a launch.
@@ -92,6 +142,8 @@ pub(super) struct Experts {
     pub per_slot: bool,
     /// `[tokens, k]`, multiplies what a gate gives.
     pub weights: Option<BufId>,
+    /// Input of one more slot, whose matrix is no expert: the launch's second product.
+    pub beside: Option<BufId>,
 }
 
 /// A launch.
@@ -165,6 +217,11 @@ pub(super) fn takes_groups(plan: &Plan, weight: WeightId, groups: usize) -> bool
 }
 
 pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), ExecError> {
+    project_with(cx, x, p, None)
+}
+
+/// Products, and what is to be done beside them.
+pub(super) fn project_with(cx: &LaunchCx<'_>, x: BufId, p: &Project, beside: Option<&Chain>) -> Result<(), ExecError> {
     let x = cx.buf(x);
     let first = cx.weight(p.products[0].weight);
     let Some(kernels) = kernels_of(first.desc.format) else {
@@ -199,22 +256,34 @@ pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), Ex
         (args.glu, args.activation) = (1, activation_code(activation));
         args.limit = limit.unwrap_or(f32::INFINITY);
     }
-    args.k = 1;
+    args.hold = u32::from(cx.holds.get(cx.group).is_some_and(|h| *h));
+    (args.k, args.slots) = (1, 1);
     let mut slots = None;
     if let Some(e) = p.experts {
         (args.experts, args.partners, args.chosen) = (e.table, e.partners, cx.buf(e.chosen).ptr);
         (args.k, args.per_slot) = (e.k as u32, u32::from(e.per_slot));
+        args.settled = u32::from(cx.settled(e.chosen));
         args.slot_weights = e.weights.map_or(0, |b| cx.buf(b).ptr);
-        slots = Some(x.rows * e.k);
+        let mut each = e.k;
+        if let Some(b) = e.beside {
+            (args.beside, args.n_segments) = (cx.buf(b).ptr, 1);
+            rows = first.desc.rows;
+            each += 1;
+        }
+        args.slots = each as u32;
+        slots = Some(x.rows * each);
     }
     args.rows = rows as u32;
     let groups = p.groups.max(1);
     if x.rows == 1 || slots.is_some() {
         let slots = slots.unwrap_or(1);
-        if gemv_mma::run(cx, first.desc, &mut args, slots, groups)? {
+        if gemv_mma::run(cx, first.desc, &mut args, slots, groups, beside)? {
             return Ok(());
         }
-        return one(cx, &kernels, first.desc, args, slots, groups);
+        return one(cx, &kernels, first.desc, args, (slots, groups), beside);
+    }
+    if let Some(chain) = beside {
+        chain.launch(cx)?;
     }
     many(cx, &kernels, first.desc, args, x.rows, groups)
 }
@@ -225,12 +294,15 @@ fn one(
     kernels: &Kernels,
     d: &WeightDesc,
     mut args: GemvArgs,
-    slots: usize,
-    groups: usize,
+    (slots, groups): (usize, usize),
+    beside: Option<&Chain>,
 ) -> Result<(), ExecError> {
     let per = if args.glu != 0 { 2 } else { 1 };
     let units = args.rows as usize / groups;
-    let resident = (BLOCKS * cx.device.info().multiprocessors as usize).div_ceil(groups * slots);
+    // No block more than there is room for: it would begin when all others have ended.
+    let all = BLOCKS * cx.device.info().multiprocessors as usize;
+    let room = all.saturating_sub(beside.map_or(0, Chain::blocks));
+    let resident = room / (groups * slots);
     let blocks = resident.clamp(1, units);
     let rows = units.div_ceil(blocks) * per;
     let chunks = d.cols / kernels.len;
@@ -246,15 +318,9 @@ fn one(
         .iter()
         .find(|k| k.0 >= held)
         .unwrap_or(&kernels.one[kernels.one.len() - 1]);
-    args.split = split as u32;
-    launch(
-        cx,
-        kernel,
-        [blocks * groups, slots, 1],
-        32 * WARPS,
-        4 * split * rows,
-        &args,
-    )
+    (args.split, args.blocks) = (split as u32, (blocks * groups) as u32);
+    let grid = [blocks * groups, slots, 1];
+    launch_one(cx, kernel, grid, (32 * WARPS, 4 * split * rows), &args, beside)
 }
 
 /// For up to 8 tokens at once.

@@ -1,8 +1,8 @@
 //! Products for one token on tensor cores (`gemv_mma.cuh`): all of weights of 4 and 8 bits, and small ones of 16. Which kernel,
 //! how many blocks, how their warps share out the rows.
 
-use super::args::launch;
-use super::gemv::GemvArgs;
+use super::chain::Chain;
+use super::gemv::{GemvArgs, launch_one};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::planes;
 use crate::ir::{ExecError, Format, ScaleFormat, WeightDesc};
@@ -145,11 +145,11 @@ fn blocks_of(units: &[usize], tile: usize, resident: usize) -> Vec<usize> {
 
 /// The cheapest way: the fewest steps of the busiest warp, a tile's start counted as one more. `units` outputs of each matrix
 /// (of a group), in `per` rows each; `resident` multiprocessors for each group and slot.
-fn shares(k: &Kernels, cols: usize, units: &[usize], per: usize, resident: usize) -> Option<Shares> {
+fn shares(k: &Kernels, cols: usize, units: &[usize], per: usize, (resident, kept): (usize, usize)) -> Option<Shares> {
     let step = CHUNKS * k.len;
     let threads = if cols <= FEW { 256 } else { 512 };
     let (warps, tile) = (threads / 32, TILE / per);
-    let blocks = blocks_of(units, tile, (resident * (512 / threads)).max(1));
+    let blocks = blocks_of(units, tile, (resident * (512 / threads)).saturating_sub(kept).max(1));
     let most = units.iter().zip(&blocks).map(|(u, b)| u.div_ceil(*b)).max()?;
     let (rows, tiles) = (most * per, most.div_ceil(tile));
     // Where a block has long rows and few of them, laying x out takes as long as the product: the kernels of `gemv_one.cuh`
@@ -198,6 +198,7 @@ pub(super) fn run(
     args: &mut GemvArgs,
     slots: usize,
     groups: usize,
+    beside: Option<&Chain>,
 ) -> Result<bool, ExecError> {
     let Some(kernels) = kernels_of(d.format).filter(|k| d.cols.is_multiple_of(CHUNKS * k.len)) else {
         return Ok(false);
@@ -213,7 +214,8 @@ pub(super) fn run(
         .map(|s| s.rows as usize / groups)
         .collect();
     let resident = (cx.device.info().multiprocessors as usize).div_ceil(groups * slots);
-    let Some(s) = shares(&kernels, d.cols, &units, if gate { 2 } else { 1 }, resident) else {
+    let kept = beside.map_or(0, Chain::blocks);
+    let Some(s) = shares(&kernels, d.cols, &units, if gate { 2 } else { 1 }, (resident, kept)) else {
         return Ok(false);
     };
     (args.split, args.split_shift) = (s.split as u32, s.split.ilog2());
@@ -226,6 +228,6 @@ pub(super) fn run(
     let grid = [s.blocks.iter().sum::<usize>() * groups, slots, 1];
     let kernel = &kernels.kernels[s.kernel];
     let name = if gate { kernel.gate } else { kernel.name };
-    launch(cx, name, grid, s.threads, s.shared, args)?;
+    launch_one(cx, name, grid, (s.threads, s.shared), args, beside)?;
     Ok(true)
 }

@@ -137,9 +137,11 @@ struct NearSiteArgs {
     route: RouteArgs,
 }
 
-/// Ops of a site: an optional sum of experts, an optional expansion, mixing, collapse, an optional norm of what comes out, and
-/// an optional router (its product and its choice) for that.
+/// Ops of a site: an optional sum of experts, an optional expansion, what takes the rows that logits are for, mixing, collapse,
+/// an optional norm of what comes out, and an optional router (its product and its choice) for that.
 struct Site<'a> {
+    /// The streams.
+    residual: BufId,
     sum: Option<&'a Op>,
     expand: Option<&'a Op>,
     mix: &'a Op,
@@ -156,6 +158,16 @@ fn describe(plan: &Plan, first: usize) -> Option<(Site<'_>, usize)> {
     at += usize::from(sum.is_some());
     let expand = op(at).filter(|o| matches!(o, Op::HcExpand { .. }));
     at += usize::from(expand.is_some());
+    // The last row of one is that row.
+    let taken = match (expand, op(at)) {
+        (Some(Op::HcExpand { x, .. }), Some(Op::TakeOutput { x: from, out }))
+            if plan.token_bucket == 1 && x == from =>
+        {
+            Some((*x, *out))
+        }
+        _ => None,
+    };
+    at += usize::from(taken.is_some());
     let (mix, collapse) = (op(at)?, op(at + 1)?);
     let (
         Op::HcMix {
@@ -177,7 +189,8 @@ fn describe(plan: &Plan, first: usize) -> Option<(Site<'_>, usize)> {
     };
     let d = plan.weight(*matrix);
     let fits = plan.token_bucket <= TOKENS && d.format == Format::F32 && plan.width(*out).is_multiple_of(2);
-    let same = |e: &Op| matches!(e, Op::HcExpand { x, streams: STREAMS, .. } if x == streams);
+    let residual = taken.map_or(*streams, |t| t.0);
+    let same = |e: &Op| matches!(e, Op::HcExpand { x, streams: STREAMS, .. } if *x == residual);
     let given = match (sum, expand) {
         (Some(Op::ExpertSum { out, .. }), Some(Op::HcExpand { o, .. })) => out == o,
         (Some(_), _) => false,
@@ -191,8 +204,10 @@ fn describe(plan: &Plan, first: usize) -> Option<(Site<'_>, usize)> {
     };
     let router = takes_router(plan, at, x, d.rows);
     let n = at + 2 * usize::from(router.is_some()) - first;
-    (fits && given && from == streams && by == pre && expand.is_none_or(same)).then_some((
+    let alone = taken.is_none_or(|t| t.1 == *streams && fuse::dead(plan, t.1, first + n));
+    (fits && given && alone && from == streams && by == pre && expand.is_none_or(same)).then_some((
         Site {
+            residual,
             sum,
             expand,
             mix,
@@ -206,7 +221,12 @@ fn describe(plan: &Plan, first: usize) -> Option<(Site<'_>, usize)> {
 
 /// Whether streams are wide enough, and no wider than fits, for blocks that see each other's shared memory.
 fn near(hidden: usize, outputs: usize) -> bool {
-    hidden >= NEAR_LEAST && hidden.div_ceil(2 * NEAR) * 2 <= NEAR_COLUMNS && outputs <= NEAR_OUTPUTS
+    hidden >= NEAR_LEAST && columns(hidden) <= NEAR_COLUMNS && outputs <= NEAR_OUTPUTS
+}
+
+/// Columns of a block of `hc_site_near`.
+fn columns(hidden: usize) -> usize {
+    hidden.div_ceil(2 * NEAR) * 2
 }
 
 /// A router's product of `x` and its choice at ops `at` and the next, where blocks that have x can make them.
@@ -264,6 +284,7 @@ pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> 
     let ptr = |b: &BufId| cx.buf(*b).ptr;
     let mut args = SiteArgs::zeroed();
     args.mix = self::args(cx, site.mix)?;
+    args.mix.x = ptr(&site.residual);
     if let Some(Op::ExpertSum { x, k, shared, out }) = site.sum {
         (args.experts, args.k, args.sum) = (ptr(x), *k as u32, ptr(out));
         args.shared = shared.as_ref().map_or(0, ptr);
@@ -283,11 +304,13 @@ pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> 
     if cx.device.info().clusters && near(hidden, args.mix.outputs as usize) {
         let mut near = NearSiteArgs::zeroed();
         near.site = args;
+        let mut shared = 0;
         if let Some([Op::MatMul { weight, .. }, choice]) = site.router {
             near.router = WeightArg::get(cx, *weight);
+            shared = 4 * near.router.rows as usize * columns(hidden);
             near.route = mixing::route_args(cx, choice, chosen(cx, origin))?;
         }
-        return launch(cx, "hc_site_near", [NEAR, cx.buf(*x).rows, 1], 256, 0, &near);
+        return launch(cx, "hc_site_near", [NEAR, cx.buf(*x).rows, 1], 256, shared, &near);
     }
     let slices = hidden.div_ceil(COLUMNS);
     args.mix.slices = slices as u32;

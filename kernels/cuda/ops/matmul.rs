@@ -139,6 +139,17 @@ pub(super) fn added(cx: &LaunchCx<'_>, group: &[OpId]) -> Result<(), ExecError> 
     gemm_wg::gemm_wg(cx, op(0), &[(args, d)], &places, &last)
 }
 
+/// Whether a product is one of `gemv`'s.
+pub(super) fn fast(plan: &Plan, op: &Op) -> bool {
+    let Ok((x, _, w)) = places(op) else { return false };
+    let groups = match op {
+        Op::GroupedMatMul { groups, .. } => gemv::takes_groups(plan, w, *groups),
+        _ => true,
+    };
+    let few = plan.buffer_len(x) / plan.width(x).max(1) <= gemv::TOKENS;
+    few && plan.width(x).is_multiple_of(4) && gemv::takes(plan.weight(w)) && groups
+}
+
 /// `MatMul`, `GroupedMatMul` and `ExpertMatMul`.
 pub(super) fn matmul(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
     let (op, table) = (&cx.plan.ops[id.index()].op, cx.experts[id.index()]);
@@ -148,25 +159,18 @@ pub(super) fn matmul(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
         return products(cx, &[id]);
     }
     let (args, d) = arguments(cx, op, table)?;
-    if x.rows <= gemv::TOKENS && x.width.is_multiple_of(4) && gemv::takes(d) {
-        let bias = match op {
-            Op::MatMul { bias, .. } => *bias,
-            _ => None,
-        };
-        let out = match op {
-            Op::MatMul { out, .. } | Op::GroupedMatMul { out, .. } | Op::ExpertMatMul { out, .. } => *out,
+    if fast(cx.plan, op) {
+        let (x, out, bias) = match op {
+            Op::MatMul { x, out, bias, .. } => (*x, *out, *bias),
+            Op::GroupedMatMul { x, out, .. } | Op::ExpertMatMul { x, out, .. } => (*x, *out, None),
             _ => return unsupported("this op as a product"),
         };
         let mut project = Project {
             products: vec![Product { weight: w, bias, out }],
             ..Project::default()
         };
-        let mut fits = true;
         match op {
-            Op::GroupedMatMul { groups, .. } => {
-                fits = gemv::takes_groups(cx.plan, w, *groups);
-                project.groups = *groups;
-            }
+            Op::GroupedMatMul { groups, .. } => project.groups = *groups,
             Op::ExpertMatMul {
                 experts, k, per_slot, ..
             } => {
@@ -177,17 +181,12 @@ pub(super) fn matmul(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
                     k: *k,
                     per_slot: *per_slot,
                     weights: None,
+                    beside: None,
                 });
             }
             _ => {}
         }
-        if fits {
-            let x = match op {
-                Op::MatMul { x, .. } | Op::GroupedMatMul { x, .. } | Op::ExpertMatMul { x, .. } => *x,
-                _ => return unsupported("this op as a product"),
-            };
-            return gemv::project(cx, x, &project);
-        }
+        return gemv::project(cx, x, &project);
     }
     if d.layout == Layout::InOut && args.experts == 0 && args.group_rows == 0 {
         let grid = [d.rows.div_ceil(32), x.rows.div_ceil(TOKENS), 1];

@@ -21,14 +21,14 @@ mod score;
 mod sparse;
 
 use super::cx::LaunchCx;
-use crate::ir::{ExecError, Op, OpId, Plan};
+use crate::ir::{ExecError, Format, Op, OpId, Plan};
 
 /// What a group of base ops is run as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupKind {
     /// One base op as it is.
     Single,
-    /// Products of one input, with a norm before and a gate or a residual behind them.
+    /// Products of one input, with a norm before and a gate or a residual behind them; then ops of a chain beside them, if any.
     Project,
     /// Products of one input for many tokens.
     Products,
@@ -38,6 +38,8 @@ pub enum GroupKind {
     Mlp,
     /// Gate and up products of chosen experts and what joins them.
     Experts,
+    /// The product of chosen experts, and the shared expert's.
+    Beside,
     /// Ops that go row by row.
     Chain,
     /// What is done with the queries of an attention first (norm and rotation, if any), attention, and the rotation of what
@@ -49,6 +51,31 @@ pub enum GroupKind {
     Resident,
     /// An mHC site: what goes into the streams, the next coefficients, what is taken out.
     Site,
+}
+
+impl GroupKind {
+    /// Whether its launch reads matrices that were chosen on the device, and can begin to before its predecessor has ended.
+    pub fn chooses(self) -> bool {
+        matches!(self, Self::Experts | Self::Beside)
+    }
+}
+
+/// Whether a group is launched as products that a chain of rows can be done beside: of formats that have such kernels.
+pub fn takes_rows(plan: &Plan, group: &Group) -> bool {
+    let format = group.origin.iter().find_map(|id| match &plan.ops[id.index()].op {
+        Op::MatMul { weight, .. } => Some(plan.weight(*weight).format),
+        _ => None,
+    });
+    group.kind == GroupKind::Project && matches!(format, Some(Format::F32 | Format::Bf16))
+}
+
+/// Whether a group is launched as products that can hold the launch after them ([`super::schedule::holds`]).
+pub fn products(plan: &Plan, group: &Group) -> bool {
+    match group.kind {
+        GroupKind::Project | GroupKind::Experts | GroupKind::Beside => true,
+        GroupKind::Single => matmul::fast(plan, &plan.ops[group.origin[0].index()].op),
+        _ => false,
+    }
 }
 
 /// Base ops that are launched together, in plan order; what other ops stand between them has nothing to do with them. Every op of a plan is in exactly one group.
@@ -119,13 +146,25 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
             }
             gemv::project(cx, x, &p)
         }
-        GroupKind::Project => {
-            let first = group.origin[0].index();
-            match fuse::describe(cx.plan, first) {
-                Some((p, n, x)) if n == group.origin.len() => gemv::project(cx, x, &p),
-                _ => args::unsupported("a group that is none of the plan's"),
+        GroupKind::Beside => {
+            let Some((_, mut p, x)) = fuse::beside(cx.plan, group.origin[0].index()) else {
+                return args::unsupported("a group that is none of the plan's");
+            };
+            if let Some(e) = &mut p.experts {
+                e.table = cx.experts[group.origin[0].index()];
             }
+            gemv::project(cx, x, &p)
         }
+        GroupKind::Project => match fuse::describe(cx.plan, group.origin[0].index()) {
+            Some((p, n, x)) if n <= group.origin.len() => {
+                let rows = match &group.origin[n..] {
+                    [] => None,
+                    rows => Some(chain::prepare(cx, rows)?),
+                };
+                gemv::project_with(cx, x, &p, rows.as_ref())
+            }
+            _ => args::unsupported("a group that is none of the plan's"),
+        },
     }
 }
 

@@ -137,6 +137,8 @@ __device__ __forceinline__ float weight_of_log2(float value, float top) { return
 // How the shares of a token's heads are put together: by finish_heads, or (attend_near.cu) by blocks that see each other's
 // shared memory.
 struct FinishHeads {
+    // Whether there is nothing to gain by what can be done before the predecessor ends.
+    static constexpr bool QUERIES_FIRST = false;
     static __device__ __forceinline__ void begin(const AttendArgs&) { await_predecessor(); }
     template <uint32_t L, uint32_t C, uint32_t G>
     static __device__ __forceinline__ void finish(const AttendArgs& a, float* pool, HeadShares<L>& s, const float (&top)[L],
@@ -156,16 +158,6 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
     const uint32_t parts = a.heads / a.kv_heads / a.block_heads, kv = blockIdx.y / parts;
     const uint32_t at0 = kv * (a.heads / a.kv_heads) + blockIdx.y % parts * a.block_heads;
     const uint32_t team = threadIdx.x / G, column = threadIdx.x % G * C;
-    if (threadIdx.x < kSources && threadIdx.x < a.n_sources) {
-        s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
-    }
-    s.heads.make_turns(a, a.step->position);
-    __syncthreads();
-    Finish::begin(a);
-    const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
-    const uint32_t per = (total + a.splits - 1) / a.splits;
-    const uint32_t begin = min(blockIdx.z * per, total), end = min(begin + per, total);
-
     float4 q[L][F], acc[L][F];
     float top[L], sum[L];
     const auto ask_queries = [&] {
@@ -178,6 +170,20 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
             }
         }
     };
+    if (Finish::QUERIES_FIRST) {
+        Finish::begin(a);
+        ask_queries();
+    }
+    if (threadIdx.x < kSources && threadIdx.x < a.n_sources) {
+        s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
+    }
+    s.heads.make_turns(a, a.step->position);
+    __syncthreads();
+    if (!Finish::QUERIES_FIRST) Finish::begin(a);
+    const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
+    const uint32_t per = (total + a.splits - 1) / a.splits;
+    const uint32_t begin = min(blockIdx.z * per, total), end = min(begin + per, total);
+
     const auto prepare_queries = [&] {
 #pragma unroll
         for (uint32_t l = 0; l < L; l++) {
@@ -293,7 +299,7 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
         if (kTwo) ask(two, next[1]);
     };
     find_both(begin + team);
-    ask_queries();
+    if (!Finish::QUERIES_FIRST) ask_queries();
     ask_both();
     find_both(begin + STEP + team);
     prepare_queries();

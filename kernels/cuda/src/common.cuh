@@ -9,10 +9,13 @@
     extern __shared__ __align__(16) unsigned char name##_raw[]; \
     unsigned char* name = name##_raw
 // Where the launch allows it (programmatic dependent launch), the next kernel may start at once, and this one waits here
-// for what the kernel before it writes; elsewhere both instructions do nothing.
-__device__ __forceinline__ void await_predecessor() {
+// for what the kernel before it writes; elsewhere both instructions do nothing. With `hold` the next kernel starts when this
+// one has waited, and from its start finds what was written before this one.
+__device__ __forceinline__ void await_predecessor(bool hold = false) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+    if (!hold) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    if (hold) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 // A kernel with one parameter struct by value; `threads` is the largest block it is launched with.

@@ -32,6 +32,7 @@ struct GemvArgs {
     const DevExpert* experts;  // as in MatMulArgs: the matrix is the one `chosen` names
     const DevExpert* partners;  // the same for the second segment
     const int32_t* chosen;
+    const float* beside;       // [tokens, cols] x of one more slot, whose matrix and output are the second segment; null = none
     uint32_t tokens;           // code of x's rows
     uint32_t x_stride;
     uint32_t n_segments;
@@ -52,6 +53,10 @@ struct GemvArgs {
     uint32_t col_shift;
     uint32_t scale_pitch;      // bytes of a row of scales
     uint32_t passes;           // of `tile` inputs
+    uint32_t settled;          // 1 = `chosen` is there before the predecessor has ended
+    uint32_t hold;             // see `await_predecessor`
+    uint32_t blocks;           // of all groups (gemv_one)
+    uint32_t slots;            // per token: k, and the one beside the experts'; without experts 1
     uint32_t pad;
 };
 
@@ -153,7 +158,7 @@ __device__ __forceinline__ void gemv(const GemvArgs& a) {
         g = gemv_rows<F, R>(a, offset + unit, 0);
         next.load(a, g, 0, lane, min(a.tile, cols) / LEN);
     }
-    await_predecessor();
+    await_predecessor(a.hold != 0);
     const uint32_t all = step_rows(*a.step, a.tokens), first = blockIdx.y * T;
     if (first >= all) return;
     const uint32_t tokens = min(all - first, T);

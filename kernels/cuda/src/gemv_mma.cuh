@@ -210,22 +210,31 @@ __device__ __forceinline__ void gemv_mma(const GemvArgs& a) {
     // What is asked for next; what has been, and is multiplied now: `mine` steps.
     uint32_t pass = 0, tile = team, round = 0;
     uint32_t now_pass = 0, now_tile = 0, now_round = 0, mine = 0;
-    const bool routed = a.experts != nullptr;
+    const bool routed = a.experts != nullptr, late = routed && a.settled == 0;
+    if (routed) {
+        slot = blockIdx.y % a.slots;
+        token = blockIdx.y / a.slots;
+    }
+    const bool beside = slot == a.k;
+    if (late) await_predecessor(a.hold != 0);
+    if (token >= step_rows(*a.step, a.tokens)) return;
+    if (beside) {
+        block.segment = 1;
+        block.matrix[0] = block.matrix[1] = {a.segments[1].data, a.segments[1].scales};
+    } else if (routed) {
+        const uint32_t e = (uint32_t)a.chosen[token * a.k + slot];
+        block.matrix[0] = block.matrix[1] = a.experts[e];
+        if (GLU) block.matrix[1] = a.partners[e];
+    }
     for (uint32_t n = 0;; n++) {
-        if (n == (routed ? 0 : 1)) {
-            await_predecessor();
-            if (routed) {
-                slot = blockIdx.y % a.k;
-                token = blockIdx.y / a.k;
-            }
-            if (token >= step_rows(*a.step, a.tokens)) return;
-            if (routed) {
-                const uint32_t e = (uint32_t)a.chosen[blockIdx.y];
-                block.matrix[0] = block.matrix[1] = a.experts[e];
-                if (GLU) block.matrix[1] = a.partners[e];
-            }
+        if (n == 1) {
+            if (!late) await_predecessor(a.hold != 0);
             x = (const float4*)(a.x + (size_t)token * a.x_stride + (size_t)block.group * a.w.cols +
                                 (a.per_slot != 0 ? (size_t)slot * a.w.cols : 0));
+            if (beside) {
+                x = (const float4*)(a.beside + (size_t)token * a.w.cols);
+                slot = 0;
+            }
             if (!GLU && threadIdx.x < block.units) {
                 const Segment& s = a.segments[block.segment];
                 const uint32_t row = block.first + threadIdx.x;

@@ -35,11 +35,16 @@ __device__ __forceinline__ RowPlace row_place(const GemvArgs& a, uint32_t unit, 
 }
 
 // Output of unit `unit`, from the sums of its row (of both rows where `glu`).
+template <bool BESIDE>
 __device__ __forceinline__ void store_unit(const GemvArgs& a, uint32_t unit, uint32_t token, uint32_t slot, float first,
                                            float second, float bias, float residual) {
     if (a.glu != 0) {
         a.segments[0].out[(size_t)token * a.segments[0].out_stride + (size_t)slot * a.rows + unit] =
             gated(a, unit, first, second, token, slot);
+        return;
+    }
+    if (BESIDE && slot == a.k) {
+        a.segments[1].out[(size_t)token * a.segments[1].out_stride + unit] = first;
         return;
     }
     uint32_t row;
@@ -48,16 +53,29 @@ __device__ __forceinline__ void store_unit(const GemvArgs& a, uint32_t unit, uin
 }
 
 // Bias and residual of unit `unit`, 0 where there are none (with `glu`, `store_unit` sees to it).
-__device__ __forceinline__ void unit_addends(const GemvArgs& a, uint32_t unit, uint32_t token, uint32_t slot, float* bias,
-                                             float* residual) {
+__device__ __forceinline__ void unit_addends(const GemvArgs& a, uint32_t unit, uint32_t token, uint32_t slot,
+                                             float* bias, float* residual) {
     *bias = *residual = 0.0f;
-    if (a.glu != 0) return;
+    if (a.glu != 0 || slot == a.k) return;
     uint32_t row;
     const uint32_t s = segment_of(a, unit, &row);
     if (a.segments[s].bias.data != nullptr) *bias = vector_at(a.segments[s].bias, row);
     if (a.residual != nullptr && s == 0) {
         *residual = a.residual[(size_t)token * a.segments[0].out_stride + (size_t)slot * a.rows + row];
     }
+}
+
+// Whose row of x this block multiplies: found anew where it is needed, since registers are few in between.
+struct GemvSlot {
+    uint32_t token, slot;  // slot k: the one beside the experts'
+};
+
+__device__ __forceinline__ GemvSlot gemv_slot(const GemvArgs& a) {
+    uint32_t y = blockIdx.y;
+#ifndef MODEL1_EMULATE
+    asm volatile("" : "+r"(y));
+#endif
+    return {y / a.slots, y % a.slots};
 }
 
 // The units of a block: neighbours, of one group.
@@ -67,13 +85,14 @@ struct GemvBlock {
 
 __device__ __forceinline__ GemvBlock gemv_block(const GemvArgs& a) {
     const uint32_t units = a.group_rows != 0 ? a.group_rows : a.rows, groups = a.rows / units;
-    const uint32_t blocks = gridDim.x / groups, group = blockIdx.x / blocks, b = blockIdx.x % blocks;
+    const uint32_t blocks = a.blocks / groups, group = blockIdx.x / blocks, b = blockIdx.x % blocks;
     const uint32_t each = units / blocks, more = units % blocks;
     return {group * units + each * b + min(b, more), each + (b < more ? 1 : 0), group};
 }
 
 // Adds up the shares of every row and gives the units their outputs. `bias` and `residual` are those of unit threadIdx.x of
 // the block.
+template <bool BESIDE>
 __device__ __forceinline__ void store_units(const GemvArgs& a, const GemvBlock& block, uint32_t token, uint32_t slot,
                                             const float* partial, float factor, float bias, float residual) {
     const uint32_t split = a.split, per = a.glu != 0 ? 2 : 1;
@@ -84,7 +103,7 @@ __device__ __forceinline__ void store_units(const GemvArgs& a, const GemvBlock& 
             if (per == 2) second += partial[(u * 2 + 1) * split + s];
         }
         if (u != threadIdx.x) unit_addends(a, block.first + u, token, slot, &bias, &residual);
-        store_unit(a, block.first + u, token, slot, first * factor, second * factor, bias, residual);
+        store_unit<BESIDE>(a, block.first + u, token, slot, first * factor, second * factor, bias, residual);
     }
 }
 
@@ -160,7 +179,7 @@ __device__ __forceinline__ float norm_weights(const GemvArgs& a, float4 (&xs)[XI
 }
 
 // XI chunks of x per lane; columns beyond 32 * split * XI chunks take another pass over the rows.
-template <class F, uint32_t XI>
+template <class F, uint32_t XI, bool BESIDE = true>
 __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
     DYNAMIC_SHARED(memory);
     __shared__ float squares[8];
@@ -185,25 +204,26 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
 #pragma unroll
         for (uint32_t d = 0; d < DEPTH; d++) ask(ahead[d], team + d * teams, pass);
     };
-    if (a.experts == nullptr) ask_first(0);
-    await_predecessor();
-    uint32_t token = blockIdx.y, slot = 0;
-    if (a.experts != nullptr) {
-        slot = blockIdx.y % a.k;
-        token = blockIdx.y / a.k;
-        if (token >= step_rows(*a.step, a.tokens)) return;
-        const uint32_t e = (uint32_t)a.chosen[blockIdx.y];
+    const bool late = a.experts != nullptr && a.settled == 0;
+    if (late) await_predecessor(a.hold != 0);
+    const GemvSlot at = gemv_slot(a);
+    if (at.token >= step_rows(*a.step, a.tokens)) return;
+    if (BESIDE && at.slot == a.k) {
+        one = {a.segments[1].data, a.segments[1].scales};
+    } else if (a.experts != nullptr) {
+        const uint32_t e = (uint32_t)a.chosen[at.token * a.k + at.slot];
         one = a.experts[e];
         if (a.partners != nullptr) other = a.partners[e];
-        ask_first(0);
-    } else if (token >= step_rows(*a.step, a.tokens)) {
-        return;
     }
-    const float4* x = (const float4*)(a.x + (size_t)token * a.x_stride + (size_t)block.group * a.w.cols +
-                                      (a.per_slot != 0 ? (size_t)slot * a.w.cols : 0));
-    const bool scaled = F::SCALED && (a.experts != nullptr ? one.scales : a.segments[0].scales) != nullptr;
+    ask_first(0);
+    if (!late) await_predecessor(a.hold != 0);
+    const float4* x = (const float4*)(a.x + (size_t)at.token * a.x_stride + (size_t)block.group * a.w.cols +
+                                      (a.per_slot != 0 ? (size_t)at.slot * a.w.cols : 0));
+    if (BESIDE && at.slot == a.k) x = (const float4*)(a.beside + (size_t)at.token * a.w.cols);
+    // Both say the same; which costs fewer registers is the compiler's secret.
+    const bool scaled = F::SCALED && (XI < 3 && a.experts != nullptr ? one.scales : a.segments[0].scales) != nullptr;
     float bias = 0.0f, residual = 0.0f, square = 0.0f;
-    if (threadIdx.x < block.units) unit_addends(a, unit0 + threadIdx.x, token, slot, &bias, &residual);
+    if (threadIdx.x < block.units) unit_addends(a, unit0 + threadIdx.x, at.token, at.slot, &bias, &residual);
 
     for (uint32_t pass = 0; pass < passes; pass++) {
         float4 xs[XI][PER];
@@ -265,10 +285,14 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
         for (uint32_t s = 0; s < split; s++) all += squares[s];
         factor = rsqrtf(all / (float)a.w.cols + a.eps);
     }
-    store_units(a, block, token, slot, partial, factor, bias, residual);
+    const GemvSlot to = BESIDE ? gemv_slot(a) : at;
+    store_units<BESIDE>(a, block, to.token, to.slot, partial, factor, bias, residual);
 }
 
 // Kernels by chunks of x per lane. grid (blocks, a multiple of the groups; 1 or tokens * k), 256 threads, shared
 // 4 * split * rows of a block.
 #define GEMV_ONE(format, Chunk, chunks, blocks) \
     EARLY_KERNEL(gemv_##format##_x##chunks, GemvArgs, 256, blocks) { gemv_one<Chunk, chunks>(a); }
+// The same without a slot beside the experts': no register is left for it.
+#define GEMV_ALONE(format, Chunk, chunks, blocks) \
+    EARLY_KERNEL(gemv_##format##_x##chunks, GemvArgs, 256, blocks) { gemv_one<Chunk, chunks, false>(a); }

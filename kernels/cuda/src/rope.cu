@@ -4,6 +4,10 @@
 
 // grid (rows)
 KERNEL(rope, RopeArgs, 256) {
+    __shared__ float2 turns[256];
     const DevStep step = *a.step;
-    if (blockIdx.x < step_rows(step, a.rows)) rope_row(a, step, blockIdx.x);
+    if (blockIdx.x >= step_rows(step, a.rows)) return;
+    rope_turns(a, step, blockIdx.x, turns);
+    __syncthreads();
+    rope_row(a, blockIdx.x, turns);
 }

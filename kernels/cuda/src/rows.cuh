@@ -105,15 +105,18 @@ __device__ __forceinline__ uint2 runs_of(uint32_t runs, uint32_t slice, uint32_t
     return make_uint2(min(slice * per, runs), min((slice + 1) * per, runs));
 }
 
-__device__ inline void rope_row(const RopeArgs& a, const DevStep& step, uint32_t row, uint32_t slice = 0,
-                                uint32_t slices = 1) {
-    __shared__ float2 turns[256];
-    const uint32_t pairs = a.dims / 2;
+// The rotation of a row, by all threads of a block: (sine, cosine) of every pair.
+__device__ __forceinline__ void rope_turns(const RopeArgs& a, const DevStep& step, uint32_t row, float2* turns) {
     const uint64_t position = a.rate == 0 ? step.position + row : (first_closed(step, a.rate) + row) * a.rate;
-    for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x) {
+    for (uint32_t i = threadIdx.x; i < a.dims / 2; i += blockDim.x) {
         turns[i] = turn_at(position, a.freqs[i], a.inverse != 0);
     }
-    __syncthreads();
+}
+
+// Rotates a row; called when all threads see `turns`.
+__device__ __forceinline__ void rope_row(const RopeArgs& a, uint32_t row, const float2* turns, uint32_t slice = 0,
+                                         uint32_t slices = 1) {
+    const uint32_t pairs = a.dims / 2;
     float* x = a.x + (size_t)row * a.width;
     const uint2 heads = runs_of(a.heads, slice, slices);
     for (uint32_t n = heads.x * pairs + threadIdx.x; n < heads.y * pairs; n += blockDim.x) {

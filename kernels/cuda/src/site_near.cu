@@ -8,9 +8,9 @@
 #if !defined(MODEL1_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
 #include "cluster.cuh"
 
-// Blocks; threads with columns; pairs of columns whose coefficients a lane holds; outputs of
-// the mixing matrix per warp; products of streams; experts per warp.
-constexpr uint32_t kNear = 8, kOthers = 224, kPairs = 3, kOutputs = 3, kGram = 10, kExperts = 5;
+// Blocks; threads with columns; pairs of columns whose coefficients a lane holds; outputs of the mixing matrix per warp;
+// products of streams.
+constexpr uint32_t kNear = 8, kOthers = 224, kPairs = 3, kOutputs = 3, kGram = 10;
 
 struct NearSiteArgs {
     SiteArgs site;
@@ -79,11 +79,13 @@ __device__ __forceinline__ void near_streams(const SiteArgs& a, NearSite& s, uin
     }
 }
 
-// grid (8, rows), in clusters of 8; blocks share out the columns, an even number each, at most 512. At most 24 outputs: what
-// four streams have.
+// grid (8, rows), in clusters of 8, shared: 4 * experts * columns of a block; blocks share out the columns, an even number
+// each, at most 512. At most 24 outputs: what four streams have.
 extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 1)
     hc_site_near(const __grid_constant__ NearSiteArgs args) {
+    DYNAMIC_SHARED(memory);
     __shared__ NearSite s;
+    float2* router = (float2*)memory;  // [experts][pairs of columns of this block]
     const SiteArgs& a = args.site;
     const HcMixArgs& m = a.mix;
     const RouteArgs& r = args.route;
@@ -96,12 +98,9 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
         const uint32_t at = output * m.width + stream * hidden + 2 * pair;
         return 2 * pair < n && output < m.outputs ? *(const float2*)(matrix + at) : make_float2(0.0f, 0.0f);
     };
-    const auto routing = [&](uint32_t expert, uint32_t pair) {
-        return 2 * pair < n && expert < r.experts ? router_pair(args.router, expert, from / 2 + pair) : make_float2(0.0f, 0.0f);
-    };
     // What the predecessor does not change.
     cluster_arrive();
-    float2 held[kOutputs][kSiteStreams][kPairs], expert[kExperts][kPairs];
+    float2 held[kOutputs][kSiteStreams][kPairs];
 #pragma unroll
     for (uint32_t k = 0; k < kPairs; k++) {
 #pragma unroll
@@ -109,10 +108,11 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
 #pragma unroll
             for (uint32_t j = 0; j < kSiteStreams; j++) held[i][j][k] = coefficient(warp + 8 * i, j, lane + 32 * k);
         }
-#pragma unroll
-        for (uint32_t i = 0; i < kExperts; i++) {
-            expert[i][k] = make_float2(0.0f, 0.0f);
-            if (routed && warp < 7) expert[i][k] = routing(warp + 7 * i, lane + 32 * k);
+    }
+    if (routed) {
+#pragma unroll 4
+        for (uint32_t i = threadIdx.x; i < r.experts * (n / 2); i += blockDim.x) {
+            router[i] = router_pair(args.router, i / (n / 2), from / 2 + i % (n / 2));
         }
     }
     float weight = weighted && threadIdx.x < n && warp < 7 ? vector_at(a.norm, from + threadIdx.x) : 1.0f;
@@ -196,19 +196,12 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
         if (routed) {
             // The seven warps alone: the last one is at the coefficients.
             asm volatile("bar.sync 1, 224;" ::: "memory");
-#pragma unroll
-            for (uint32_t i = 0; i < kExperts; i++) {
-                const uint32_t e = warp + 7 * i;
-                if (e >= r.experts) break;
-                float sum = 0.0f;
-#pragma unroll
-                for (uint32_t k = 0; k < kPairs; k++) {
-                    const uint32_t pair = lane + 32 * k;
-                    if (2 * pair < n) sum += dot_columns(expert[i][k], &s.normed[2 * pair]);
-                }
 #pragma unroll 1
-                for (uint32_t pair = lane + 32 * kPairs; 2 * pair < n; pair += 32) {
-                    sum += dot_columns(routing(e, pair), &s.normed[2 * pair]);
+            for (uint32_t e = warp; e < r.experts; e += 7) {
+                float sum = 0.0f;
+#pragma unroll 2
+                for (uint32_t pair = lane; 2 * pair < n; pair += 32) {
+                    sum += dot_columns(router[e * (n / 2) + pair], &s.normed[2 * pair]);
                 }
                 sum = warp_sum(sum);
                 if (lane == 0) near_store(&s.logits[rank][e], 0, sum);

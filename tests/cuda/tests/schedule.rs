@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use engine::{Engine, SessionOptions};
 use kernels::cuda::ops::{Group, groups};
-use kernels::cuda::schedule::{Place, STREAMS, schedule, touched};
+use kernels::cuda::schedule::{Place, STREAMS, order, schedule, touched};
 use kernels::ir::{Backend, Op, Plan};
 use model1_tests::goldens::{engine_with, folder};
 use std::sync::Arc;
@@ -30,12 +30,38 @@ fn conflicts(plan: &Plan, a: &Group, b: &Group) -> bool {
     a.origin.iter().any(|x| b.origin.iter().any(|y| conflict(op(x), op(y))))
 }
 
+/// Groups are launched in another order than a plan's ops: those that have to do with each other keep it, and what is launched
+/// at once in two parts has nothing to do with each other.
+fn keeps_order(name: &str, plan: &Plan, groups: &[Group]) {
+    let mut place = vec![None; plan.ops.len()];
+    for (g, group) in groups.iter().enumerate() {
+        for id in &group.origin {
+            assert_eq!(place[id.index()].replace(g), None, "{name}: op {} twice", id.index());
+        }
+        if let Some(second) = group.origin.windows(2).position(|w| w[1] < w[0]) {
+            let (products, rows) = group.origin.split_at(second + 1);
+            for (a, b) in products.iter().flat_map(|a| rows.iter().map(move |b| (a, b))) {
+                let op = |id: &kernels::ir::OpId| &plan.ops[id.index()].op;
+                assert!(!conflict(op(a), op(b)), "{name}: {a:?} and {b:?} in group {g}");
+            }
+        }
+    }
+    for (b, later) in plan.ops.iter().enumerate() {
+        for (a, earlier) in plan.ops[..b].iter().enumerate() {
+            if conflict(&earlier.op, &later.op) {
+                assert!(place[a].is_some() && place[a] <= place[b], "{name}: op {b} before {a}");
+            }
+        }
+    }
+}
+
 #[test]
 fn groups_that_touch_the_same_places_run_in_order() {
     let mut most = HashMap::new();
     for name in ["tiny-v4", "tiny-v4-fp8", "tiny-llama", "tiny-qwen2", "tiny-gpt2"] {
         for plan in plans(name) {
             let groups = groups(&plan);
+            keeps_order(name, &plan, &order(&plan, groups.clone()));
             let s = schedule(&plan, &groups);
             assert_eq!(s.slots.len(), groups.len());
             // ended[i]: groups that have ended when group i begins, by the streams' order and the signals alone.

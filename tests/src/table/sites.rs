@@ -1,6 +1,6 @@
 //! mHC sites as models have them: the sum of experts before, the norm and the router behind.
 
-use kernels::ir::{BufId, Dim, ElemType, Format, Layout, NormKind, Op, Scoring};
+use kernels::ir::{Activation, BufId, Dim, ElemType, Format, Layout, NormKind, Op, Scoring};
 
 use super::{Case, On, check};
 
@@ -115,7 +115,112 @@ fn site(d: usize, tokens: usize, router: Option<(usize, usize, Format)>) -> Case
     c
 }
 
+/// What joins gate and up halves; `row_weights` of experts.
+fn joined(c: &mut Case, gate: BufId, up: BufId, row_weights: Option<BufId>) {
+    c.op(Op::Glu {
+        gate,
+        up,
+        out: gate,
+        activation: Activation::Silu,
+        limit: Some(10.0),
+        row_weights,
+    });
+}
+
+/// A feed-forward layer of experts and a shared one between two sites, in the order models have: what one launch leaves behind
+/// for those soon after it.
+fn layer(d: usize, tokens: usize, format: Format) -> Case {
+    const EXPERTS: usize = 5;
+    const CHOSEN: usize = 2;
+    const INNER: usize = 128;
+    let mut c = Case::new(tokens, 4096);
+    let x = c.input(N * d, 1.0);
+    let (pre, post, comb) = mix(&mut c, x, d);
+    let y = enter(&mut c, x, pre, d);
+    let (router, logits) = (c.weight(EXPERTS, d, Format::Bf16, Layout::OutIn), c.floats(EXPERTS));
+    c.op(Op::MatMul {
+        x: y,
+        weight: router,
+        bias: None,
+        out: logits,
+    });
+    let (experts, weights) = (
+        c.buffer(Dim::Tokens, Dim::Const(CHOSEN), ElemType::I32),
+        c.floats(CHOSEN),
+    );
+    c.op(Op::Route {
+        logits,
+        bias: None,
+        table: None,
+        scoring: Scoring::SqrtSoftplus,
+        k: CHOSEN,
+        normalise: true,
+        factor: 1.5,
+        out_experts: experts,
+        out_weights: weights,
+    });
+    let chosen = |c: &mut Case, x, rows: usize, cols: usize, per_slot| {
+        let all = (0..EXPERTS).map(|_| c.weight(rows, cols, format, Layout::OutIn));
+        let (weights, out) = (all.collect(), c.floats(CHOSEN * rows));
+        c.op(Op::ExpertMatMul {
+            x,
+            experts,
+            k: CHOSEN,
+            weights,
+            per_slot,
+            out,
+        });
+        out
+    };
+    let (gate, up) = (chosen(&mut c, y, INNER, d, false), chosen(&mut c, y, INNER, d, false));
+    joined(&mut c, gate, up, Some(weights));
+    let parts = chosen(&mut c, gate, d, INNER, true);
+    let product = |c: &mut Case, x, rows: usize, cols: usize| {
+        let (weight, out) = (c.weight(rows, cols, format, Layout::OutIn), c.floats(rows));
+        c.op(Op::MatMul {
+            x,
+            weight,
+            bias: None,
+            out,
+        });
+        out
+    };
+    let (gate, up) = (product(&mut c, y, INNER, d), product(&mut c, y, INNER, d));
+    joined(&mut c, gate, up, None);
+    let shared = product(&mut c, gate, d, INNER);
+    let o = c.floats(d);
+    c.op(Op::ExpertSum {
+        x: parts,
+        k: CHOSEN,
+        shared: Some(shared),
+        out: o,
+    });
+    c.op(Op::HcExpand {
+        o,
+        x,
+        post,
+        comb,
+        streams: N,
+    });
+    let (pre, ..) = mix(&mut c, x, d);
+    let second = enter(&mut c, x, pre, d);
+    for (b, name) in [(experts, "experts"), (o, "sum"), (x, "streams"), (second, "second")] {
+        c.probe(b, name);
+    }
+    c
+}
+
 pub(super) fn sites_between_blocks(on: &On) {
+    for (d, tokens, format) in [
+        (64, 1, Format::Bf16),
+        (1536, 1, Format::Bf16),
+        (1536, 1, Format::F8E4m3),
+        (1536, 3, Format::Bf16),
+        (2048, 1, Format::F32),
+    ] {
+        let what = format!("a layer of experts {d} wide, {tokens} tokens, {format}");
+        check(on, &what, &layer(d, tokens, format), 0, &[tokens, 1, tokens], 3e-5);
+    }
     for (d, tokens, router) in [
         (48, 1, None),
         (1024, 1, Some((12, 4, Format::Bf16))),

@@ -260,14 +260,8 @@ pub(super) fn attend_row(
             args.block_heads = keys.heads as u32;
             if let Some(kernel) = keys.near.filter(|_| cx.device.info().clusters) {
                 (args.splits, args.fold) = (NEAR as u32, 0);
-                return launch(
-                    cx,
-                    kernel,
-                    [rows, heads / keys.heads, NEAR],
-                    THREADS,
-                    keys.shared,
-                    &args,
-                );
+                let grid = [rows, heads / keys.heads, NEAR];
+                return launch(cx, kernel, grid, THREADS, keys.shared, &args);
             }
             let grid = [rows, heads / keys.heads, shape.splits];
             launch(cx, keys.kernel, grid, THREADS, keys.shared, &args)?;

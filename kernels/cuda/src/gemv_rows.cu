@@ -1,0 +1,27 @@
+// Products of one token with a chain of its rows beside them: both read what the launch before them wrote, and one launch waits
+// for that.
+#include "chain.cuh"
+#include "gemv_one.cuh"
+
+struct GemvRowsArgs {
+    GemvArgs products;
+    ChainArgs chain;
+    uint32_t blocks;  // of the products
+    uint32_t slices;  // most of a part
+};
+
+// grid (blocks + parts * slices of the chain, 1), else as the kernels of the products alone; shared: the larger of both
+#define GEMV_ROWS(name, count, product)                                                          \
+    EARLY_KERNEL(name##_rows, GemvRowsArgs, 256, count) {                                        \
+        if (blockIdx.x < a.blocks) {                                                             \
+            product(a.products);                                                                 \
+            return;                                                                              \
+        }                                                                                        \
+        DYNAMIC_SHARED(memory);                                                                  \
+        const uint32_t b = blockIdx.x - a.blocks;                                                \
+        chain_block(a.chain, 0, b / a.slices, b % a.slices, (float*)memory);                     \
+    }
+
+GEMV_ROWS(gemv_f32_x2, 2, (gemv_one<ChunkF32, 2>))
+GEMV_ROWS(gemv_bf16_x1, 2, (gemv_one<ChunkBf16, 1>))
+GEMV_ROWS(gemv_bf16_x2, 2, (gemv_one<ChunkBf16, 2>))
