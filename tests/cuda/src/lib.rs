@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use kernels::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Graph, Launch, Residency};
 use kernels::cuda::fault;
+use kernels::cuda::memory::taken;
 use kernels::ir::ExecError;
 
 // SAFETY: signatures as in kernels/cuda/emulate/simt.cpp.
@@ -107,6 +108,8 @@ pub struct Emulator {
     graphs: bool,
     /// Memory that is freed stays, as NaN.
     keeps: bool,
+    /// Memory is counted in the units of a driver.
+    units: bool,
     faults: Faults,
     inner: Mutex<Inner>,
 }
@@ -142,6 +145,7 @@ impl Emulator {
             order,
             graphs,
             keeps: false,
+            units: false,
             faults: Faults::default(),
             inner: Mutex::default(),
         }
@@ -179,6 +183,12 @@ impl Emulator {
         self
     }
 
+    /// The same, an allocation counted as what a driver takes for it.
+    pub fn in_units(mut self) -> Self {
+        self.units = true;
+        self
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -196,8 +206,9 @@ impl Emulator {
     /// Bytes that can still be allocated.
     fn free_bytes(&self, inner: &Inner) -> u64 {
         let own = inner.memory.iter().filter(|(ptr, _)| !inner.mails.contains(ptr));
-        let used: usize = own.map(|(_, bytes)| bytes).sum();
-        let own = self.info.memory - used as u64;
+        let counted = |bytes: usize| if self.units { taken(bytes) } else { bytes as u64 };
+        let used: u64 = own.map(|(_, bytes)| counted(*bytes)).sum();
+        let own = self.info.memory - used;
         let left = self.faults.left.as_ref().and_then(|left| left());
         let later = self.faults.left_from.filter(|l| inner.launches >= l.0).map(|l| l.1);
         left.into_iter().chain(later).fold(own, u64::min)

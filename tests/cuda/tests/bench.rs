@@ -10,7 +10,7 @@ use model1_tests_cuda::{Emulator, Order};
 
 #[test]
 fn memory_is_the_devices_and_plans_have_their_graphs() {
-    let device = Arc::new(Emulator::new(Order::Ascending, true));
+    let device = Arc::new(Emulator::new(Order::Ascending, true).in_units());
     let engine = engine_with(
         &folder("tiny-v4-fp8"),
         Arc::new(Cuda::on(device.clone(), CudaOptions::default())),
@@ -34,8 +34,13 @@ fn memory_is_the_devices_and_plans_have_their_graphs() {
         assert_eq!(row.apart, None);
         assert_eq!((row.nanos.len(), bench.warm_up()), (2, 3));
         let peak = row.peak_memory.unwrap();
-        // Weights that no op reads stay away; caches have room for more than was asked for.
         assert!(peak > engine.weight_bytes() / 2 + row.kv_bytes, "{peak}");
         assert!(peak < (5 + 3 * sequences as u64) << 20, "{sequences}: {peak}");
+        let share = row.memory_predicted as f64 / peak as f64;
+        assert!(
+            (0.97..=1.03).contains(&share) || sequences > 1,
+            "{} predicted, {peak} taken",
+            row.memory_predicted
+        );
     }
 }
