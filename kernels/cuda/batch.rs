@@ -161,11 +161,12 @@ impl Batch {
         let caches: Vec<Vec<DevCache<'_>>> = states.iter().map(|s| s.places()).collect();
         let note = |group: &Group, s: usize| -> Result<Vec<Noted>, ExecError> {
             let noted = RefCell::default();
-            let mut cx = each[s].seen(prepared.cx(device.as_ref(), plan, &caches[s]));
-            cx.noted = Some(&noted);
-            prepared.on_stream(&mut cx, STREAMS + s);
-            ops::launch(&cx, group)?;
-            drop(cx);
+            {
+                let mut cx = each[s].seen(prepared.cx(device.as_ref(), plan, &caches[s]));
+                cx.noted = Some(&noted);
+                prepared.on_stream(&mut cx, STREAMS + s);
+                ops::launch(&cx, group)?;
+            }
             Ok(noted.into_inner())
         };
         let mut table = Vec::new();
