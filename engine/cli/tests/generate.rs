@@ -41,7 +41,16 @@ fn text_goes_to_stdout_and_figures_to_stderr() {
 fn samples_are_texts_of_their_seeds() {
     let toy = Toy::new();
     // None of them may end before the others.
-    let draw = ["--prompt", "fox", "-n", "12", "--temperature", "1.2", "-q", "--ignore-eos"];
+    let draw = [
+        "--prompt",
+        "fox",
+        "-n",
+        "12",
+        "--temperature",
+        "1.2",
+        "-q",
+        "--ignore-eos",
+    ];
     let with = |more: &[&str]| toy.run("generate", &[&draw[..], more].concat());
     let all = with(&["--samples", "3", "--seed", "7"]).ok().stdout;
     let mut want = String::new();
