@@ -176,10 +176,7 @@ impl Cuda {
         let PlanWeights { places, copies, held } = self.weights.of_plan(plan, weights)?;
         let mut prepared = Prepared::new(&self.device, &self.weights, plan, (places, copies), arena, place)?
             .counting(plan, self.options.counted);
-        prepared.alone(plan);
-        if self.options.resident {
-            prepared.join(plan, self.device.info());
-        }
+        prepared.alone(plan, self.options.resident.then(|| self.device.info()));
         let memory = |bytes| {
             let new = || Mem::new(&self.device, bytes, "records of a plan");
             self.weights.or_free(new)

@@ -11,7 +11,7 @@ use super::device::{ALIGN, Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
 use super::mail::{MAIL, MAILS};
 use super::memory::{Mem, Parts};
 use super::ops::{Group, Resident, Run, dense_bytes, groups, join, scratch_bytes};
-use super::schedule::{STREAMS, Schedule, holds, order, schedule, streams};
+use super::schedule::{STREAMS, holds, order};
 use super::weights::{PlanCopies, Weights};
 use crate::ir::{BufId, ElemType, ExecError, Mask, Op, Plan};
 
@@ -97,8 +97,7 @@ impl Arena {
         }
         let output = parts.add(output_bytes);
         let history = parts.add(sequences * 4 * plan.context_bucket);
-        let own = if sequences > 1 { sequences } else { 0 };
-        let scratch = parts.add((streams(plan) + own) * scratch_of(plan, sequences));
+        let scratch = parts.add(lanes(sequences) * scratch_of(plan, sequences));
         let dense = parts.add(dense_bytes(plan));
         let bufs = (0..plan.buffers.len())
             .map(|i| parts.add(sequences * 4 * plan.buffer_len(BufId(i as u32))))
@@ -138,6 +137,12 @@ impl Arena {
     }
 }
 
+/// Launches that can be under way beside each other, each with working memory and counters of its own: those of a single
+/// sequence follow each other.
+fn lanes(sequences: usize) -> usize {
+    if sequences > 1 { STREAMS + sequences } else { 1 }
+}
+
 /// Scratch memory of one stream, bytes.
 fn scratch_of(plan: &Plan, sequences: usize) -> usize {
     scratch_bytes(plan, sequences).next_multiple_of(ALIGN)
@@ -165,8 +170,6 @@ pub(super) struct Prepared {
     residents: Vec<(usize, Resident)>,
     /// Which groups hold the launch after them.
     holds: Vec<bool>,
-    /// Which groups run side by side.
-    schedule: Schedule,
     /// Bytes of scratch memory per stream.
     scratch_bytes: usize,
     base: DevPtr,
@@ -207,7 +210,7 @@ impl Prepared {
                 _ => None,
             })
             .collect();
-        let arrived = parts.add(4 * ARRIVALS * (STREAMS + arena.sequences));
+        let arrived = parts.add(4 * ARRIVALS * lanes(arena.sequences));
         let mut bytes = vec![0u8; parts.bytes()];
         for (r, &at) in plan.ropes.iter().zip(&ropes) {
             bytes[at..at + 8 * r.freqs.len()].copy_from_slice(bytemuck::cast_slice(&r.freqs));
@@ -245,7 +248,6 @@ impl Prepared {
             key: key(plan),
             generation,
             holds: Vec::new(),
-            schedule: schedule(plan, &groups),
             scratch_bytes: scratch_of(plan, arena.sequences),
             groups,
             spans: Vec::new(),
@@ -324,17 +326,13 @@ impl Prepared {
         self.bufs[id.index()]
     }
 
-    /// Brings the groups in the order in which a single sequence goes through them.
-    pub fn alone(&mut self, plan: &Plan) {
+    /// Brings the groups in the order in which a single sequence goes through them; with `one_launch` those that such a device
+    /// runs in one launch are joined.
+    pub fn alone(&mut self, plan: &Plan, one_launch: Option<&DeviceInfo>) {
         self.groups = order(plan, std::mem::take(&mut self.groups));
-        self.schedule = Schedule::one_stream(self.groups.len());
-        self.holds = holds(plan, &self.groups);
-    }
-
-    /// Joins those of a single sequence that such a device runs in one launch.
-    pub fn join(&mut self, plan: &Plan, info: &DeviceInfo) {
-        (self.groups, self.spans) = join(plan, std::mem::take(&mut self.groups), info);
-        self.schedule = Schedule::one_stream(self.groups.len());
+        if let Some(info) = one_launch {
+            (self.groups, self.spans) = join(plan, std::mem::take(&mut self.groups), info);
+        }
         self.holds = holds(plan, &self.groups);
     }
 
@@ -396,8 +394,8 @@ impl Prepared {
         &self.counters
     }
 
-    /// Enqueues every op, probes included. `between` is called before each group with its number; where it is given, all
-    /// groups run one after the other.
+    /// Enqueues every op of a single sequence, probes included, one group after the other. `between` is called before each
+    /// with its number.
     pub fn launch(
         &self,
         device: &dyn Device,
@@ -407,35 +405,17 @@ impl Prepared {
     ) -> Result<(), ExecError> {
         let mut cx = self.cx(device, plan, caches);
         let timed = between.is_some();
-        let spread = between.is_none();
-        let ran = self.groups.iter().enumerate().try_for_each(|(i, group)| {
+        for (i, group) in self.groups.iter().enumerate() {
             if let Some(between) = &mut between {
                 between(i)?;
-            }
-            let slot = &self.schedule.slots[i];
-            if spread {
-                device.stream(slot.stream);
-                slot.after.iter().try_for_each(|&g| device.wait(g))?;
-                self.on_stream(&mut cx, slot.stream);
             }
             cx.group = i;
             match self.resident(i) {
                 Some(resident) => resident.launch(device, timed)?,
                 None => self.group(&cx, group)?,
             }
-            if spread && slot.signals {
-                device.signal(i)
-            } else {
-                Ok(())
-            }
-        });
-        device.stream(0);
-        ran?;
-        if spread {
-            self.schedule.last.iter().try_for_each(|&g| device.wait(g))
-        } else {
-            Ok(())
         }
+        Ok(())
     }
 
     fn group(&self, cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {

@@ -34,16 +34,6 @@ pub struct Schedule {
     pub last: Vec<usize>,
 }
 
-impl Schedule {
-    /// Groups one after the other.
-    pub fn one_stream(groups: usize) -> Self {
-        Self {
-            slots: vec![Slot::default(); groups],
-            last: Vec::new(),
-        }
-    }
-}
-
 /// What groups can have to do with each other: a buffer, or a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
@@ -154,20 +144,6 @@ pub fn holds(plan: &Plan, groups: &[Group]) -> Vec<bool> {
     (0..groups.len())
         .map(|i| plan.token_bucket <= FEW && products(plan, &groups[i]) && next(i))
         .collect()
-}
-
-/// Streams that a plan's groups can be on.
-pub fn streams(plan: &Plan) -> usize {
-    let probes = plan.ops.iter().any(|o| matches!(o.op, Op::Probe { .. }));
-    if plan.token_bucket > FEW || probes { 1 } else { STREAMS }
-}
-
-/// Spreads a plan's groups over streams; all on the first where that is not worth it or probes want values in between.
-pub fn schedule(plan: &Plan, groups: &[Group]) -> Schedule {
-    if streams(plan) == 1 {
-        return Schedule::one_stream(groups.len());
-    }
-    spread(&dependencies(plan, groups), &|_| None)
 }
 
 /// Spreads launches over streams, each after those of `deps`, which come before it; `own` says which must be on a certain stream.

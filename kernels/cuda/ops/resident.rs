@@ -51,7 +51,7 @@ enum Work {
         input: BufId,
     },
     Attend(Attention),
-    /// The end of the attention before it, where its shares are many.
+    /// Puts the shares of the attention before it together.
     Combine,
 }
 
