@@ -38,6 +38,15 @@ __device__ __forceinline__ void await_predecessor(bool hold = false) {
 
 constexpr unsigned kAll = 0xffffffffu;
 
+// Number of this thread's warp, known to be the same in all of its lanes.
+__device__ __forceinline__ uint32_t warp_number() {
+#ifdef MODEL1_EMULATE
+    return threadIdx.x / 32;
+#else
+    return __shfl_sync(kAll, threadIdx.x / 32, 0);
+#endif
+}
+
 #ifdef MODEL1_EMULATE
 // The last lane to arrive adds up for all, in the same tree.
 template <class T, class F>

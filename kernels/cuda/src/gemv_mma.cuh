@@ -32,15 +32,6 @@ __device__ __forceinline__ uint32_t piece_place(uint32_t piece, uint32_t t, uint
     return (piece * F::PARTS + (F::APART ? part ^ (piece & 1u) : part)) * 4 + t;
 }
 
-// Number of this thread's warp, known to be the same in all of its lanes.
-__device__ __forceinline__ uint32_t warp_number() {
-#ifdef MODEL1_EMULATE
-    return threadIdx.x / 32;
-#else
-    return __shfl_sync(kAll, threadIdx.x / 32, 0);
-#endif
-}
-
 // M steps of two rows as they lie, with their scales: a step is four chunks, of which a lane has one. Of the words of scales
 // lane t of a quad has every fourth, from word t on.
 template <class F, uint32_t M>

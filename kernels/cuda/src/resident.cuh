@@ -48,15 +48,6 @@ __device__ __forceinline__ void sync_workers() {
 #endif
 }
 
-// Number of this thread's warp, known to be the same in all of its lanes.
-__device__ __forceinline__ uint32_t resident_warp() {
-#ifdef MODEL1_EMULATE
-    return threadIdx.x / 32;
-#else
-    return __shfl_sync(kAll, threadIdx.x / 32, 0);
-#endif
-}
-
 // A matrix. `SegmentArg` in ../ops/resident/records.rs, as all of these records.
 struct ResidentSegment {
     const uint8_t* data;    // [rows][row_bytes]

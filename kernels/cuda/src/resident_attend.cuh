@@ -38,7 +38,7 @@ __device__ __forceinline__ void resident_attend(const ResidentAttend& a, const U
                                                 unsigned char* scratch, const ResidentArgs& args, const DevStep& step) {
     constexpr uint32_t CHUNKS = D / 32, HALVES = D / 64;
     AttendScratch<D>& room = *(AttendScratch<D>*)scratch;
-    const uint32_t warp = resident_warp(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+    const uint32_t warp = warp_number(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
     const uint32_t total = (uint32_t)step.position + 1, shares = shares_now(total, a.shares);
     const uint32_t y = blockIdx.x / shares, share = blockIdx.x % shares, kv = y / a.parts, head0 = y * a.block_heads;
     if (kv >= a.kv_heads) return;
@@ -268,7 +268,7 @@ __device__ __forceinline__ void resident_combine(const ResidentAttend& a, const 
     constexpr uint32_t PER = D / 32;
     float(&pool)[kResidentWarps][32] = *(float(*)[kResidentWarps][32])scratch;
     float2(&ends)[kResidentWarps] = *(float2(*)[kResidentWarps])(scratch + sizeof(pool));
-    const uint32_t warp = resident_warp(), lane = threadIdx.x & 31;
+    const uint32_t warp = warp_number(), lane = threadIdx.x & 31;
 #pragma unroll 1
     for (uint32_t n = blockIdx.x; n < a.heads * PER; n += gridDim.x) {
         const uint2* from = a.partial + (size_t)(n / PER) * a.shares * (D + 4);

@@ -8,7 +8,7 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
     DYNAMIC_SHARED(memory);
     ResidentShared& s = *(ResidentShared*)memory;
     unsigned char* const scratch = memory + sizeof(ResidentShared);
-    const uint32_t warp = resident_warp(), end = a.first + a.count;
+    const uint32_t warp = warp_number(), end = a.first + a.count;
     unsigned char* const places = scratch + a.scratch;
 #ifdef MODEL1_EMULATE
     for (uint32_t i = threadIdx.x; i < kResidentOp / 4; i += kResidentThreads) ((uint32_t*)s.window[a.first % kResidentWindow])[i] = ((const uint32_t*)(a.ops + a.first))[i];

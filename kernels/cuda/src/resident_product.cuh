@@ -154,7 +154,7 @@ __device__ __forceinline__ UnitEnd unit_end(const ResidentProduct& p, uint32_t r
 template <class F>
 __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<F>& ring, const Uses& uses, ResidentShared& s,
                                                  unsigned char* x, uint32_t number) {
-    const uint32_t warp = resident_warp(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+    const uint32_t warp = warp_number(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
     const BlockRows rows = block_rows(p);
     const uint32_t units = p.glu != 0 ? kResidentTile / 2 : kResidentTile;
     NormPiece weights = {};
