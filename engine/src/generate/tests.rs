@@ -264,14 +264,14 @@ fn together_is_as_alone() {
                 }
             }
         }
-        for i in 0..3 {
+        for (i, seen) in seen.iter().enumerate() {
             let (mut run, mut s) = begin(i);
             let alone = all(&mut run, &mut s);
             let alone: Vec<_> = alone
                 .into_iter()
                 .map(|t| (t.token, t.logprob.to_bits(), t.top))
                 .collect();
-            assert_eq!(seen[i], alone, "{name}, text {i}");
+            assert_eq!(*seen, alone, "{name}, text {i}");
         }
         // Stopped together.
         let mut runs: Vec<_> = (0..2).map(begin).collect();
