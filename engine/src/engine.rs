@@ -122,13 +122,14 @@ impl Engine {
         warning: Option<String>,
     ) -> Result<Arc<Self>, EngineError> {
         let loaded = families::load(&checkpoint)?;
+        let chunk = loaded.chunk(backend.chunk());
         let mut warnings = loaded.warnings;
         warnings.extend(warning);
         let tokenizer = tokenizer::load(&checkpoint, loaded.family.facts().vocab, &mut warnings)?;
         let prompt = tokenizer::prompt(&checkpoint, loaded.family.facts().family, &mut warnings);
         warnings.extend(memory::warning(loaded.weights.descs().iter().map(|d| d.bytes()).sum()));
         Ok(Arc::new(Self {
-            chunk: families::chunk_of(backend.chunk(), &loaded.weights.descs()),
+            chunk,
             checkpoint,
             family: loaded.family,
             weights: loaded.weights,
@@ -163,7 +164,7 @@ impl Engine {
         &self.backend
     }
 
-    /// Most tokens in a step ([`families::chunk_of`]).
+    /// Most tokens in a step ([`families::Loaded::chunk`]).
     pub fn chunk(&self) -> usize {
         self.chunk
     }

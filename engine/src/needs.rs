@@ -4,7 +4,7 @@ use kernels::cuda::need;
 use kernels::ir::WeightId;
 use serde::{Deserialize, Serialize};
 
-use crate::families::{self, Loaded};
+use crate::families::Loaded;
 use crate::lower::{Bucket, Lowering};
 use crate::memory::human;
 use crate::recipe::{Recipe, Registry};
@@ -62,7 +62,7 @@ pub(crate) struct Needs {
 impl Needs {
     /// What a model needs under a recipe.
     pub fn of(loaded: &Loaded, registry: &Registry, recipe: &Recipe, context: u64) -> Self {
-        let chunk = families::chunk_of(kernels::cuda::CHUNK, &loaded.weights.descs());
+        let chunk = loaded.chunk(kernels::cuda::CHUNK);
         let caches = loaded.family.caches(recipe, registry, chunk);
         let restored = wanted(loaded.family.as_ref(), &loaded.weights, recipe, registry);
         let own: u64 = loaded.weights.descs().iter().map(need::of_weight).sum();
@@ -175,6 +175,7 @@ mod tests {
     use checkpoint::{Checkpoint, Silent};
 
     use super::*;
+    use crate::families;
 
     fn golden(name: &str) -> Loaded {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -23,16 +23,20 @@ use crate::ir::{
 const KEPT: usize = 24;
 /// What guard bytes and poisoned buffers hold: NaN as a float, -1 as an integer.
 pub(super) const POISON: u8 = 0xff;
-/// Tokens of a step at most. With 512 a product of 1536 outputs and inputs has 48 tiles for 132 multiprocessors, with 1024 it
-/// has 96, and takes little longer.
-pub const CHUNK: usize = 1024;
+/// Tokens of a step at most. A product of 1536 outputs has 48 tiles for 132 multiprocessors with 512 tokens, 96 with 1024, which
+/// take little longer, and 192 with 2048: two rounds of which the second is nearly full.
+pub const CHUNK: usize = 2048;
+/// Tokens from which on a step is one of many, and how many of its runs count as one on the way to a graph: there the GPU works
+/// for longer than the host takes to launch, and most prompts end before a graph has paid for being made.
+const MANY: usize = 64;
+const MANY_RUNS: u64 = 8;
 /// Times the second-level cache that is read to measure the memory's speed (0.8 GB on an H200).
 const READ: u64 = 16;
 
 /// How the backend runs.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaOptions {
-    /// Capture the second run of a plan as a graph and launch that from then on.
+    /// Capture the second run of a plan (of many tokens: the ninth) as a graph and launch that from then on.
     pub graphs: bool,
     /// For tests: keep sentinels around all working memory, fill it with NaN before every step, and fail where a sentinel
     /// was written over. No graphs.
@@ -193,7 +197,8 @@ impl Cuda {
             return device.launch_graph(graph.as_ref());
         }
         let caches = state.places();
-        state.prepared[index].graph = self.run_or_record(p.runs, &|| {
+        let runs = p.runs / if plan.token_bucket < MANY { 1 } else { MANY_RUNS };
+        state.prepared[index].graph = self.run_or_record(runs, &|| {
             p.launch(device, plan, &caches, None)?;
             Self::end(p, state, device)
         })?;

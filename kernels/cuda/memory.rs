@@ -81,6 +81,33 @@ impl Drop for Mem {
     }
 }
 
+/// A part of an allocation, which is given back with the last of its parts.
+pub struct Piece {
+    of: Arc<Mem>,
+    at: usize,
+}
+
+impl Piece {
+    /// What lies from byte `at` of an allocation on.
+    pub fn of(of: &Arc<Mem>, at: usize) -> Self {
+        Self { of: of.clone(), at }
+    }
+
+    /// First address.
+    pub fn ptr(&self) -> DevPtr {
+        self.of.ptr() + self.at as u64
+    }
+}
+
+impl From<Mem> for Piece {
+    fn from(all: Mem) -> Self {
+        Self {
+            of: Arc::new(all),
+            at: 0,
+        }
+    }
+}
+
 /// Parts of one allocation, each aligned to [`ALIGN`]: first sizes, then addresses.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {

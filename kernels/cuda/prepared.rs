@@ -13,7 +13,7 @@ use super::memory::{Mem, Parts};
 use super::ops::{Group, Resident, Run, dense_bytes, groups, join, scratch_bytes};
 use super::schedule::{STREAMS, holds, order};
 use super::weights::{PlanCopies, Weights};
-use crate::ir::{BufId, ElemType, ExecError, Mask, Op, Plan};
+use crate::ir::{BufId, CacheFormat, ElemType, ExecError, Mask, Op, Plan};
 
 /// What tells plans apart.
 pub(super) type PlanKey = (u64, usize, usize, usize, bool);
@@ -61,7 +61,11 @@ pub(super) struct Arena {
     /// Tokens the history has room for.
     room: usize,
     scratch: usize,
+    /// Bytes of scratch memory per stream.
+    scratch_bytes: usize,
     dense: usize,
+    /// What is launched together, in the plan's order.
+    groups: Vec<Group>,
     /// Output block: [`DevSampled`], then what the ops count; one download per step.
     pub output: usize,
     /// Bytes of the output block.
@@ -82,6 +86,8 @@ impl Arena {
         let mut counters = vec![None; plan.ops.len()];
         for (slot, base) in counters.iter_mut().zip(&plan.ops) {
             let bytes = match &base.op {
+                // Nothing is lost in plain numbers.
+                Op::CacheWrite { cache, .. } if plain(plan.cache(*cache).format) => continue,
                 Op::CacheWrite { src, .. } => bucket_rows(plan, *src) * size_of::<DevRowStats>(),
                 Op::Route { out_experts, .. } => plan.buffer_len(*out_experts) * 4,
                 Op::TopP { x, group, .. } => bucket_rows(plan, *x) * (plan.width(*x) / group) * 4,
@@ -97,8 +103,10 @@ impl Arena {
         }
         let output = parts.add(output_bytes);
         let history = parts.add(sequences * 4 * plan.context_bucket);
-        let scratch = parts.add(lanes(sequences) * scratch_of(plan, sequences));
-        let dense = parts.add(dense_bytes(plan));
+        let groups = groups(plan);
+        let scratch_bytes = scratch_bytes(plan, &groups, sequences).next_multiple_of(ALIGN);
+        let scratch = parts.add(lanes(sequences) * scratch_bytes);
+        let dense = parts.add(dense_bytes(plan, &groups));
         let bufs = (0..plan.buffers.len())
             .map(|i| parts.add(sequences * 4 * plan.buffer_len(BufId(i as u32))))
             .collect();
@@ -118,7 +126,9 @@ impl Arena {
             history,
             room: plan.context_bucket,
             scratch,
+            scratch_bytes,
             dense,
+            groups,
             output,
             output_bytes,
             counters,
@@ -143,14 +153,14 @@ fn lanes(sequences: usize) -> usize {
     if sequences > 1 { STREAMS + sequences } else { 1 }
 }
 
-/// Scratch memory of one stream, bytes.
-fn scratch_of(plan: &Plan, sequences: usize) -> usize {
-    scratch_bytes(plan, sequences).next_multiple_of(ALIGN)
-}
-
 /// Offset in the input block of a batch where the sequences' own records begin.
 pub(super) fn own_records(plan: &Plan, sequences: usize) -> usize {
     (IDS + 4 * plan.token_bucket * sequences).next_multiple_of(16)
+}
+
+/// Whether rows of a format have no rounding errors to be counted.
+fn plain(format: CacheFormat) -> bool {
+    matches!(format, CacheFormat::F32 | CacheFormat::Bf16)
 }
 
 /// Rows of a buffer in the plan's bucket.
@@ -170,8 +180,6 @@ pub(super) struct Prepared {
     residents: Vec<(usize, Resident)>,
     /// Which groups hold the launch after them.
     holds: Vec<bool>,
-    /// Bytes of scratch memory per stream.
-    scratch_bytes: usize,
     base: DevPtr,
     bufs: Vec<DevBuf>,
     weights: Vec<(DevPtr, DevPtr)>,
@@ -197,7 +205,7 @@ impl Prepared {
         all: &Weights,
         plan: &Plan,
         (places, copies): (Vec<(DevPtr, DevPtr)>, PlanCopies),
-        arena: Arena,
+        mut arena: Arena,
         (base, generation): (DevPtr, u64),
     ) -> Result<Self, ExecError> {
         let mut parts = Parts::default();
@@ -243,12 +251,11 @@ impl Prepared {
             freqs: tables.ptr() + at as u64,
             pairs: r.freqs.len(),
         };
-        let groups = groups(plan);
+        let groups = std::mem::take(&mut arena.groups);
         Ok(Self {
             key: key(plan),
             generation,
             holds: Vec::new(),
-            scratch_bytes: scratch_of(plan, arena.sequences),
             groups,
             spans: Vec::new(),
             residents: Vec::new(),
@@ -385,7 +392,7 @@ impl Prepared {
 
     /// What launches of a stream have to themselves; behind the streams, what launches for one of several sequences have.
     pub fn on_stream(&self, cx: &mut LaunchCx<'_>, stream: usize) {
-        cx.scratch = self.at(self.arena.scratch + stream * self.scratch_bytes);
+        cx.scratch = self.at(self.arena.scratch + stream * self.arena.scratch_bytes);
         cx.arrived = self.arrived + (4 * ARRIVALS * stream) as u64;
     }
 

@@ -231,6 +231,13 @@ pub trait State: Send {
     fn caches(&self) -> &[CacheDesc];
     /// Makes room for a context of `context` tokens.
     fn reserve(&mut self, context: u64) -> Result<(), ExecError>;
+    /// Steps up to a context of `context` tokens are to follow: a backend for which growing is dear makes room for them at once.
+    ///
+    /// # Errors
+    /// As [`State::reserve`]; steps that fit can still be run.
+    fn expect(&mut self, _context: u64) -> Result<(), ExecError> {
+        Ok(())
+    }
     /// Saves what cannot be recomputed, for a context of `position` tokens.
     ///
     /// # Errors

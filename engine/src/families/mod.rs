@@ -30,7 +30,7 @@ const STEP: u64 = 12_500_000_000_000;
 
 /// Most tokens in a step of a model with these weights on a backend that would take `most`: a power of two times [`CHUNK`],
 /// so few that a step stays short.
-pub fn chunk_of(most: usize, weights: &[WeightDesc]) -> usize {
+fn chunk_of(most: usize, weights: &[WeightDesc]) -> usize {
     // Products of other formats take so many times the time of bf16 there: what is exact in bf16 is made so first, most others
     // in two parts.
     let times = |f: Format| match f {
@@ -53,6 +53,10 @@ pub trait Family: Send + Sync {
     fn facts(&self) -> &ModelFacts;
     /// Cache components a session needs under a recipe for steps of up to `chunk` tokens, in the order of their ids.
     fn caches(&self, recipe: &Recipe, registry: &Registry, chunk: usize) -> Vec<CacheDesc>;
+    /// Most tokens of a step with which the caches stay small: a ring has room for a step's tokens beside its window.
+    fn longest_step(&self) -> usize {
+        usize::MAX
+    }
     /// Token ids to residual.
     fn lower_embedding(&self, cx: &mut Lower<'_>);
     /// Attention block of a layer with its norm and residual.
@@ -73,6 +77,13 @@ pub struct Loaded {
     pub weights: WeightStore,
     /// Things worth saying once (unknown config keys, tensors not used).
     pub warnings: Vec<String>,
+}
+
+impl Loaded {
+    /// Most tokens in a step of this model on a backend that would take `most` ([`chunk_of`]).
+    pub fn chunk(&self, most: usize) -> usize {
+        chunk_of(most.min(self.family.longest_step()), &self.weights.descs())
+    }
 }
 
 /// `model_type`s this engine runs.

@@ -343,6 +343,10 @@ impl Family for DeepseekV4 {
         &self.facts
     }
 
+    fn longest_step(&self) -> usize {
+        1024
+    }
+
     fn caches(&self, recipe: &Recipe, registry: &Registry, chunk: usize) -> Vec<CacheDesc> {
         let c = &self.c;
         let mut caches = Vec::new();

@@ -38,7 +38,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// Token counts plans are made for.
-    pub const TOKENS: [usize; 7] = [1, 8, 32, 128, 256, 512, 1024];
+    pub const TOKENS: [usize; 8] = [1, 8, 32, 128, 256, 512, 1024, 2048];
 
     /// The smallest bucket that holds a step. Context buckets are powers of two from 4096 on.
     pub fn for_step(tokens: usize, context: u64, all_logits: bool, probes: bool) -> Self {

@@ -339,6 +339,10 @@ impl Session {
         observer: &mut dyn Observer,
     ) -> Result<(), EngineError> {
         self.check_ids(ids)?;
+        if ids.len() > self.chunk_len() {
+            // Where the whole does not fit, the first step that does not says so.
+            let _ = self.state.expect(self.position() + ids.len() as u64);
+        }
         let mut rest = ids;
         while !rest.is_empty() {
             let room = self.chunk_len() - self.tokens.len() % self.chunk_len();

@@ -257,9 +257,9 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
 
     fn of_state(&mut self, call: Call) -> Result<Answer, ExecError> {
         match call {
-            Call::Reserve { state, context } => {
+            Call::Expect { state, context } => {
                 let held = self.held(state)?;
-                held.state.reserve(context)?;
+                held.state.expect(context)?;
                 Ok(Answer::Done(held.allocated()))
             }
             Call::Snapshot { state, position } => {

@@ -14,7 +14,7 @@ use serde_bytes::ByteBuf;
 use crate::needs::Planned;
 
 /// Raised when the meaning of frames changes. Both ends come from one file as a rule.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// Largest frame, in bytes.
 const LARGEST: usize = 1 << 31;
 
@@ -32,7 +32,7 @@ pub(super) enum Call {
     /// Not answered.
     DropState(u64),
     /// -> Done
-    Reserve { state: u64, context: u64 },
+    Expect { state: u64, context: u64 },
     /// -> Snapshot
     Snapshot { state: u64, position: u64 },
     /// -> Done

@@ -134,6 +134,11 @@ impl State for RemoteState {
         Ok(())
     }
 
+    fn expect(&mut self, context: u64) -> Result<(), ExecError> {
+        let state = self.number;
+        self.done(&Call::Expect { state, context })
+    }
+
     fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         let call = Call::Snapshot {
             state: self.number,

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::args::{CacheArg, WeightArg, launch, unsupported};
 use super::attend_mma::MmaShape;
+use super::attend_wg::{self, WgShape};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
 use crate::ir::{ExecError, KeyRows, KeySource, Mask, Op, Plan, Positions, RopeStyle};
@@ -190,7 +191,9 @@ pub(super) fn scratch_bytes(plan: &Plan, op: &Op) -> usize {
     else {
         return 0;
     };
-    let cut = MmaShape::of(plan, op).map(|s| s.splits);
+    // Whether the device has the kernels for Hopper is not known yet.
+    let wide = WgShape::of(plan, op).map_or(1, |s| s.splits);
+    let cut = MmaShape::of(plan, op).map(|s| s.splits.max(wide));
     let cut = cut.or_else(|| RowShape::of(plan, op).map(|s| s.splits));
     let splits = cut.or(Shape::of(plan, op).map(|s| s.splits)).unwrap_or(1);
     if splits == 1 || score.is_some() || matches!(mask, Mask::TopK { .. } | Mask::BlockSkip { .. }) {
@@ -311,6 +314,9 @@ pub(super) fn attend(
     if let Some(program) = score {
         return super::score::attend(cx, program, &args, [*heads, q.rows, 1], 4 * head_dim);
     }
+    if let (Some(shape), None, true) = (WgShape::of(cx.plan, op), turn, cx.device.info().wgmma) {
+        return attend_wg(cx, &shape, args);
+    }
     if let Some(shape) = MmaShape::of(cx.plan, op) {
         return attend_mma(cx, &shape, turn, args);
     }
@@ -341,20 +347,37 @@ pub(super) fn attend(
 /// Attention on tensor cores.
 fn attend_mma(cx: &LaunchCx<'_>, shape: &MmaShape, turn: Option<&Op>, mut args: AttendArgs) -> Result<(), ExecError> {
     args.turn(cx, turn);
-    let (heads, tokens) = (args.heads as usize, cx.plan.token_bucket);
     args.block_heads = args.heads / args.kv_heads;
     (args.splits, args.block_tokens) = (shape.splits as u32, u32::from(shape.single));
     (args.fold, args.arrived) = (u32::from(shape.folds), cx.arrived);
     let grid = [shape.runs, args.kv_heads as usize, shape.splits];
     launch(cx, shape.kernel, grid, shape.threads, shape.shared, &args)?;
-    if shape.splits == 1 || shape.folds {
+    if shape.folds {
         return Ok(());
     }
-    if shape.splits <= FOLDED {
-        let grid = [(heads * tokens).div_ceil(THREADS / 32), 1, 1];
-        return launch(cx, "attend_shares_few", grid, THREADS, 0, &args);
+    put_together(cx, &args)
+}
+
+/// Attention of many tokens by wgmma.
+fn attend_wg(cx: &LaunchCx<'_>, shape: &WgShape, mut args: AttendArgs) -> Result<(), ExecError> {
+    args.block_heads = args.heads / args.kv_heads;
+    args.splits = shape.splits as u32;
+    let grid = [args.kv_heads as usize, shape.runs, shape.splits];
+    launch(cx, shape.kernel, grid, attend_wg::THREADS, shape.shared, &args)?;
+    put_together(cx, &args)
+}
+
+/// Puts the shares of the keys together that blocks of tensor cores have left.
+fn put_together(cx: &LaunchCx<'_>, args: &AttendArgs) -> Result<(), ExecError> {
+    let (heads, tokens, splits) = (args.heads as usize, cx.plan.token_bucket, args.splits as usize);
+    match splits {
+        1 => Ok(()),
+        2..=FOLDED => {
+            let grid = [(heads * tokens).div_ceil(THREADS / 32), 1, 1];
+            launch(cx, "attend_shares_few", grid, THREADS, 0, args)
+        }
+        _ => launch(cx, "attend_shares", [heads, tokens, 1], 512, 0, args),
     }
-    launch(cx, "attend_shares", [heads, tokens, 1], 512, 0, &args)
 }
 
 /// Counts beyond any context stay beyond it.

@@ -24,6 +24,50 @@ const PARTS: usize = 2;
 /// Shared memory a block has on every GPU since Ampere, bytes.
 const SHARED: usize = 99 << 10;
 
+/// What blocks of many rows take, as measured on an H200.
+pub(super) struct Pace {
+    /// Blocks that the device runs at once.
+    pub at_once: usize,
+    /// Keys of a tile, and how long one takes beside the others that run, ns.
+    pub keys: usize,
+    pub tile_ns: usize,
+    /// What a block takes beside its tiles, ns.
+    pub block_ns: usize,
+}
+
+impl Pace {
+    /// The shares of the keys, up to `most`, with which `blocks` blocks per share should be done first, where contexts go up to
+    /// `context` and a share of all blocks is `written` bytes. Shares of long texts fill the device evenly; every one costs its
+    /// block's beginning and end, and is written and read again.
+    pub(super) fn shares(&self, blocks: usize, context: usize, written: usize, most: usize) -> usize {
+        // Contexts that grow fill half of their bucket or more.
+        let tiles = (context / 2).div_ceil(self.keys).max(1);
+        let nanos = |shares: &usize| {
+            let longest = tiles.div_ceil(*shares) * self.tile_ns + self.block_ns;
+            let all = blocks * shares * longest / self.at_once;
+            let together = if *shares > 1 {
+                SHARES_NS + 2 * shares * written / BYTES_PER_NS
+            } else {
+                0
+            };
+            longest.max(all) + together
+        };
+        (1..=most).min_by_key(nanos).unwrap_or(1)
+    }
+}
+
+/// A launch that puts shares together, beside its bytes; and how many of those are written or read in a nanosecond.
+const SHARES_NS: usize = 4000;
+const BYTES_PER_NS: usize = 3000;
+
+/// Blocks with 64 rows.
+const PACE: Pace = Pace {
+    at_once: BLOCKS,
+    keys: 64,
+    tile_ns: 4300,
+    block_ns: 10_000,
+};
+
 /// How `attend_mma_*` and `attend_wide_*` cut the work; depends on the plan's buckets alone.
 pub(super) struct MmaShape {
     /// The kernel.
@@ -90,9 +134,11 @@ impl MmaShape {
         let share = if narrow { SHARE } else { WIDE_SHARE };
         let blocks = (runs * kv_heads).max(1);
         // A token over a long context: as many shares as there is room for.
-        let splits = match narrow && few {
-            true => (BLOCKS / blocks).min(keys / share).clamp(1, SPLITS),
-            false => filling(blocks, keys / share),
+        let written = 4 * plan.token_bucket * heads * (head_dim + 4);
+        let splits = match (narrow, few) {
+            (true, true) => (BLOCKS / blocks).min(keys / share).clamp(1, SPLITS),
+            (true, false) => PACE.shares(blocks, keys, written, (keys / share).clamp(1, SPLITS)),
+            (false, _) => filling(blocks, keys / share),
         };
         let separate = sources.iter().any(|s| s.keys != s.values);
         let shared = shared_bytes(*head_dim, narrow, few, separate);

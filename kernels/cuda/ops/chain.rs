@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable, bytes_of};
 
 use super::args::{launch, unsupported};
-use super::{fuse, hc, index, mixing, pointwise};
+use super::{fuse, hc, index, mixing, pointwise, rope_write};
 use crate::cuda::cx::{LaunchCx, rows_code};
 use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, CacheFormat, ExecError, Op, OpId, Plan};
@@ -183,6 +183,9 @@ impl Chain {
 
 /// Enqueues a chain.
 pub(super) fn chain(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> {
+    if rope_write::takes(cx.plan, origin) {
+        return rope_write::rope_write(cx, origin);
+    }
     prepare(cx, origin)?.launch(cx)
 }
 

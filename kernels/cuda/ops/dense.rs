@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch};
-use super::{gemm, gemm_wg, groups};
+use super::{Group, gemm, gemm_wg};
 use crate::cuda::cx::{LaunchCx, format_code};
 use crate::cuda::device::{ALIGN, DevPtr};
 use crate::ir::{ExecError, Format, Plan, WeightDesc};
@@ -64,12 +64,12 @@ fn bytes_of(plan: &Plan, d: &WeightDesc) -> usize {
 }
 
 /// Working memory, bytes: all matrices of a group.
-pub(super) fn bytes(plan: &Plan) -> usize {
-    let group = |g: &super::Group| -> usize {
+pub(super) fn bytes(plan: &Plan, groups: &[Group]) -> usize {
+    let group = |g: &Group| -> usize {
         let taken = gemm_wg::taken(plan, &g.origin);
         gemm_wg::matrices(plan, &taken).iter().map(|d| bytes_of(plan, d)).sum()
     };
-    groups(plan).iter().map(group).max().unwrap_or(0)
+    groups.iter().map(group).max().unwrap_or(0)
 }
 
 /// The weights of a product for a kernel that reads bf16, and their parts; what has to be made lies at `free`, which moves on.

@@ -3,6 +3,7 @@
 mod args;
 mod attend;
 mod attend_mma;
+mod attend_wg;
 mod chain;
 mod dense;
 mod fuse;
@@ -17,6 +18,7 @@ mod mixing;
 mod mlp;
 mod pointwise;
 mod resident;
+mod rope_write;
 mod score;
 mod sparse;
 
@@ -95,8 +97,8 @@ pub fn groups(plan: &Plan) -> Vec<Group> {
 pub(super) use fuse::{reads, writes};
 pub(super) use resident::{Resident, Run, join};
 
-/// Working memory the launches of a plan need, for a step of so many sequences, bytes (the largest of all groups).
-pub fn scratch_bytes(plan: &Plan, sequences: usize) -> usize {
+/// Working memory the launches of a plan, in these groups, need for a step of so many sequences, bytes (the largest of all).
+pub fn scratch_bytes(plan: &Plan, groups: &[Group], sequences: usize) -> usize {
     let of = |op: &Op| match op {
         Op::Attend { .. } => attend::scratch_bytes(plan, op),
         Op::Sample { logits } => mixing::sample_scratch(plan.width(*logits)),
@@ -109,12 +111,12 @@ pub fn scratch_bytes(plan: &Plan, sequences: usize) -> usize {
         GroupKind::Mlp => mlp::scratch_bytes(plan, &g.origin),
         _ => matmul::group_scratch_bytes(plan, &g.origin),
     };
-    ops.max(groups(plan).iter().map(together).max().unwrap_or(0))
+    ops.max(groups.iter().map(together).max().unwrap_or(0))
 }
 
 /// Working memory for weights on their way to kernels that read bf16 alone, bytes (the largest of all groups).
-pub fn dense_bytes(plan: &Plan) -> usize {
-    dense::bytes(plan)
+pub fn dense_bytes(plan: &Plan, groups: &[Group]) -> usize {
+    dense::bytes(plan, groups)
 }
 
 /// Enqueues what a group does. Probes are the executor's.

@@ -43,6 +43,7 @@ fn other_devices_have_all_products() {
         "products of many tokens",
         "experts of many tokens",
         "gates of many tokens",
+        "attention of many tokens",
     ] {
         let (_, run) = GROUPS
             .iter()
@@ -118,6 +119,7 @@ groups! {
     dense_attention_over_stored_rows = "dense attention over stored rows";
     window_and_compressed_rows = "window and compressed rows";
     attention_of_many_tokens = "attention of many tokens";
+    rotated_rows_of_many_tokens = "rotated rows of many tokens";
     attention_over_long_contexts = "attention over long contexts";
     latents_of_many_tokens = "latents of many tokens";
     score_expressions = "score expressions";

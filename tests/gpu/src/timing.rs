@@ -7,6 +7,8 @@ use engine::bench::{RandomModel, Shape, Storage};
 use engine::{Cancel, Engine, SamplerParams, Session, SessionOptions, Silent};
 use kernels::cuda::measure::read_bandwidth;
 use kernels::cuda::{Cuda, CudaOptions};
+use kernels::ir::StepOutput;
+use protocol::StepRecord;
 use model1_tests::goldens::engine_with;
 
 use crate::runner::{Bench, Case};
@@ -157,14 +159,18 @@ fn table(b: &Bench, engine: &Arc<Engine>, cuda: &Cuda, depths: &[usize], prompt:
     );
     let prompt = ids(engine, prompt.min(limit as usize - 300));
     let mut times = Vec::new();
+    let mut ends = Vec::new();
     for _ in 0..PASSES {
         let mut s = session(engine, limit, false);
+        ends.clear();
         let start = Instant::now();
-        s.feed(&prompt, None, &Cancel::default(), &mut ()).unwrap();
+        let mut note = |_: &StepRecord, _: &StepOutput| ends.push(start.elapsed().as_secs_f64() * 1e3);
+        s.feed(&prompt, None, &Cancel::default(), &mut note).unwrap();
         times.push(start.elapsed().as_secs_f64());
     }
     let times = times.split_off(COLD);
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+    text += &format!("ends of the last prompt's steps, as the host sees them: {ends:.2?} ms\n");
     text += &format!(
         "prefill {} tokens: {:.0} tokens/s (median of {}), best {:.0}\n",
         prompt.len(),

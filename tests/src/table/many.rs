@@ -1,6 +1,6 @@
 //! Attention of many tokens, and of few over long contexts: what goes to tensor cores.
 
-use kernels::ir::{CacheFormat, CacheId, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions};
+use kernels::ir::{CacheFormat, CacheId, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions, RopeStyle};
 
 use super::attention::{Queries, dense, indexer};
 use super::{CLOSE, Case, On, check};
@@ -27,6 +27,74 @@ pub(super) fn attention_of_many_tokens(on: &On) {
     let mut c = Case::new(512, 4096);
     dense(&mut c, (2, 1, 64), CacheFormat::Bf16, Mask::None, true);
     check(on, "512 tokens", &c, 0, &[512, 17], CLOSE);
+    // Several tiles of keys and blocks of rows, groups that no block's rows are whole ones of; and shares of the keys.
+    for (bucket, context, steps) in [(256, 4096, &[200, 256, 33, 1][..]), (40, 1 << 14, &[40, 40, 40, 40, 7])] {
+        for (heads, kv_heads, d) in [(12, 2, 128), (4, 1, 64)] {
+            let mut c = Case::new(bucket, context);
+            dense(&mut c, (heads, kv_heads, d), CacheFormat::Bf16, Mask::None, false);
+            check(on, &format!("{heads}/{kv_heads} x {d}, up to {bucket} tokens"), &c, 0, steps, CLOSE);
+        }
+    }
+}
+
+/// A dense attention of many tokens with what comes before it: rotated queries and keys, stored keys and values. Without
+/// `attended` the rotated numbers are looked at instead.
+fn rotated(c: &mut Case, (heads, kv_heads, d): (usize, usize, usize), attended: bool) {
+    let growing = CacheRows::Growing { rate: 1 };
+    let [q, k, v] = [heads, kv_heads, kv_heads].map(|n| c.input(n * d, 1.0));
+    let (table, out) = (c.rope_table(d / 2), c.floats(heads * d));
+    for (x, heads) in [(q, heads), (k, kv_heads)] {
+        c.op(Op::Rope {
+            x,
+            heads,
+            head_dim: d,
+            offset: 0,
+            dims: d,
+            style: RopeStyle::Half,
+            table,
+            positions: Positions::Tokens,
+            inverse: false,
+        });
+    }
+    let [keys, values] = [(Component::Keys, k), (Component::Values, v)].map(|(component, src)| {
+        let cache = c.rows(component, growing, kv_heads, (d, 0), CacheFormat::Bf16);
+        let rows = Positions::Tokens;
+        c.op(Op::CacheWrite { src, cache, rows });
+        cache
+    });
+    if !attended {
+        c.probe(q, "queries");
+        return c.probe(k, "keys");
+    }
+    c.op(Op::Attend {
+        q,
+        out,
+        heads,
+        kv_heads,
+        head_dim: d,
+        scale: 1.0 / (d as f32).sqrt(),
+        sources: vec![KeySource {
+            keys,
+            values,
+            rows: KeyRows::Causal,
+        }],
+        sinks: None,
+        mask: Mask::None,
+        score: None,
+    });
+    c.probe(out, "attention");
+}
+
+pub(super) fn rotated_rows_of_many_tokens(on: &On) {
+    for (shape, tokens) in [((12, 2, 128), 200), ((4, 4, 64), 128), ((3, 1, 32), 131)] {
+        for attended in [false, true] {
+            let mut c = Case::new(256, 4096);
+            rotated(&mut c, shape, attended);
+            // A key may be rounded the other way.
+            let (what, near) = if attended { ("attended", 5e-3) } else { ("rotated", CLOSE) };
+            check(on, &format!("{shape:?} {what}"), &c, 0, &[tokens, 256, 3], near);
+        }
+    }
 }
 
 pub(super) fn attention_over_long_contexts(on: &On) {

@@ -465,7 +465,7 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 33] = [
+pub const GROUPS: [Group; 34] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
@@ -498,6 +498,7 @@ pub const GROUPS: [Group; 33] = [
     ),
     ("window and compressed rows", attention::window_and_compressed_rows),
     ("attention of many tokens", many::attention_of_many_tokens),
+    ("rotated rows of many tokens", many::rotated_rows_of_many_tokens),
     ("attention over long contexts", many::attention_over_long_contexts),
     ("latents of many tokens", many::latents_of_many_tokens),
     ("score expressions", attention::score_expressions),

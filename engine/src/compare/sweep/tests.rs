@@ -270,6 +270,9 @@ impl State for Held {
     fn reserve(&mut self, context: u64) -> Result<(), ExecError> {
         self.0.reserve(context)
     }
+    fn expect(&mut self, context: u64) -> Result<(), ExecError> {
+        self.0.expect(context)
+    }
     fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         self.0.snapshot(position)
     }
