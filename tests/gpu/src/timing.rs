@@ -159,18 +159,20 @@ fn table(b: &Bench, engine: &Arc<Engine>, cuda: &Cuda, depths: &[usize], prompt:
     );
     let prompt = ids(engine, prompt.min(limit as usize - 300));
     let mut times = Vec::new();
-    let mut ends = Vec::new();
+    let (mut ends, mut lowered) = (Vec::new(), 0.0);
     for _ in 0..PASSES {
         let mut s = session(engine, limit, false);
         ends.clear();
         let start = Instant::now();
+        s.plan(prompt.len().min(engine.chunk()), 0);
+        lowered = start.elapsed().as_secs_f64() * 1e3;
         let mut note = |_: &StepRecord, _: &StepOutput| ends.push(start.elapsed().as_secs_f64() * 1e3);
         s.feed(&prompt, None, &Cancel::default(), &mut note).unwrap();
         times.push(start.elapsed().as_secs_f64());
     }
     let times = times.split_off(COLD);
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
-    text += &format!("ends of the last prompt's steps, as the host sees them: {ends:.2?} ms\n");
+    text += &format!("the last prompt, as the host sees it: its plan is there after {lowered:.2} ms, steps end after {ends:.2?} ms\n");
     text += &format!(
         "prefill {} tokens: {:.0} tokens/s (median of {}), best {:.0}\n",
         prompt.len(),
