@@ -52,6 +52,11 @@ pub(super) fn of(plan: &Plan, d: &WeightDesc) -> Option<Dense> {
     Some(Dense { kernel, parts })
 }
 
+/// bf16 numbers per weight as the kernels read them.
+pub(super) fn parts(plan: &Plan, d: &WeightDesc) -> usize {
+    of(plan, d).map_or(1, |dense| dense.parts)
+}
+
 /// Inputs the kernels go through: those of all parts.
 pub(super) fn cols(plan: &Plan, d: &WeightDesc) -> usize {
     of(plan, d).map_or(d.cols, |dense| dense.parts * d.cols.next_multiple_of(PITCH))

@@ -331,7 +331,9 @@ pub(super) fn prepare(
     };
     if let Some(norm) = norm {
         let norm = pointwise::norm_args(cx, norm)?;
-        launch(cx, "norm_split", [bucket, 1, 1], 256, 0, &NormSplitArgs { norm, split })?;
+        // A thread holds 16 values; in one round of blocks where rows are short.
+        let threads = if d.cols <= 2048 { 128 } else { 256 };
+        launch(cx, "norm_split", [bucket, 1, 1], threads, 0, &NormSplitArgs { norm, split })?;
     } else {
         let grid = [pitch.div_ceil(1024), bucket * runs, 1];
         launch(cx, "gemm_split", grid, 256, 0, &split)?;

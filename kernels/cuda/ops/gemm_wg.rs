@@ -25,14 +25,20 @@ const FEWEST: usize = 65;
 const ROWS: usize = 64;
 /// Most shares of the inputs.
 const SPLITS: usize = 24;
+/// Outputs of a wide tile (`kWideRows`), and most blocks of a cluster that share its inputs.
+const WIDE: usize = 192;
+const NEAR: usize = 2;
 
 /// Multiprocessors of the devices these kernels are for (one block each); shares of the inputs are chosen by it, and working
 /// memory is planned before the device is known.
 const MULTIPROCESSORS: usize = 132;
 /// What was measured on an H200, in nanoseconds: a step of a tile by parts of the activations; what the last tile of a block
-/// costs beside its steps; a launch that adds shares up. And bytes of shares that are written and read in one.
+/// costs beside its steps; a step and the end of a wide tile, behind which nobody multiplies; a launch that adds up. And bytes
+/// that are written and read in one.
 const STEP_NS: usize = 315;
 const TILE_NS: usize = 2500;
+const WIDE_STEP_NS: usize = STEP_NS * WIDE / OUTPUTS;
+const WIDE_TILE_NS: usize = 3500;
 const LAUNCH_NS: usize = 5000;
 const BYTES_PER_NS: usize = 3000;
 
@@ -187,23 +193,71 @@ pub(super) fn matrices<'a>(plan: &'a Plan, ops: &[OpId]) -> Vec<&'a WeightDesc> 
         .collect()
 }
 
-/// Shares of the inputs that should take least time: whole rounds of tiles, their steps, and what adding up costs. The inputs
-/// of experts are not shared out.
-fn splits(rows: &[usize], cols: usize, token_tiles: usize, parts: usize) -> usize {
-    let steps = cols.div_ceil(STEP).max(1);
-    let nanos = |splits: &usize| {
-        let tiles = rows.iter().map(|r| r.div_ceil(OUTPUTS)).sum::<usize>() * token_tiles * splits;
-        let work = tiles.div_ceil(MULTIPROCESSORS) * steps.div_ceil(*splits) * parts * STEP_NS + TILE_NS;
-        let bytes = 2 * 4 * splits * token_tiles * TOKENS * rows.iter().sum::<usize>();
-        work + if *splits > 1 {
-            LAUNCH_NS + bytes / BYTES_PER_NS
-        } else {
-            0
+/// How the blocks of a launch divide its products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Tiles of [`OUTPUTS`] outputs and of a share of the inputs; another launch adds shares up.
+    Tiles { shares: usize },
+    /// Tiles of [`WIDE`] outputs, whose inputs the blocks of a cluster share.
+    Wide { near: usize },
+}
+
+/// What products of one launch are like.
+struct Shape<'a> {
+    /// Outputs of each.
+    rows: &'a [usize],
+    /// Inputs, those of all parts of the weights.
+    cols: usize,
+    token_tiles: usize,
+    /// Parts of the activations.
+    parts: usize,
+    /// Something is added to what comes out.
+    added: bool,
+}
+
+impl Shape<'_> {
+    fn steps(&self) -> usize {
+        self.cols.div_ceil(STEP).max(1)
+    }
+
+    /// Tiles of so many outputs.
+    fn tiles(&self, outputs: usize) -> usize {
+        self.rows.iter().map(|r| r.div_ceil(outputs)).sum::<usize>() * self.token_tiles
+    }
+
+    /// Nanoseconds that should pass: whole rounds of tiles, their steps, and what adding up costs.
+    fn nanos(&self, way: Way) -> usize {
+        let sums = 4 * self.token_tiles * TOKENS * self.rows.iter().sum::<usize>();
+        match way {
+            Way::Tiles { shares } => {
+                let rounds = (self.tiles(OUTPUTS) * shares).div_ceil(MULTIPROCESSORS);
+                let work = rounds * self.steps().div_ceil(shares) * self.parts * STEP_NS + TILE_NS;
+                let behind = match shares {
+                    1 if !self.added => 0,
+                    1 => LAUNCH_NS + 3 * sums / BYTES_PER_NS,
+                    _ => LAUNCH_NS + 2 * shares * sums / BYTES_PER_NS,
+                };
+                work + behind
+            }
+            Way::Wide { near } => {
+                let rounds = self.tiles(WIDE).div_ceil(MULTIPROCESSORS / near);
+                rounds * (self.steps() / near * self.parts * WIDE_STEP_NS + WIDE_TILE_NS)
+            }
         }
-    };
-    let none_empty = |n: &usize| (n - 1) * steps.div_ceil(*n) < steps;
-    let all = (1..=SPLITS.min(steps)).filter(none_empty);
-    all.min_by_key(nanos).unwrap_or(1)
+    }
+
+    /// The way that should take least time; `wide`: wide tiles can be had. No share is empty, and those of a cluster are equal.
+    fn way(&self, wide: bool) -> Way {
+        let steps = self.steps();
+        let tiles = (1..=SPLITS.min(steps))
+            .filter(|n| (n - 1) * steps.div_ceil(*n) < steps)
+            .map(|shares| Way::Tiles { shares });
+        let near = (1..=NEAR)
+            .filter(|n| wide && steps.is_multiple_of(*n))
+            .map(|near| Way::Wide { near });
+        let best = tiles.chain(near).min_by_key(|way| self.nanos(*way));
+        best.unwrap_or(Way::Tiles { shares: 1 })
+    }
 }
 
 /// Working memory of a group's shares beside what [`gemm::scratch_bytes`] says of its ops, bytes.
@@ -225,22 +279,30 @@ pub(super) fn shares_bytes(plan: &Plan, ops: &[OpId]) -> usize {
     let matrices = matrices(plan, ops);
     let (rows, bucket) = (matrices.iter().map(|d| d.rows).collect::<Vec<_>>(), plan.token_bucket);
     let experts = |id: &OpId| matches!(plan.ops[id.index()].op, Op::ExpertMatMul { .. });
-    match matrices.first() {
-        Some(d) if !ops.iter().any(experts) => {
-            let cols = dense::cols(plan, d);
-            match splits(&rows, cols, bucket.div_ceil(TOKENS), gemm::parts(plan)) {
-                1 => 0,
-                n => 4 * n * bucket * rows.iter().sum::<usize>(),
-            }
+    let Some(d) = matrices.first().filter(|_| !ops.iter().any(experts)) else {
+        return 0;
+    };
+    // Whether something is added, and whether wide tiles can be had, is known where they are launched.
+    let shares = [false, true].map(|added| {
+        let shape = Shape {
+            rows: &rows,
+            cols: dense::cols(plan, d),
+            token_tiles: bucket.div_ceil(TOKENS),
+            parts: gemm::parts(plan),
+            added,
+        };
+        match shape.way(false) {
+            Way::Tiles { shares } if shares > 1 => shares,
+            _ => 0,
         }
-        _ => 0,
-    }
+    });
+    4 * shares.into_iter().max().unwrap_or(0) * bucket * rows.iter().sum::<usize>()
 }
 
-/// Shared memory of a block (`WgRing`).
-fn shared_bytes(parts: usize) -> usize {
-    let buffer = 2 * STEP * (parts * TOKENS + OUTPUTS);
-    let stages = (200 << 10) / buffer;
+/// Shared memory of a block (`WgRing`): a ring of buffers, two barriers for each of them, and two more.
+fn shared_bytes(parts: usize, outputs: usize) -> usize {
+    let buffer = 2 * STEP * (parts * TOKENS + outputs);
+    let stages = (225 << 10) / buffer;
     1024 + stages * (buffer + 16) + 16
 }
 
@@ -264,10 +326,21 @@ pub(super) fn gemm_wg(
     let tiles = experts.map_or(bucket.div_ceil(TOKENS), |s| s.tiles);
     let rows: Vec<usize> = products.iter().map(|(_, d)| d.rows).collect();
     let parts = gemm::parts(cx.plan);
-    let splits = if experts.is_some() || matches!(last, Last::Join(_)) {
-        1
+    let shape = Shape {
+        rows: &rows,
+        cols: dense::cols(cx.plan, d),
+        token_tiles: tiles,
+        parts,
+        added: matches!(last, Last::Add(..)),
+    };
+    let way = if experts.is_some() || matches!(last, Last::Join(_)) {
+        Way::Tiles { shares: 1 }
     } else {
-        splits(&rows, dense::cols(cx.plan, d), tiles, parts)
+        shape.way(places.tiled && dense::parts(cx.plan, d) == 1)
+    };
+    let (outputs, splits) = match way {
+        Way::Tiles { shares } => (OUTPUTS, shares),
+        Way::Wide { near } => (WIDE, near),
     };
     let mut args = WgArgs::zeroed();
     let (mut tile, mut row, mut free) = (0, 0, cx.dense);
@@ -275,7 +348,7 @@ pub(super) fn gemm_wg(
         (m.w, m.bias, m.out, m.experts) = (a.w, a.bias, a.out, a.experts);
         (m.w, m.parts) = dense::made(cx, a.w, d, &mut free)?;
         (m.out_stride, m.first_tile, m.first_row) = (a.out_stride, tile as u32, row as u32);
-        tile += d.rows.div_ceil(OUTPUTS);
+        tile += d.rows.div_ceil(outputs);
         row += d.rows;
     }
     (args.parts, args.partial, args.step) = (places.parts, places.partial, a.step);
@@ -285,11 +358,10 @@ pub(super) fn gemm_wg(
     args.tiled = u32::from(places.tiled);
     (args.splits, args.bucket) = (splits as u32, bucket as u32);
     match last {
-        Last::Store => {}
-        Last::Add(residual, out, _) if splits > 1 => {
+        Last::Add(residual, out, _) if way != (Way::Tiles { shares: 1 }) => {
             (args.matrices[0].residual, args.matrices[0].out) = (*residual, *out);
         }
-        Last::Add(..) => {}
+        Last::Store | Last::Add(..) => {}
         Last::Join(j) => {
             tile = d.rows / GATES;
             (args.next, args.next_pitch, args.next_tiled) = (j.next, j.pitch as u32, u32::from(j.tiled));
@@ -300,37 +372,70 @@ pub(super) fn gemm_wg(
     if let Some(s) = experts {
         (args.tiles, args.order) = (places.tiles, places.tiles + s.order);
     }
-    let kernel = match (matches!(last, Last::Join(_)), parts) {
-        (false, 2) => "gemm_wg",
-        (false, _) => "gemm_wg_all",
-        (true, 2) => "glu_wg",
-        (true, _) => "glu_wg_all",
+    let joined = matches!(last, Last::Join(_));
+    let kernel = match (way, joined, parts) {
+        (Way::Wide { near: 1 }, _, 2) => "gemm_wide",
+        (Way::Wide { near: 1 }, ..) => "gemm_wide_all",
+        (Way::Wide { .. }, _, 2) => "gemm_near",
+        (Way::Wide { .. }, ..) => "gemm_near_all",
+        (_, false, 2) => "gemm_wg",
+        (_, false, _) => "gemm_wg_all",
+        (_, true, 2) => "glu_wg",
+        (_, true, _) => "glu_wg_all",
     };
-    let blocks = (tiles * tile * splits).min(cx.device.info().multiprocessors.max(1) as usize);
-    launch(cx, kernel, [blocks, 1, 1], 384, shared_bytes(parts), &args)?;
-    if splits > 1 {
-        launch(cx, "gemm_wg_sum", [row.div_ceil(1024), bucket, 1], 256, 0, &args)?;
-    } else if let Last::Add(_, _, sum) = last {
-        return pointwise::add(cx, sum);
+    let multiprocessors = cx.device.info().multiprocessors.max(1) as usize;
+    let blocks = (tiles * tile * splits).min(match way {
+        Way::Tiles { .. } => multiprocessors,
+        // Whole clusters.
+        Way::Wide { near } => (multiprocessors / near).max(1) * near,
+    });
+    launch(cx, kernel, [blocks, 1, 1], 384, shared_bytes(parts, outputs), &args)?;
+    match (way, last) {
+        (Way::Tiles { shares: 1 }, Last::Add(_, _, sum)) => pointwise::add(cx, sum),
+        (Way::Tiles { shares }, _) if shares > 1 => {
+            launch(cx, "gemm_wg_sum", [row.div_ceil(1024), bucket, 1], 256, 0, &args)
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn shape(rows: &[usize], cols: usize, token_tiles: usize, parts: usize) -> Shape<'_> {
+        Shape {
+            rows,
+            cols,
+            token_tiles,
+            parts,
+            added: false,
+        }
+    }
+
     #[test]
     fn shares_fill_the_device() {
         // Few outputs, long inputs: shares.
-        let down = splits(&[1536], 8960, 4, 2);
-        assert!(down > 1, "{down}");
+        let down = shape(&[1536], 8960, 4, 2).way(false);
+        assert!(matches!(down, Way::Tiles { shares } if shares > 1), "{down:?}");
         // Many outputs: as they are.
-        assert_eq!(splits(&[8960, 8960], 1536, 16, 2), 1);
+        let up = shape(&[8960, 8960], 1536, 16, 2).way(true);
+        assert_eq!(up, Way::Tiles { shares: 1 });
         // No share is empty.
         for cols in [64, 65, 640, 4096] {
-            let (n, steps) = (splits(&[64], cols, 1, 3), cols.div_ceil(STEP));
-            assert!((n - 1) * steps.div_ceil(n) < steps, "{cols}: {n}");
+            let steps = cols.div_ceil(STEP);
+            let way = shape(&[64], cols, 1, 3).way(false);
+            assert!(matches!(way, Way::Tiles { shares } if (shares - 1) * steps.div_ceil(shares) < steps), "{cols}: {way:?}");
         }
+    }
+
+    #[test]
+    fn wide_tiles_where_others_leave_multiprocessors_idle() {
+        for (cols, tiles, near) in [(1536, 8, 2), (8960, 8, 2), (1536, 16, 1), (8960, 16, 1)] {
+            assert_eq!(shape(&[1536], cols, tiles, 2).way(true), Way::Wide { near }, "{cols}, {tiles}");
+        }
+        // Steps that cannot be halved.
+        let odd = shape(&[1536], 1472, 8, 2).way(true);
+        assert!(!matches!(odd, Way::Wide { near: 2 }), "{odd:?}");
     }
 }

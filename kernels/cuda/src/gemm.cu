@@ -47,11 +47,69 @@ struct NormSplitArgs {
     SplitArgs split;  // of what the norm gives, x not used
 };
 
-// The norm of a row, split at once. grid (rows of the bucket), 256 threads
+__device__ __forceinline__ float4 times(const float4& a, const float4& b) {
+    return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+__device__ __forceinline__ float4 less(const float4& a, float b) { return make_float4(a.x - b, a.y - b, a.z - b, a.w - b); }
+__device__ __forceinline__ float sum_of(const float4& a) { return (a.x + a.y) + (a.z + a.w); }
+
+// Fours of a row that a thread holds.
+constexpr uint32_t kFours = 4;
+
+// The norm of a row of whole fours by a block, four neighbours at a time: values and weights are on their way before anything is
+// waited for. Nothing is stored of a row that is not `there`.
+template <class F, class S>
+__device__ __forceinline__ void norm_fours(const NormArgs& a, const float* x, bool there, F sum, S store) {
+    const uint32_t each = 4 * blockDim.x, first = 4 * threadIdx.x, rest = first + kFours * each;
+    const auto value = [&](uint32_t i) { return *(const float4*)(x + i); };
+    const auto weight = [&](uint32_t i) {
+        return a.weight.data != nullptr ? vector_four(a.weight, i) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    };
+    float4 v[kFours], w[kFours];
+#pragma unroll
+    for (uint32_t k = 0; k < kFours; k++) {
+        const uint32_t i = first + k * each;
+        v[k] = w[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (i >= a.group) continue;
+        v[k] = value(i);
+        w[k] = weight(i);
+    }
+    float mean = 0.0f;
+    if (a.layer != 0) {
+        float part = 0.0f;
+#pragma unroll
+        for (uint32_t k = 0; k < kFours; k++) part += sum_of(v[k]);
+        for (uint32_t i = rest; i < a.group; i += each) part += sum_of(value(i));
+        mean = sum(part) / (float)a.group;
+    }
+    const auto square = [&](const float4& u) { return sum_of(times(less(u, mean), less(u, mean))); };
+    float part = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < kFours; k++) part += first + k * each < a.group ? square(v[k]) : 0.0f;
+    for (uint32_t i = rest; i < a.group; i += each) part += square(value(i));
+    const float scale = rsqrtf(sum(part) / (float)a.group + a.eps);
+    if (!there) return;
+    const auto give = [&](uint32_t i, const float4& u, const float4& weight) {
+        float4 y = times(times(less(u, mean), make_float4(scale, scale, scale, scale)), weight);
+        if (a.bias.data != nullptr) {
+            const float4 b = vector_four(a.bias, i);
+            y = make_float4(y.x + b.x, y.y + b.y, y.z + b.z, y.w + b.w);
+        }
+        store(i, y);
+    };
+#pragma unroll
+    for (uint32_t k = 0; k < kFours; k++) {
+        if (first + k * each < a.group) give(first + k * each, v[k], w[k]);
+    }
+    for (uint32_t i = rest; i < a.group; i += each) give(i, value(i), weight(i));
+}
+
+// The norm of a row, split at once. grid (rows of the bucket), up to 256 threads
 KERNEL(norm_split, NormSplitArgs, 256) {
     __shared__ float sums[8];
     const uint32_t row = blockIdx.x;
-    if (row >= step_rows(*a.norm.step, a.norm.rows)) return;
+    const bool there = row < step_rows(*a.norm.step, a.norm.rows);
+    const float* x = a.norm.x + (size_t)row * a.norm.group;
     const size_t part = split_part(a.split);
     const auto store = [&](uint32_t i, float v) {
         uint16_t* to = a.split.parts + split_at(a.split, row, i);
@@ -62,12 +120,27 @@ KERNEL(norm_split, NormSplitArgs, 256) {
             v -= bf16_to_f32(bits);
         }
     };
+    const auto store_four = [&](uint32_t i, const float4& v) {
+        uint32_t left[3], right[3];
+        split_pair(v.x, v.y, left);
+        split_pair(v.z, v.w, right);
+        uint2* to = (uint2*)(a.split.parts + split_at(a.split, row, i));
+#pragma unroll
+        for (uint32_t p = 0; p < 3; p++) {
+            if (p < a.split.n_parts) to[p * part / 4] = make_uint2(left[p], right[p]);
+        }
+    };
     const auto sum = [&](float v) {
         v = block_sum(v, sums);
         __syncthreads();
         return v;
     };
-    norm_values(a.norm, a.norm.x + (size_t)row * a.norm.group, threadIdx.x, blockDim.x, sum, store);
+    if (a.norm.group % 4 == 0) {
+        norm_fours(a.norm, x, there, sum, store_four);
+    } else if (there) {
+        norm_values(a.norm, x, threadIdx.x, blockDim.x, sum, store);
+    }
+    if (!there) return;
     for (uint32_t i = a.split.cols + threadIdx.x; i < a.split.pitch; i += blockDim.x) store(i, 0.0f);
 }
 

@@ -1,6 +1,6 @@
 // See gemm_wg.cuh. grid (blocks), 384 threads. Only for sm_90a: elsewhere these kernels are not there, and gemm.cu has all
 // products.
-#include "gemm_wg.cuh"
+#include "gemm_wide.cuh"
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 KERNEL(gemm_wg, WgArgs, 384) { products_wg<2, false>(a); }
@@ -8,6 +8,23 @@ KERNEL(gemm_wg_all, WgArgs, 384) { products_wg<3, false>(a); }
 // Gate and up with what joins them.
 KERNEL(glu_wg, WgArgs, 384) { products_wg<2, true>(a); }
 KERNEL(glu_wg_all, WgArgs, 384) { products_wg<3, true>(a); }
+
+// Wide tiles, of a block and of two that share its inputs. grid (blocks; `near`: of clusters of two), 384 threads
+KERNEL(gemm_wide, WgArgs, 384) { products_wide<2, 1>(a); }
+KERNEL(gemm_wide_all, WgArgs, 384) { products_wide<3, 1>(a); }
+#ifdef MODEL1_EMULATE
+#define NEAR_KERNEL(name) KERNEL(name, WgArgs, 384)
+#else
+#define NEAR_KERNEL(name) extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) name(const __grid_constant__ WgArgs a)
+#endif
+NEAR_KERNEL(gemm_near) {
+    await_predecessor();
+    products_wide<2, 2>(a);
+}
+NEAR_KERNEL(gemm_near_all) {
+    await_predecessor();
+    products_wide<3, 2>(a);
+}
 
 // Adds the shares up in order. grid (ceil(outputs / 1024), tokens), 256 threads
 KERNEL(gemm_wg_sum, WgArgs, 256) {

@@ -63,10 +63,10 @@ struct WgArgs {
 
 // Shared memory: the ring, from the next multiple of 1024 on; then two barriers per buffer and one per group. `shared_bytes` in
 // ../ops/gemm_wg.rs.
-template <uint32_t XP>
+template <uint32_t XP, uint32_t ROWS>
 struct WgRing {
-    static constexpr uint32_t kX = kWgTokens * kRowBytes, kW = kWgRows * kRowBytes, kBytes = XP * kX + kW;
-    static constexpr uint32_t kStages = (200 << 10) / kBytes;
+    static constexpr uint32_t kX = kWgTokens * kRowBytes, kW = ROWS * kRowBytes, kBytes = XP * kX + kW;
+    static constexpr uint32_t kStages = (225 << 10) / kBytes;
 };
 
 // A tile: up to `count` tokens (or slots of an expert) from `first`, outputs from n0 of a matrix, steps begin to end. With
@@ -80,7 +80,7 @@ struct WgTile {
 };
 
 // Tiles of the same outputs follow each other: their weights are still in the second-level cache. False: there is nothing to do.
-template <bool GLU>
+template <uint32_t ROWS, bool GLU>
 __device__ __forceinline__ bool tile_at(const WgArgs& a, uint32_t number, WgTile* t) {
     const uint32_t x = number % a.token_tiles, y = number / a.token_tiles % a.row_tiles;
     t->share = number / a.token_tiles / a.row_tiles;
@@ -88,7 +88,7 @@ __device__ __forceinline__ bool tile_at(const WgArgs& a, uint32_t number, WgTile
     while (!GLU && m + 1 < a.n && y >= a.matrices[m + 1].first_tile) m++;
     const WgMatrix& matrix = a.matrices[m];
     t->matrix = &matrix;
-    t->n0 = GLU ? y * (kWgRows / 2) : (y - matrix.first_tile) * kWgRows;
+    t->n0 = GLU ? y * (ROWS / 2) : (y - matrix.first_tile) * ROWS;
     t->up = a.matrices[1].w.data;
     if (matrix.experts != nullptr) {
         const ExpertTile tile = a.tiles[x];
@@ -122,15 +122,50 @@ __device__ __forceinline__ void copy_bytes(unsigned char* to, const uint16_t* fr
 #endif
 }
 
-// Copies the tiles of one step: a thread brings chunk `chunk` of every 16th row. Where they come from is worked out once per
-// tile: with it in every step, four warps of copies were what the tensor cores waited for (1,536 x 8,960 for 1,024 tokens: 96
-// us instead of 88).
-template <uint32_t XP, bool GLU>
-struct WgCopier {
-    static constexpr uint32_t kX = kWgTokens / 16, kW = kWgRows / 16, kEach = GLU ? kW / 2 : kW;
+// Copies the weights of a step: a thread brings chunk `chunk` of every 16th row. Where they begin is worked out once per tile, in
+// few instructions: while four warps are at it, nothing is copied, and the tensor cores soon wait.
+template <uint32_t ROWS, bool GLU>
+struct WgRows {
+    static constexpr uint32_t kW = ROWS / 16, kEach = GLU ? kW / 2 : kW;
+    const uint8_t *w, *up;
+    uint32_t stride;  // bytes between such rows
+    uint32_t there;   // bit j: row j is one of the matrix
     uint32_t chunk, row;
-    const uint16_t *x[kX], *w[kW];
-    uint32_t x_bytes[kX], w_bytes[kW];
+
+    __device__ __forceinline__ void place(const WgTile& t, uint32_t thread) {
+        chunk = thread % 8;
+        row = thread / 8;
+        const WeightRef& m = t.matrix->w;
+        // Rows that are not there are not read, wherever they would lie.
+        const size_t at = (size_t)(t.n0 + row) * m.row_bytes + 16 * chunk;
+        w = t.weights + at;
+        up = GLU ? t.up + at : w;
+        stride = 16 * m.row_bytes;
+        const uint32_t rows = m.rows > t.n0 + row ? (m.rows - t.n0 - row + 15) / 16 : 0;
+        there = rows >= kEach ? ~0u : (1u << rows) - 1;
+    }
+
+    __device__ __forceinline__ void copy(const WgTile& t, uint32_t step, unsigned char* tile) const {
+        // Inputs of the step; the second part of the weights meets the same ones.
+        const uint32_t c = (step < t.steps ? step : step - t.steps) * kWgStep;
+        const uint32_t mask = c + 8 * chunk < t.matrix->w.cols ? there : 0;
+        tile += swizzled(row, chunk);
+#pragma unroll
+        for (uint32_t j = 0; j < kW; j++) {
+            const uint32_t each = j % kEach;
+            const uint8_t* from = (j < kEach ? w : up) + (size_t)each * stride + step * (2 * kWgStep);
+            copy_bytes(tile + 16 * kRowBytes * j, (const uint16_t*)from, (mask >> each & 1) * 16);
+        }
+    }
+};
+
+// The same for activations that are gathered from the slots of an expert or cut out of longer rows.
+template <uint32_t XP, uint32_t ROWS>
+struct WgGather {
+    static constexpr uint32_t kX = kWgTokens / 16;
+    uint32_t chunk, row;
+    const uint16_t* x[kX];
+    uint32_t bytes[kX];
 
     __device__ __forceinline__ void place(const WgArgs& a, const WgTile& t, uint32_t thread) {
         chunk = thread % 8;
@@ -146,38 +181,21 @@ struct WgCopier {
                 run = (t.first + r) * a.runs + (a.group_rows != 0 ? t.n0 / a.group_rows : 0);
             }
             x[j] = a.parts + (size_t)run * a.pitch + 8 * chunk;
-            x_bytes[j] = r < t.count ? 16 : 0;
-        }
-        const WeightRef& m = t.matrix->w;
-#pragma unroll
-        for (uint32_t j = 0; j < kW; j++) {
-            const uint32_t r = t.n0 + row + 16 * (j % kEach);
-            const bool there = r < m.rows;
-            w[j] = (const uint16_t*)((j < kEach ? t.weights : t.up) + (size_t)(there ? r : 0) * m.row_bytes) + 8 * chunk;
-            w_bytes[j] = there ? 16 : 0;
+            bytes[j] = r < t.count ? 16 : 0;
         }
     }
 
-    // Those of the activations come as they are, or (`whole`) somebody else brings them.
-    __device__ __forceinline__ void copy(const WgArgs& a, const WgTile& t, uint32_t step, unsigned char* buffer,
-                                         bool whole) const {
-        typedef WgRing<XP> Ring;
+    __device__ __forceinline__ void copy(const WgArgs& a, const WgTile& t, uint32_t step, unsigned char* buffer) const {
         const size_t part = (size_t)a.bucket * a.runs * a.pitch;
-        // Inputs of the step; the second part of the weights meets the same ones.
-        const uint32_t cols = t.matrix->w.cols, c = (step < t.steps ? step : step - t.steps) * kWgStep;
-        const uint32_t x_there = c + 8 * chunk < a.pitch ? 16 : 0, w_there = c + 8 * chunk < cols ? 16 : 0;
+        const uint32_t c = (step < t.steps ? step : step - t.steps) * kWgStep, there = c + 8 * chunk < a.pitch ? 16 : 0;
         buffer += swizzled(row, chunk);
 #pragma unroll
         for (uint32_t p = 0; p < XP; p++) {
-            if (whole || (p > 0 && step >= t.steps)) break;
+            if (p > 0 && step >= t.steps) break;
 #pragma unroll
             for (uint32_t j = 0; j < kX; j++) {
-                copy_bytes(buffer + p * Ring::kX + 16 * kRowBytes * j, x[j] + p * part + c, x_bytes[j] & x_there);
+                copy_bytes(buffer + p * WgRing<XP, ROWS>::kX + 16 * kRowBytes * j, x[j] + p * part + c, bytes[j] & there);
             }
-        }
-#pragma unroll
-        for (uint32_t j = 0; j < kW; j++) {
-            copy_bytes(buffer + XP * Ring::kX + 16 * kRowBytes * j, w[j] + step * kWgStep, w_bytes[j] & w_there);
         }
     }
 };
@@ -189,32 +207,34 @@ __device__ __forceinline__ const uint16_t* whole_tile(const WgArgs& a, const WgT
     return a.parts + p * part + tiled_at(t.first, k * kWgStep, a.pitch);
 }
 
-// The sums of a tile: 64 tokens of 128 each.
-typedef float WgSums[2][kWgRows / 2];
+// The sums of a group: M times 64 tokens of a tile.
+template <uint32_t ROWS, uint32_t M>
+using WgSums = float[M][ROWS / 2];
 
 template <uint32_t P>
 struct WgParts {
     static constexpr uint32_t value = P;
 };
 
-// A step with P parts of the activations.
-template <uint32_t XP, uint32_t P>
-__device__ __forceinline__ void multiply(WgSums& sums, const unsigned char* buffer) {
-    typedef WgRing<XP> Ring;
+// A step with P parts of the activations, from token `first` of the tile on.
+template <uint32_t XP, uint32_t P, uint32_t ROWS, uint32_t M>
+__device__ __forceinline__ void multiply(float (&sums)[M][ROWS], const unsigned char* buffer, uint32_t first) {
+    typedef WgRing<XP, 2 * ROWS> Ring;
+    const unsigned char* x = buffer + first * kRowBytes;
 #pragma unroll
     for (uint32_t k = 0; k < kWgStep / 16; k++) {
         // Small products first.
 #pragma unroll
         for (int p = (int)P - 1; p >= 0; p--) {
 #pragma unroll
-            for (uint32_t m = 0; m < 2; m++) {
-                wgmma(sums[m], operand(buffer + p * Ring::kX + m * 64 * kRowBytes, k), operand(buffer + XP * Ring::kX, k));
+            for (uint32_t m = 0; m < M; m++) {
+                wgmma(sums[m], operand(x + p * Ring::kX + m * 64 * kRowBytes, k), operand(buffer + XP * Ring::kX, k));
             }
         }
     }
 }
 
-__device__ __forceinline__ void store(const WgArgs& a, const WgTile& t, WgSums& sums) {
+__device__ __forceinline__ void store(const WgArgs& a, const WgTile& t, WgSums<kWgRows, 2>& sums) {
     const WgMatrix& matrix = *t.matrix;
     const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, pair = lane % 4 * 2, rows = matrix.w.rows;
     // A share of the inputs has no bias.
@@ -261,7 +281,7 @@ __device__ __forceinline__ void store(const WgArgs& a, const WgTile& t, WgSums& 
 // Gate and up: what they give together, in parts. Neighbours exchange words, so that each stores eight bytes and four of them
 // a whole sector.
 template <uint32_t XP>
-__device__ __forceinline__ void store_glu(const WgArgs& a, const WgTile& t, const WgSums& sums) {
+__device__ __forceinline__ void store_glu(const WgArgs& a, const WgTile& t, const WgSums<kWgRows, 2>& sums) {
     const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, odd = lane & 1;
     const bool tiled = a.next_tiled != 0;
     const size_t part = (size_t)(tiled ? a.token_tiles * kWgTokens : a.bucket * a.k) * a.next_pitch;
@@ -303,7 +323,7 @@ __device__ __forceinline__ void store_glu(const WgArgs& a, const WgTile& t, cons
 // grid (blocks), 384 threads: block b has tiles b, b + blocks, ...
 template <uint32_t XP, bool GLU>
 __device__ __forceinline__ void products_wg(const WgArgs& a) {
-    typedef WgRing<XP> Ring;
+    typedef WgRing<XP, kWgRows> Ring;
     DYNAMIC_SHARED(memory);
     unsigned char* ring = memory;
 #ifndef MODEL1_EMULATE
@@ -311,8 +331,9 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
 #endif
     const uint32_t tiles = a.token_tiles * a.row_tiles * a.splits, group = threadIdx.x / 128;
     WgTile t;
-    WgCopier<XP, GLU> copier;
-    const auto finish = [&](WgSums& sums) {
+    WgRows<kWgRows, GLU> rows;
+    WgGather<XP, kWgRows> gather;
+    const auto finish = [&](WgSums<kWgRows, 2>& sums) {
         if constexpr (GLU) {
             store_glu<XP>(a, t, sums);
         } else {
@@ -322,13 +343,15 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
 #ifdef MODEL1_EMULATE
     uint32_t taken = 0;
     for (uint32_t number = blockIdx.x; number < tiles; number += gridDim.x) {
-        if (!tile_at<GLU>(a, number, &t)) continue;
-        WgSums sums = {};
+        if (!tile_at<kWgRows, GLU>(a, number, &t)) continue;
+        WgSums<kWgRows, 2> sums = {};
         const bool mine = taken++ % 2 == group;
-        copier.place(a, t, threadIdx.x % 128);
+        rows.place(t, threadIdx.x % 128);
+        if (a.tiled == 0) gather.place(a, t, threadIdx.x % 128);
         for (uint32_t step = t.begin; step < t.end; step++) {
             unsigned char* buffer = ring + step % Ring::kStages * Ring::kBytes;
-            if (group == 2) copier.copy(a, t, step, buffer, a.tiled != 0);
+            if (group == 2) rows.copy(t, step, buffer + XP * Ring::kX);
+            if (group == 2 && a.tiled == 0) gather.copy(a, t, step, buffer);
             for (uint32_t p = 0; p < (step < t.steps ? XP : 1) && group == 2 && a.tiled != 0; p++) {
                 const uint16_t* from = whole_tile(a, t, step, p);
                 for (uint32_t i = threadIdx.x % 128; i < Ring::kX / 16; i += 128) {
@@ -336,8 +359,8 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
                 }
             }
             __syncthreads();
-            if (mine && step < t.steps) multiply<XP, XP>(sums, buffer);
-            if (mine && step >= t.steps) multiply<XP, 1>(sums, buffer);
+            if (mine && step < t.steps) multiply<XP, XP>(sums, buffer, 0);
+            if (mine && step >= t.steps) multiply<XP, 1>(sums, buffer, 0);
         }
         if (mine) finish(sums);
         __syncthreads();
@@ -358,42 +381,51 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
     // Steps of this block so far: their buffers are used in order.
     uint32_t done = 0;
     if (group == 2) {
-        for (uint32_t number = blockIdx.x; number < tiles; number += gridDim.x) {
-            if (!tile_at<GLU>(a, number, &t)) continue;
-            copier.place(a, t, threadIdx.x - 256);
+        const auto bring = [&](auto whole) {
+            for (uint32_t number = blockIdx.x; number < tiles; number += gridDim.x) {
+                if (!tile_at<kWgRows, GLU>(a, number, &t)) continue;
+                rows.place(t, threadIdx.x - 256);
+                if (!whole.value) gather.place(a, t, threadIdx.x - 256);
 #pragma unroll 1
-            for (uint32_t step = t.begin; step < t.end; step++, done++) {
-                const uint32_t stage = done % Ring::kStages;
-                // The first round finds all buffers free.
-                barrier_await(free + 8 * stage, (done / Ring::kStages & 1) ^ 1);
-                if (threadIdx.x == 256 && a.tiled != 0) {
-                    const uint32_t parts = step < t.steps ? XP : 1;
-                    barrier_expect(full + 8 * stage, parts * Ring::kX);
+                for (uint32_t step = t.begin; step < t.end; step++, done++) {
+                    const uint32_t stage = done % Ring::kStages;
+                    unsigned char* buffer = ring + stage * Ring::kBytes;
+                    // The first round finds all buffers free.
+                    barrier_await(free + 8 * stage, (done / Ring::kStages & 1) ^ 1);
+                    if (whole.value && threadIdx.x == 256) {
+                        const uint32_t parts = step < t.steps ? XP : 1;
+                        barrier_expect(full + 8 * stage, parts * Ring::kX);
 #pragma unroll
-                    for (uint32_t p = 0; p < XP; p++) {
-                        if (p >= parts) break;
-                        copy_whole(ring + stage * Ring::kBytes + p * Ring::kX, whole_tile(a, t, step, p), Ring::kX,
-                                   full + 8 * stage);
+                        for (uint32_t p = 0; p < XP; p++) {
+                            if (p >= parts) break;
+                            copy_whole(buffer + p * Ring::kX, whole_tile(a, t, step, p), Ring::kX, full + 8 * stage);
+                        }
+                    } else if (threadIdx.x == 256) {
+                        barrier_arrive(full + 8 * stage);
                     }
-                } else if (threadIdx.x == 256) {
-                    barrier_arrive(full + 8 * stage);
+                    rows.copy(t, step, buffer + XP * Ring::kX);
+                    if (!whole.value) gather.copy(a, t, step, buffer);
+                    barrier_arrive_copied(full + 8 * stage);
                 }
-                copier.copy(a, t, step, ring + stage * Ring::kBytes, a.tiled != 0);
-                barrier_arrive_copied(full + 8 * stage);
             }
+        };
+        if (a.tiled != 0) {
+            bring(WgParts<1>());
+        } else {
+            bring(WgParts<0>());
         }
         return;
     }
     uint32_t taken = 0;
     for (uint32_t number = blockIdx.x; number < tiles; number += gridDim.x) {
-        if (!tile_at<GLU>(a, number, &t)) continue;
+        if (!tile_at<kWgRows, GLU>(a, number, &t)) continue;
         if (taken++ % 2 != group) {
             done += t.end - t.begin;
             continue;
         }
         // Of tile n (from 0 on) after tile n - 1; the first begins at once.
         if (taken > 1) barrier_await(turn + 8 * group, (taken - 2) / 2 & 1);
-        WgSums sums = {};
+        WgSums<kWgRows, 2> sums = {};
         hold(sums[0]);
         hold(sums[1]);
         uint32_t before = 0;
@@ -404,7 +436,7 @@ __device__ __forceinline__ void products_wg(const WgArgs& a) {
                 barrier_await(full + 8 * stage, done / Ring::kStages & 1);
                 fence_products();
                 begin_products();
-                multiply<XP, decltype(parts)::value>(sums, ring + stage * Ring::kBytes);
+                multiply<XP, decltype(parts)::value>(sums, ring + stage * Ring::kBytes, 0);
                 close_products();
                 if (step + 1 == t.end && threadIdx.x % 32 == 0) barrier_arrive(turn + 8 * (group ^ 1));
                 // The products of the step before are done, and its buffer is free.

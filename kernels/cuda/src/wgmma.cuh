@@ -1,5 +1,6 @@
-// The instructions of Hopper (sm_90a) that gemm_wg.cuh and attend_wg.cu are made of: products of a group of 128 threads whose
-// operands lie in shared memory (wgmma; the left one in registers, too), and the barriers in shared memory that copies arrive at.
+// The instructions of Hopper (sm_90a) that gemm_wg.cuh, gemm_wide.cuh and attend_wg.cu are made of: products of a group of 128
+// threads whose operands lie in shared memory (wgmma; the left one in registers, too), and the barriers in shared memory that
+// copies arrive at.
 #pragma once
 
 #include "gemm.cuh"
@@ -22,13 +23,14 @@ inline float operand_at(Operand o, uint32_t row, uint32_t col) {
     return bf16_to_f32(*(const uint16_t*)(at ^ (at >> 3 & 0x70)));
 }
 
-// d += a b': 64 rows of a, 128 of b, 16 columns of both. Warp w of the four has rows 16 w to 16 w + 15, as in `mma`.
-inline void wgmma(float (&d)[64], Operand a, Operand b) {
+// d += a b': 64 rows of a, 2 N of b, 16 columns of both. Warp w of the four has rows 16 w to 16 w + 15, as in `mma`.
+template <uint32_t N>
+inline void wgmma(float (&d)[N], Operand a, Operand b) {
     const uint32_t g = threadIdx.x / 32 % 4 * 16 + simt::lane() / 4, t = simt::lane() % 4;
     for (uint32_t half = 0; half < 2; half++) {
         float row[16];
         for (uint32_t k = 0; k < 16; k++) row[k] = operand_at(a, g + 8 * half, k);
-        for (uint32_t i = 0; i < 32; i++) {
+        for (uint32_t i = 0; i < N / 2; i++) {
             const uint32_t col = i / 2 * 8 + 2 * t + i % 2;
             float sum = 0.0f;
             for (uint32_t k = 0; k < 16; k++) sum += row[k] * operand_at(b, col, k);
@@ -82,7 +84,7 @@ __device__ __forceinline__ Operand operand(const unsigned char* tile, uint32_t k
 #define SUMS_16(i) SUMS_4(i), SUMS_4(i + 4), SUMS_4(i + 8), SUMS_4(i + 12)
 #define SUMS_32(i) SUMS_16(i), SUMS_16(i + 16)
 
-// d += a b': 64 rows of a, 128 of b, 16 columns of both; done after `await_products`.
+// d += a b': 64 rows of a, 128 or 192 of b, 16 columns of both; done after `await_products`.
 __device__ __forceinline__ void wgmma(float (&d)[64], Operand a, Operand b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
@@ -91,6 +93,17 @@ __device__ __forceinline__ void wgmma(float (&d)[64], Operand a, Operand b) {
         "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
         "%64, %65, 1, 1, 1, 0, 0;"
         : SUMS_32(0), SUMS_32(32)
+        : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void wgmma(float (&d)[96], Operand a, Operand b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
+        "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
+        "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,"
+        "%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95}, "
+        "%96, %97, 1, 1, 1, 0, 0;"
+        : SUMS_32(0), SUMS_32(32), SUMS_32(64)
         : "l"(a), "l"(b));
 }
 
@@ -158,9 +171,40 @@ __device__ __forceinline__ void copy_whole(unsigned char* to, const uint16_t* fr
                  "r"(bytes), "r"(barrier)
                  : "memory");
 }
+// Copies `bytes` bytes out of shared memory (after `fence_products` of who wrote them); `await_stored` of the same thread waits until
+// they have been read.
+__device__ __forceinline__ void store_whole(void* to, const unsigned char* from, uint32_t bytes) {
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(from);
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(at), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void await_stored() {
+    asm volatile("cp.async.bulk.commit_group;\n\tcp.async.bulk.wait_group.read 0;" ::: "memory");
+}
 // Arrives when this thread's copies so far are there.
 __device__ __forceinline__ void barrier_arrive_copied(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+// The same barrier of block `rank` of the cluster.
+__device__ __forceinline__ uint32_t barrier_of(uint32_t barrier, uint32_t rank) {
+    uint32_t at;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(barrier), "r"(rank));
+    return at;
+}
+// Arrives at a barrier of any block of the cluster (`barrier_of`); what was written before is seen by who waits with
+// `barrier_await_near`.
+__device__ __forceinline__ void barrier_arrive_near(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_await_near(uint32_t barrier, uint32_t phase) {
+    asm volatile(
+        "{\n\t"
+        ".reg .pred done;\n"
+        "again:\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
+        "@!done bra again;\n\t"
+        "}" ::"r"(barrier),
+        "r"(phase)
+        : "memory");
 }
 // Waits for the end of a phase: 0 of the first, 1 of the second, 0 of the third.
 __device__ __forceinline__ void barrier_await(uint32_t barrier, uint32_t phase) {

@@ -167,20 +167,7 @@ pub(super) fn products_of_many_tokens(on: &On) {
                 outs.push(out);
             }
             if chooses {
-                let x = c.input(8, 1.0);
-                let out = c.buffer(Dim::Tokens, Dim::Const(2), ElemType::I32);
-                let weights = c.floats(2);
-                c.op(Op::Route {
-                    logits: x,
-                    bias: None,
-                    table: None,
-                    scoring: Scoring::Softmax,
-                    k: 2,
-                    normalise: true,
-                    factor: 1.0,
-                    out_experts: out,
-                    out_weights: weights,
-                });
+                choose(&mut c);
             }
             for out in outs {
                 c.probe(out, "product");
@@ -189,28 +176,7 @@ pub(super) fn products_of_many_tokens(on: &On) {
             check(on, &name, &c, 0, &[tokens, 1, 37], 2e-5);
         }
     }
-    // A product and what it is added to, with its inputs shared out and without.
-    for (rows, cols, tokens) in [(72, 72, 80), (136, 2048, 129)] {
-        let mut c = Case::new(tokens, 4096);
-        let (x, residual) = (c.input(cols, 1.0), c.input(rows, 1.0));
-        let weight = c.weight(rows, cols, Format::Bf16, Layout::OutIn);
-        let bias = Some(c.normal(1, rows, 1.0));
-        let product = c.floats(rows);
-        c.op(Op::MatMul {
-            x,
-            weight,
-            bias,
-            out: product,
-        });
-        c.op(Op::Add {
-            x: residual,
-            y: product,
-            out: residual,
-        });
-        c.probe(residual, "sum");
-        let name = format!("bf16 {rows} x {cols} and a sum, {tokens} tokens");
-        check(on, &name, &c, 0, &[tokens, 1], 2e-5);
-    }
+    products_and_sums(on);
     other_formats_of_many_tokens(on);
     let (groups, n, k) = (2, 256, 72);
     let mut c = Case::new(80, 4096);
@@ -220,6 +186,55 @@ pub(super) fn products_of_many_tokens(on: &On) {
     c.op(Op::GroupedMatMul { x, weight, groups, out });
     c.probe(out, "grouped");
     check(on, "grouped bf16 of many tokens", &c, 0, &[80, 3], 2e-5);
+}
+
+/// Makes a plan one that chooses by what its products give.
+fn choose(c: &mut Case) {
+    let logits = c.input(8, 1.0);
+    let out_experts = c.buffer(Dim::Tokens, Dim::Const(2), ElemType::I32);
+    let out_weights = c.floats(2);
+    c.op(Op::Route {
+        logits,
+        bias: None,
+        table: None,
+        scoring: Scoring::Softmax,
+        k: 2,
+        normalise: true,
+        factor: 1.0,
+        out_experts,
+        out_weights,
+    });
+}
+
+/// A product and what it is added to: in wide tiles of one block and of two, the last of them nearly empty, and with its inputs
+/// shared out.
+fn products_and_sums(on: &On) {
+    for (rows, cols, tokens) in [(72, 72, 80), (136, 2048, 129), (200, 136, 130), (392, 128, 130)] {
+        for chooses in [false, true] {
+            let mut c = Case::new(tokens, 4096);
+            let (x, residual) = (c.input(cols, 1.0), c.input(rows, 1.0));
+            let weight = c.weight(rows, cols, Format::Bf16, Layout::OutIn);
+            let bias = Some(c.normal(1, rows, 1.0));
+            let product = c.floats(rows);
+            c.op(Op::MatMul {
+                x,
+                weight,
+                bias,
+                out: product,
+            });
+            c.op(Op::Add {
+                x: residual,
+                y: product,
+                out: residual,
+            });
+            if chooses {
+                choose(&mut c);
+            }
+            c.probe(residual, "sum");
+            let name = format!("bf16 {rows} x {cols} and a sum, {tokens} tokens, chooses {chooses}");
+            check(on, &name, &c, 0, &[tokens, 1], 2e-5);
+        }
+    }
 }
 
 /// The same for weights that are made bf16 first: inputs that fill no whole step, two matrices of one input.
