@@ -25,7 +25,6 @@ const LEAST: usize = 3;
 
 /// How a vector is written and read (`ExchangeKind`).
 const PLAIN: u32 = 0;
-const NUMBERED: u32 = 1;
 const MARKED: u32 = 4;
 
 /// Rotation, storing and attention of a token.
@@ -71,7 +70,7 @@ pub(in crate::cuda) struct Run {
 }
 
 impl Run {
-    /// Buffers that products of the launch leave for others of it.
+    /// Buffers that ops of the launch leave for others of it.
     fn exchanged(&self) -> Vec<BufId> {
         let mut all: Vec<BufId> = Vec::new();
         for (item, kinds) in self.items.iter().zip(&self.kinds) {
@@ -375,9 +374,7 @@ fn kinds(plan: &Plan, items: &[Item], end: usize) -> Option<Vec<[u32; 3]>> {
         }
         let used = list.iter().filter(|w| !w.1.is_empty()).count();
         for (n, (i, readers)) in list.iter().filter(|w| !w.1.is_empty()).enumerate() {
-            let attended = matches!(items[*i].work, Work::Attend(_));
             let kind = MARKED | (n % 2) as u32 | ((used % 2) as u32) << 1;
-            let kind = if attended { NUMBERED } else { kind };
             if ![PLAIN, kind].contains(&kinds[*i][1]) {
                 return None;
             }
@@ -406,6 +403,5 @@ fn kinds(plan: &Plan, items: &[Item], end: usize) -> Option<Vec<[u32; 3]>> {
         };
         all.iter().all(same)
     });
-    let added = kinds.iter().all(|k| k[2] != NUMBERED);
-    (alike && added).then_some(kinds)
+    alike.then_some(kinds)
 }

@@ -19,19 +19,8 @@
 #include "mma.cuh"
 #include "records.cuh"
 
-#ifdef MODEL1_EMULATE
-struct int2 { int x, y; };
-struct __align__(16) int4 { int x, y, z, w; };
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline int dot_four(uint32_t a, uint32_t b, int sum) {
-    for (int i = 0; i < 4; i++) sum += (int)(int8_t)(a >> 8 * i) * (int)(int8_t)(b >> 8 * i);
-    return sum;
-}
-inline int nearest(float v) { return (int)rintf(v); }
-#else
+#ifndef MODEL1_EMULATE
 #include "wgmma.cuh"
-__device__ __forceinline__ int dot_four(uint32_t a, uint32_t b, int sum) { return __dp4a((int)a, (int)b, sum); }
-__device__ __forceinline__ int nearest(float v) { return __float2int_rn(v); }
 #endif
 
 // Warps that multiply; one more copies. Records of ops that lie in shared memory, places of the ring at most, rows of a tile,
@@ -58,9 +47,9 @@ struct ResidentSegment {
     uint32_t bias_format;
 };
 
-// How a vector is read and written: by other launches; between blocks as pairs of numbers and the number of the use; or
-// (kMarked) as numbers with marks, kOdd: those of every second use of a launch, kTurns: used an odd number of times in it.
-enum ExchangeKind : uint32_t { kPlain = 0, kNumbered = 1, kMarked = 4, kOdd = 1, kTurns = 2 };
+// How a vector is read and written: by other launches; or (kMarked) between blocks as numbers with marks, kOdd: those of every
+// second use of a launch, kTurns: used an odd number of times in it.
+enum ExchangeKind : uint32_t { kPlain = 0, kMarked = 4, kOdd = 1, kTurns = 2 };
 
 // Products of one x: out = W norm(x) + bias + residual, or act(W x) * (V x). Block b has `each` outputs, one more if b < more.
 struct ResidentProduct {
@@ -85,7 +74,7 @@ struct ResidentProduct {
     uint32_t out_kind;
     uint32_t residual_kind;
     uint32_t chunk;         // columns of a place of the ring, a multiple of 256
-    uint32_t behind;        // ops since the attention whose number x has
+    uint32_t pad;
 };
 
 // Rotation and storing of a token's key and value, and attention; or the end of it.
@@ -95,7 +84,7 @@ struct ResidentAttend {
     const float* q;         // [heads, head_dim], of kind `kind` as key and value
     const float* key;       // [kv_heads, head_dim]
     const float* value;
-    uint2* out;             // [heads, head_dim], numbered
+    float* out;             // [heads, head_dim], of kind `out_kind`
     uint2* partial;         // [heads, shares][head_dim + 4], numbered: the sum, then maximum (of logarithms to base 2) and denominator
     uint32_t heads;
     uint32_t kv_heads;
@@ -104,7 +93,7 @@ struct ResidentAttend {
     uint32_t shares;        // of the keys, at most
     uint32_t kind;
     float scale;
-    uint32_t pad;
+    uint32_t out_kind;
 };
 
 enum ResidentKind : uint32_t { kResidentProduct = 0, kResidentAttend, kResidentCombine };
@@ -151,6 +140,7 @@ struct __align__(128) ResidentShared {
     uint4 zero;
     float2 turns[128];
     uint32_t done;  // ops that all warps are through with
+    uint32_t keys;  // that the token sees; 0 = not known yet
 };
 static_assert(sizeof(ResidentShared) == 18944, "BLOCK in ../ops/resident/records.rs");
 
@@ -192,6 +182,19 @@ __device__ __forceinline__ uint32_t bits_at(const uint8_t* data, uint32_t format
 }
 __device__ __forceinline__ float number_of(uint32_t bits, uint32_t format) {
     return format == kF32 ? __uint_as_float(bits) : format == kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+// Up to so many keys an attention is not shared out: what puts shares together costs more than some tiles.
+constexpr uint32_t kUnshared = 128;
+
+// How an attention over `keys` keys is shared out: shares of the keys, each of some tiles of 16, and heads of a block.
+struct Division {
+    uint32_t shares, heads;
+};
+
+__device__ __forceinline__ Division division(const ResidentAttend& a, uint32_t keys) {
+    if (keys <= kUnshared) return {1, a.heads <= gridDim.x ? 1 : a.block_heads};
+    return {min((keys + 63) / 64, a.shares), a.block_heads};
 }
 
 // What tells the uses of the exchanged vectors apart.
@@ -236,28 +239,18 @@ __device__ __forceinline__ void store_shared(float* p, uint32_t bits) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(bits) : "memory");
 #endif
 }
-__device__ __forceinline__ void store_numbered(uint2* p, float v, uint32_t number) {
+__device__ __forceinline__ void store_shared(void* p, uint4 v) {
 #ifdef MODEL1_EMULATE
-    *p = make_uint2(__float_as_uint(v), number);
+    *(uint4*)p = v;
 #else
-    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(__float_as_uint(v)), "r"(number) : "memory");
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 #endif
+}
+// Two numbers with the number of their use.
+__device__ __forceinline__ void store_numbered(uint2* p, float a, float b, uint32_t number) {
+    store_shared(p, make_uint4(__float_as_uint(a), number, __float_as_uint(b), number));
 }
 
 // The same number with its last bit cleared, or set to `bit`.
 __device__ __forceinline__ float cleared(uint32_t bits) { return __uint_as_float(bits & ~1u); }
 __device__ __forceinline__ uint32_t marked(float v, uint32_t bit) { return (__float_as_uint(v) & ~1u) | bit; }
-
-// Waits for a number of this use.
-__device__ __forceinline__ float await_one(const float* p, uint32_t bit) {
-    uint32_t v;
-    do v = load_shared_one(p);
-    while ((v & 1u) != bit);
-    return cleared(v);
-}
-__device__ __forceinline__ float await_numbered(const uint2* p, uint32_t number) {
-    uint2 v;
-    do v = load_shared_two(p);
-    while (v.y != number);
-    return __uint_as_float(v.x);
-}

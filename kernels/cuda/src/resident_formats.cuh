@@ -18,14 +18,19 @@ struct ResidentBf16 {
         for (uint32_t i = 0; i < 8; i++) sums[i / 4][i % 4] = 0.0f;
     }
 
+    struct Whole {
+        static constexpr uint32_t N = 0;
+        __device__ __forceinline__ void load(const ResidentShared&, const unsigned char*, uint32_t, uint32_t) {}
+    };
+
     // Runs `first` to `first + count - 1` of the rows of a place; x's run of the place's first column is `run0`.
     __device__ __forceinline__ void multiply(const ResidentShared& s, const unsigned char* place, uint32_t columns, const unsigned char* x, uint32_t cols,
-                                             uint32_t run0, uint32_t first, uint32_t count) {
+                                             uint32_t run0, uint32_t first, uint32_t count, const Whole&) {
         const uint32_t lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, pitch = place_pitch<ResidentBf16>(columns) / 16;
         const uint4 *w = (const uint4*)place + g * pitch + 4 * first + t, *v = w + 8 * pitch;
         const uint4* b = g < 3 ? (const uint4*)(x + g * part(cols)) + 4 * (run0 + first) + t : &s.zero;
         const uint32_t step = g < 3 ? 4 : 0;
-#pragma unroll 2
+#pragma unroll 3
         for (uint32_t i = 0; i < count; i++) {
             const uint4 p = w[4 * i], q = v[4 * i], y = b[step * i];
             const uint32_t left[4] = {p.x, q.x, p.y, q.y}, right[4] = {p.z, q.z, p.w, q.w}, y0[2] = {y.x, y.y}, y1[2] = {y.z, y.w};
@@ -39,7 +44,6 @@ struct ResidentBf16 {
         return make_float2(low + __shfl_xor_sync(kAll, low, 1), high + __shfl_xor_sync(kAll, high, 1));
     }
     static __device__ __forceinline__ void store(unsigned char* to, uint32_t cols, uint32_t piece, const float4 (&v)[2]) {
-        if (8 * piece >= cols) return;
         uint32_t words[4][3];
         split_pair<3>(v[0].x, v[0].y, words[0]);
         split_pair<3>(v[0].z, v[0].w, words[1]);
@@ -84,79 +88,134 @@ __device__ __forceinline__ void mma_bytes(int (&d)[4], const uint32_t (&a)[4], c
 }
 #endif
 
+// Four of the 8 nibbles of a word of a plane (see `nibbles` in weights.cuh), less 8, times 16, as signed bytes.
+__device__ __forceinline__ uint32_t signed_nibbles(uint32_t word, uint32_t half) {
+    return ((half == 0 ? word << 1 : word << 5 | word >> 27) ^ 0x80808080u) & 0xf0f0f0f0u;
+}
+
 // Integers with a scale per 32: x becomes integers of 22 bits per 32 values, in three signed bytes, and products are exact
-// until scales come. Behind the parts lie a scale per 32 values and (q4) what their zeros come to, four numbers [parts, 0].
+// until scales come. Behind the parts lies a scale per 32 values.
 // Sums begin at 1.5 * 2^23 in f32's bits, so that as a float they are 1.5 * 2^23 more than they are as a number.
 template <bool NIBBLES>
 struct ResidentIntegers {
     static constexpr uint32_t PAD = NIBBLES ? 16 : 32;
     static constexpr bool SCALED = true;
+    static constexpr uint32_t kWhole = 1536;  // columns of most places
     static __device__ __forceinline__ uint32_t bytes(uint32_t columns) { return NIBBLES ? columns / 2 : columns; }
     static __device__ __forceinline__ uint32_t part(uint32_t cols) { return cols + 32; }
-    static __device__ __forceinline__ uint32_t room(uint32_t cols) { return 3 * part(cols) + (NIBBLES ? 20 : 4) * (cols / 32); }
+    static __device__ __forceinline__ uint32_t room(uint32_t cols) { return 3 * part(cols) + 4 * (cols / 32); }
 
     float sums[2];
     __device__ __forceinline__ void begin() { sums[0] = sums[1] = 0.0f; }
 
+    // Runs of x as a lane needs them.
+    template <uint32_t COUNT>
+    struct Runs {
+        static constexpr uint32_t N = COUNT;
+        // In a whole place two scales come at once.
+        static constexpr uint32_t PAIR = 32 * N * kResidentWarps == kWhole ? 2 : 1;
+        uint2 parts[N];
+        float scales[N];
+
+        __device__ __forceinline__ void load(const ResidentShared& s, const unsigned char* x, uint32_t cols, uint32_t run) {
+            const uint32_t lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, step = g < 3 ? 4 : 0;
+            const uint2* b = g < 3 ? (const uint2*)(x + g * part(cols)) + 4 * run + t : (const uint2*)&s.zero;
+            const float* from = (const float*)(x + 3 * part(cols)) + run;
+#pragma unroll
+            for (uint32_t i = 0; i < N; i++) parts[i] = b[step * i];
+#pragma unroll
+            for (uint32_t i = 0; i < N; i += PAIR) {
+                if (PAIR == 2) {
+                    const float2 two = *(const float2*)(from + i);
+                    scales[i] = two.x;
+                    scales[i + PAIR - 1] = two.y;
+                } else {
+                    scales[i] = from[i];
+                }
+            }
+        }
+    };
+    using Whole = Runs<kWhole / 32 / kResidentWarps>;
+
+    // `whole` is what x has in the columns of the first place.
     __device__ __forceinline__ void multiply(const ResidentShared& s, const unsigned char* place, uint32_t columns, const unsigned char* x, uint32_t cols,
-                                             uint32_t run0, uint32_t first, uint32_t count) {
+                                             uint32_t run0, uint32_t first, uint32_t count, Whole& whole) {
+        // Runs of a whole place are one piece of code, so that all of them are on their way at once.
+        if (columns == kWhole) {
+            if (cols != kWhole) whole.load(s, x, cols, run0 + first);
+            some(place, kWhole, first, whole);
+            return;
+        }
+#pragma unroll 1
+        for (; count >= 2; count -= 2, first += 2) {
+            Runs<2> two;
+            two.load(s, x, cols, run0 + first);
+            some(place, columns, first, two);
+        }
+        if (count == 0) return;
+        Runs<1> one;
+        one.load(s, x, cols, run0 + first);
+        some(place, columns, first, one);
+    }
+    template <uint32_t N>
+    __device__ __forceinline__ void some(const unsigned char* place, uint32_t columns, uint32_t first, const Runs<N>& x) {
         using Self = ResidentIntegers;
         constexpr int kMagic = 0x4b400000;
         constexpr float kMore = 12582912.0f;
+        constexpr uint32_t PAIR = Runs<N>::PAIR;
         const uint32_t lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, pitch = place_pitch<Self>(columns), scale_pitch = place_scale_pitch<Self>(columns);
         const unsigned char *w = place + g * pitch + bytes(32 * first) + (NIBBLES ? 4 : 8) * t, *v = w + 8 * pitch;
-        const uint16_t* scales = (const uint16_t*)(place + kResidentTile * pitch + g * scale_pitch) + first;
-        const uint2* b = g < 3 ? (const uint2*)(x + g * part(cols)) + 4 * (run0 + first) + t : (const uint2*)&s.zero;
-        const uint32_t step = g < 3 ? 4 : 0;
-        const float* x_scales = (const float*)(x + 3 * part(cols)) + run0 + first;
-        const int2* zeros = (const int2*)(x + 3 * part(cols) + cols / 8) + 2 * (run0 + first) + (t & 1);
+        const unsigned char* scales = place + kResidentTile * pitch + g * scale_pitch + 2 * first;
         const float high = t == 0 ? 65536.0f : t == 1 ? 1.0f : 0.0f, low = t == 0 ? 256.0f : 0.0f;
-#pragma unroll 2
-        for (uint32_t i = 0; i < count; i++) {
-            uint32_t a[4];
+        uint2 p[N], q[N];
+        uint32_t above[N], below[N];
+#pragma unroll
+        for (uint32_t i = 0; i < N; i++) {
             if (NIBBLES) {
-                const uint32_t p = *(const uint32_t*)(w + 16 * i), q = *(const uint32_t*)(v + 16 * i);
-                a[0] = nibbles(p, 0);
-                a[1] = nibbles(q, 0);
-                a[2] = nibbles(p, 1);
-                a[3] = nibbles(q, 1);
+                p[i].x = *(const uint32_t*)(w + 16 * i);
+                q[i].x = *(const uint32_t*)(v + 16 * i);
             } else {
-                const uint2 p = *(const uint2*)(w + 32 * i), q = *(const uint2*)(v + 32 * i);
-                a[0] = p.x;
-                a[1] = q.x;
-                a[2] = p.y;
-                a[3] = q.y;
+                p[i] = *(const uint2*)(w + 32 * i);
+                q[i] = *(const uint2*)(v + 32 * i);
             }
-            const uint2 y = b[step * i];
-            const uint32_t parts[2] = {y.x, y.y};
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < N; i += PAIR) {
+            if (PAIR == 2) {
+                const uint32_t two = *(const uint32_t*)(scales + 2 * i), others = *(const uint32_t*)(scales + 8 * scale_pitch + 2 * i);
+                above[i] = two & 0xffffu;
+                below[i] = others & 0xffffu;
+                above[i + PAIR - 1] = two >> 16;
+                below[i + PAIR - 1] = others >> 16;
+            } else {
+                above[i] = *(const uint16_t*)(scales + 2 * i);
+                below[i] = *(const uint16_t*)(scales + 8 * scale_pitch + 2 * i);
+            }
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < N; i++) {
+            const uint32_t a[4] = {NIBBLES ? signed_nibbles(p[i].x, 0) : p[i].x, NIBBLES ? signed_nibbles(q[i].x, 0) : q[i].x,
+                                   NIBBLES ? signed_nibbles(p[i].x, 1) : p[i].y, NIBBLES ? signed_nibbles(q[i].x, 1) : q[i].y};
+            const uint32_t parts[2] = {x.parts[i].x, x.parts[i].y};
             int d[4] = {kMagic, kMagic, kMagic, kMagic};
-            if (NIBBLES) {
-                const int2 z = zeros[2 * i];
-                d[0] += z.x;
-                d[1] += z.y;
-                d[2] += z.x;
-                d[3] += z.y;
-            }
             mma_bytes(d, a, parts);
-            const float f = x_scales[i];
-            const float above = f16_to_f32(scales[i]) * f, below = f16_to_f32(*(const uint16_t*)((const unsigned char*)(scales + i) + 8 * scale_pitch)) * f;
-            sums[0] += ((__int_as_float(d[0]) - kMore) * high + (__int_as_float(d[1]) - kMore) * low) * above;
-            sums[1] += ((__int_as_float(d[2]) - kMore) * high + (__int_as_float(d[3]) - kMore) * low) * below;
+            sums[0] += ((__int_as_float(d[0]) - kMore) * high + (__int_as_float(d[1]) - kMore) * low) * (f16_to_f32(above[i]) * x.scales[i]);
+            sums[1] += ((__int_as_float(d[2]) - kMore) * high + (__int_as_float(d[3]) - kMore) * low) * (f16_to_f32(below[i]) * x.scales[i]);
         }
     }
     __device__ __forceinline__ float2 end() const {
-        constexpr float unit = NIBBLES ? 0.125f : 1.0f;
+        constexpr float unit = NIBBLES ? 0.0625f : 1.0f;
         return make_float2((sums[0] + __shfl_xor_sync(kAll, sums[0], 1)) * unit, (sums[1] + __shfl_xor_sync(kAll, sums[1], 1)) * unit);
     }
 
-    // Thread `piece` of a run of cols / 8 threads has values 8 piece to 8 piece + 7; four of them have 32.
+    // A thread has values 8 piece to 8 piece + 7; every second of eight lanes have 32.
     static __device__ __forceinline__ void store(unsigned char* to, uint32_t cols, uint32_t piece, const float4 (&from)[2]) {
         const float v[8] = {from[0].x, from[0].y, from[0].z, from[0].w, from[1].x, from[1].y, from[1].z, from[1].w};
         uint32_t top = 0;
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) top = max(top, __float_as_uint(v[i]) & 0x7fffffffu);
-        top = max(top, __shfl_xor_sync(kAll, top, 1));
         top = max(top, __shfl_xor_sync(kAll, top, 2));
+        top = max(top, __shfl_xor_sync(kAll, top, 4));
         // 2^e so that the largest lies in [2^21, 2^22), and 2^-e; what is not finite stays so.
         const uint32_t exponent = max(top >> 23, 22u);
         const float up = __uint_as_float((275u - exponent) << 23);
@@ -164,34 +223,20 @@ struct ResidentIntegers {
         uint32_t words[3][2];
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
-            int q[4];
+            // q + 128 (1 + 256 + 65536), whose bytes are 128 more than q's three signed ones; q by what it adds to 1.5 * 2^23.
+            uint32_t u[4];
 #pragma unroll
-            for (uint32_t i = 0; i < 4; i++) q[i] = nearest(v[4 * h + i] * up);
-            // The lowest bytes first, as signed numbers; what they leave is a multiple of 256.
-#pragma unroll
-            for (int p = 2; p >= 0; p--) {
-                const uint32_t low = __byte_perm((uint32_t)q[0], (uint32_t)q[1], 0x0040), high = __byte_perm((uint32_t)q[2], (uint32_t)q[3], 0x0040);
-                words[p][h] = __byte_perm(low, high, 0x5410);
-#pragma unroll
-                for (uint32_t i = 0; i < 4; i++) q[i] = (q[i] + 128) >> 8;
-            }
+            for (uint32_t i = 0; i < 4; i++) u[i] = __float_as_uint(v[4 * h + i] * up + 12582912.0f) + (0x808080u - 0x4b400000u);
+            const uint32_t low = __byte_perm(u[0], u[1], 0x5140), more = __byte_perm(u[2], u[3], 0x5140);
+            const uint32_t high = __byte_perm(u[0], u[1], 0x0062), above = __byte_perm(u[2], u[3], 0x0062);
+            words[2][h] = __byte_perm(low, more, 0x5410) ^ 0x80808080u;
+            words[1][h] = __byte_perm(low, more, 0x7632) ^ 0x80808080u;
+            words[0][h] = __byte_perm(high, above, 0x5410) ^ 0x80808080u;
         }
-        int sums[3] = {};
-        if (NIBBLES) {
-#pragma unroll
-            for (uint32_t p = 0; p < 3; p++) {
-                sums[p] = dot_four(words[p][1], 0x01010101u, dot_four(words[p][0], 0x01010101u, 0));
-                sums[p] += __shfl_xor_sync(kAll, sums[p], 1);
-                sums[p] += __shfl_xor_sync(kAll, sums[p], 2);
-            }
-        }
-        if (8 * piece >= cols) return;
 #pragma unroll
         for (uint32_t p = 0; p < 3; p++) *(uint2*)(to + p * part(cols) + 8 * piece) = make_uint2(words[p][0], words[p][1]);
         if (piece % 4 != 0) return;
         ((float*)(to + 3 * part(cols)))[piece / 4] = down;
-        // 8 (q - 8) x: nibbles lie there times 8.
-        if (NIBBLES) ((int4*)(to + 3 * part(cols) + cols / 8))[piece / 4] = make_int4(-64 * sums[0], -64 * sums[1], -64 * sums[2], 0);
     }
 };
 using ResidentQ8_0 = ResidentIntegers<false>;

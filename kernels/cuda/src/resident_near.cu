@@ -21,6 +21,7 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
         barrier_init(barrier_at(s.known[threadIdx.x]), 1);
         if (threadIdx.x == 0) {
             s.done = a.first;
+            s.keys = 0;
             s.zero = make_uint4(0, 0, 0, 0);
         }
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -28,8 +29,9 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
     __syncthreads();
     // Registers go from those that copy to those that multiply: 12 warps begin with 168 each.
     if (warp >= kResidentWarps) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        Filler<F> f = {s, places, warp - kResidentWarps, a.slots, a.slot_bytes, end, a.first};
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        const Cursor begin = {a.first, 0, 0, {}};
+        Filler<F> f = {s, places, warp - kResidentWarps, a.slots, a.slot_bytes, end, begin, 0, 0, begin, 0};
         // Records that have been asked for, and that have come.
         uint32_t asked = a.first, known = a.first;
 #pragma unroll 1
@@ -45,14 +47,15 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
             }
             const uint32_t n = known - a.first;
             if (known < asked && barrier_ended(barrier_at(s.known[n % kResidentWindow]), n / kResidentWindow & 1u)) known++;
-            if (!f.fill(known)) __nanosleep(20);
+            if (f.fill(known)) continue;
+            if (*(volatile uint32_t*)&s.keys > kAheadKeys || !f.scout(known)) __nanosleep(20);
         }
         return;
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
 #endif
 #ifdef MODEL1_EMULATE
-    Ring<F> ring = {s, places, a.slots, a.slot_bytes, 0, 0, {s, places, warp, a.slots, a.slot_bytes, end, a.first, 0, 0, 0, 0, {}}};
+    Ring<F> ring = {s, places, a.slots, a.slot_bytes, 0, 0, {s, places, warp, a.slots, a.slot_bytes, end, {a.first, 0, 0, {}}, 0, 0, {}, 0}};
     s.zero = make_uint4(0, 0, 0, 0);
 #else
     Ring<F> ring = {s, places, a.slots, a.slot_bytes, 0, 0};
@@ -61,6 +64,7 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
     const DevStep step = *a.step;
     const uint32_t keys = (uint32_t)step.position + 1;
     if (threadIdx.x < D / 2 && a.freqs != nullptr) s.turns[threadIdx.x] = turn_at(step.position, a.freqs[threadIdx.x], false);
+    if (threadIdx.x == 0) *(volatile uint32_t*)&s.keys = keys;
     // Rows of these caches lose nothing that would have to be counted.
     for (uint32_t i = threadIdx.x; blockIdx.x == 0 && i < a.n_stats; i += kResidentThreads) a.stats[i] = {0.0f, 0.0f, 0, 0};
     const uint32_t serial = load_shared_one(a.serial);
@@ -82,13 +86,13 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
 #endif
         const ResidentOp& op = resident_op(s, i);
         // Attention and what follows it have one number. Zero is what memory begins with.
-        uses.number = serial * a.total + i + 1 - (op.kind == kResidentProduct ? op.product.behind : op.kind == kResidentCombine ? 1 : 0);
+        uses.number = serial * a.total + i + (op.kind == kResidentCombine ? 0 : 1);
         if (op.kind == kResidentProduct) {
             resident_product<F>(op.product, ring, uses, s, scratch, i);
         } else if (op.kind == kResidentAttend) {
             resident_attend<D>(op.attend, uses, s, scratch, a, step);
         } else {
-            resident_combine<D>(op.attend, uses, scratch, shares_now(keys, op.attend.shares));
+            resident_combine<D>(op.attend, uses, scratch, division(op.attend, keys).shares);
         }
     }
     stamp(end);

@@ -3,126 +3,91 @@
 
 #include "resident_formats.cuh"
 
-// Eight of a norm's weights as they lie: asked for before x is there, turned into numbers behind it.
+// Eight of a norm's weights as they lie: asked for before x is there, turned into numbers behind it. Those of f32 are read then.
 struct NormPiece {
-    uint4 raw[2];
+    uint4 raw;
 
     __device__ __forceinline__ void ask(const ResidentProduct& p, uint32_t q) {
-        if (p.normed == 0 || p.norm == nullptr || 8 * q >= p.cols) return;
-        const uint4* from = (const uint4*)p.norm;
-        if (p.norm_format == kF32) {
-            raw[0] = from[2 * q];
-            raw[1] = from[2 * q + 1];
-        } else {
-            raw[0] = from[q];
-        }
+        if (p.normed != 0 && p.norm != nullptr && p.norm_format != kF32 && 8 * q < p.cols) raw = ((const uint4*)p.norm)[q];
     }
-    __device__ __forceinline__ void multiply(const ResidentProduct& p, float4 (&v)[2]) const {
+    __device__ __forceinline__ void multiply(const ResidentProduct& p, uint32_t q, float4 (&v)[2]) const {
         if (p.norm == nullptr) return;
-        float4 w[2];
+        const bool half = p.norm_format == kF16;
+        const uint2 a = make_uint2(raw.x, raw.y), b = make_uint2(raw.z, raw.w);
+        float4 w[2] = {half ? f16_four(a) : bf16_four(a), half ? f16_four(b) : bf16_four(b)};
         if (p.norm_format == kF32) {
-#pragma unroll
-            for (uint32_t h = 0; h < 2; h++) {
-                w[h] = make_float4(__uint_as_float(raw[h].x), __uint_as_float(raw[h].y), __uint_as_float(raw[h].z), __uint_as_float(raw[h].w));
-            }
-        } else {
-            const bool half = p.norm_format == kF16;
-            const uint2 a = make_uint2(raw[0].x, raw[0].y), b = make_uint2(raw[0].z, raw[0].w);
-            w[0] = half ? f16_four(a) : bf16_four(a);
-            w[1] = half ? f16_four(b) : bf16_four(b);
+            w[0] = ((const float4*)p.norm)[2 * q];
+            w[1] = ((const float4*)p.norm)[2 * q + 1];
         }
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) v[h] = make_float4(v[h].x * w[h].x, v[h].y * w[h].y, v[h].z * w[h].z, v[h].w * w[h].w);
     }
 };
 
-// Eight neighbours of a numbered vector.
-__device__ __forceinline__ void await_eight(const uint2* from, uint32_t number, float4 (&v)[2]) {
-    bool ready;
-    do {
-        uint4 r[4];
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) r[i] = load_shared((const uint4*)from + i);
-        ready = true;
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) ready = ready && r[i].y == number && r[i].w == number;
-#pragma unroll
-        for (uint32_t h = 0; h < 2; h++) {
-            v[h] = make_float4(__uint_as_float(r[2 * h].x), __uint_as_float(r[2 * h].z), __uint_as_float(r[2 * h + 1].x), __uint_as_float(r[2 * h + 1].z));
-        }
-    } while (!ready);
-}
+// x, normalised but for the factor, as the format wants it; returns this thread's share of the sum of squares. A piece is eight
+// values, a warp takes 32 of them at once (columns are a multiple of 256); `weights` are those of the norm for the thread's
+// first pieces.
+//
+// Lanes ask for neighbouring 16 bytes, since nothing of this stays in the first-level cache, and neighbours exchange halves:
+// even lanes have the first 16 pieces, odd ones the others. Some pieces come at once, the next ones are on their way while
+// these are laid out.
+constexpr uint32_t kPieces = 3;
+struct PieceOf {
+    uint32_t lane;
+    __device__ __forceinline__ uint32_t operator()(uint32_t base) const { return base + lane % 2 * 16 + lane / 2; }
+};
 
-// Eight values of x, as soon as they are there: N pieces at once.
-template <uint32_t N>
-__device__ __forceinline__ void await_pieces(const ResidentProduct& p, const Uses& uses, uint32_t q0, float4 (&v)[N][2]) {
-    const uint32_t bit = uses.bit(p.x_kind);
-    bool ready;
-    do {
-        uint4 raw[N][2];
-        ready = true;
-#pragma unroll
-        for (uint32_t i = 0; i < N; i++) {
-            const uint32_t q = q0 + i * kResidentThreads;
-            raw[i][0] = raw[i][1] = make_uint4(bit, bit, bit, bit);
-            if (8 * q >= p.cols) continue;
-            raw[i][0] = load_shared((const float4*)p.x + 2 * q);
-            raw[i][1] = load_shared((const float4*)p.x + 2 * q + 1);
-        }
-        uint32_t wrong = 0;
-#pragma unroll
-        for (uint32_t i = 0; i < N; i++) {
-#pragma unroll
-            for (uint32_t h = 0; h < 2; h++) {
-                const uint4 r = raw[i][h];
-                wrong |= (r.x ^ bit) | (r.y ^ bit) | (r.z ^ bit) | (r.w ^ bit);
-                v[i][h] = make_float4(cleared(r.x), cleared(r.y), cleared(r.z), cleared(r.w));
-            }
-        }
-        ready = p.x_kind < kMarked || (wrong & 1u) == 0;
-    } while (!ready);
-}
-
-// x, normalised but for the factor, as the format wants it; returns this thread's share of the sum of squares. `weights` are
-// those of the norm for the thread's first piece.
 template <class F>
-__device__ __forceinline__ float lay_out(const ResidentProduct& p, unsigned char* to, NormPiece& weights, const Uses& uses) {
-    const uint32_t pieces = p.cols / 8;
+__device__ __forceinline__ float lay_out(const ResidentProduct& p, unsigned char* to, NormPiece (&weights)[kPieces], const Uses& uses) {
+    const uint32_t lane = threadIdx.x & 31, cols = p.cols, pieces = cols / 8, bit = uses.bit(p.x_kind);
+    const bool normed = p.normed != 0, odd = lane % 2 != 0, waits = p.x_kind >= kMarked;
+    const uint4* x = (const uint4*)p.x + lane;
+    const PieceOf piece = {lane};
+    uint4 raw[kPieces][2];
+    const auto ask = [&](uint32_t i, uint32_t base) {
+        raw[i][0] = raw[i][1] = make_uint4(bit, bit, bit, bit);
+        if (base >= pieces) return;
+        raw[i][0] = load_shared(x + 2 * base);
+        raw[i][1] = load_shared(x + 2 * base + 32);
+    };
     float square = 0.0f;
-    if (p.normed == 0 && p.x_kind != kNumbered) {
-        constexpr uint32_t SOME = 6;
-#pragma unroll 1
-        for (uint32_t q0 = 0; q0 < pieces; q0 += SOME * kResidentThreads) {
-            // All lanes of a warp go on together.
-            float4 v[SOME][2];
-            await_pieces<SOME>(p, uses, q0 + threadIdx.x, v);
+    const uint32_t first = threadIdx.x & ~31u;
 #pragma unroll
-            for (uint32_t i = 0; i < SOME; i++) {
-                if (q0 + i * kResidentThreads >= pieces) break;
-                F::store(to, p.cols, q0 + threadIdx.x + i * kResidentThreads, v[i]);
-            }
-        }
-        return square;
-    }
+    for (uint32_t i = 0; i < kPieces; i++) ask(i, first + i * kResidentThreads);
 #pragma unroll 1
-    for (uint32_t q0 = 0; q0 < pieces; q0 += kResidentThreads) {
-        const uint32_t q = q0 + threadIdx.x;
-        float4 w[1][2] = {};
-        float4(&v)[2] = w[0];
-        if (p.x_kind == kNumbered) {
-            if (q < pieces) await_eight((const uint2*)p.x + 8 * q, uses.number, v);
-        } else {
-            await_pieces<1>(p, uses, q, w);
-        }
-        if (p.normed != 0) {
+    for (uint32_t base = first; base < pieces; base += kPieces * kResidentThreads) {
+        for (;;) {
+            uint32_t any = 0, all = 1;
 #pragma unroll
-            for (uint32_t h = 0; h < 2; h++) {
-                square += v[h].x * v[h].x + v[h].y * v[h].y + v[h].z * v[h].z + v[h].w * v[h].w;
+            for (uint32_t i = 0; i < 2 * kPieces; i++) {
+                const uint4 r = raw[i / 2][i % 2];
+                any |= r.x | r.y | r.z | r.w;
+                all &= r.x & r.y & r.z & r.w;
             }
-            if (q0 != 0) weights.ask(p, q);
-            weights.multiply(p, v);
+            const uint32_t wrong = bit != 0 ? ~all : any;
+            if (!__any_sync(kAll, waits && (wrong & 1u) != 0)) break;
+#pragma unroll
+            for (uint32_t i = 0; i < kPieces; i++) ask(i, base + i * kResidentThreads);
         }
-        F::store(to, p.cols, q, v);
+#pragma unroll
+        for (uint32_t i = 0; i < kPieces; i++) {
+            const uint32_t now = base + i * kResidentThreads, at = piece(now);
+            if (now >= pieces) break;
+            const uint4 one = raw[i][0], two = raw[i][1], give = odd ? one : two;
+            const uint4 got = make_uint4(__shfl_xor_sync(kAll, give.x, 1), __shfl_xor_sync(kAll, give.y, 1), __shfl_xor_sync(kAll, give.z, 1),
+                                         __shfl_xor_sync(kAll, give.w, 1));
+            const uint4 low = odd ? got : one, high = odd ? two : got;
+            float4 v[2] = {make_float4(cleared(low.x), cleared(low.y), cleared(low.z), cleared(low.w)),
+                           make_float4(cleared(high.x), cleared(high.y), cleared(high.z), cleared(high.w))};
+            ask(i, now + kPieces * kResidentThreads);
+            if (normed) {
+#pragma unroll
+                for (uint32_t h = 0; h < 2; h++) square += v[h].x * v[h].x + v[h].y * v[h].y + v[h].z * v[h].z + v[h].w * v[h].w;
+                if (base != first) weights[i].ask(p, at);
+                weights[i].multiply(p, at, v);
+            }
+            F::store(to, cols, at, v);
+        }
     }
     return square;
 }
@@ -131,7 +96,7 @@ __device__ __forceinline__ float lay_out(const ResidentProduct& p, unsigned char
 struct UnitEnd {
     float* out;
     const float* residual;
-    uint32_t bias, other, format;  // as they lie
+    uint32_t bias, other, format, other_format;  // as they lie
 };
 
 __device__ __forceinline__ UnitEnd unit_end(const ResidentProduct& p, uint32_t row) {
@@ -141,7 +106,8 @@ __device__ __forceinline__ UnitEnd unit_end(const ResidentProduct& p, uint32_t r
 #pragma unroll 1
         while (at + 1 < p.n_segments && row >= p.segments[at].rows) row -= p.segments[at++].rows;
     } else {
-        e.other = bits_at(p.segments[1].bias, p.segments[1].bias_format, row);
+        e.other_format = p.segments[1].bias_format;
+        e.other = bits_at(p.segments[1].bias, e.other_format, row);
     }
     const ResidentSegment& m = p.segments[at];
     e.out = m.out + row;
@@ -156,9 +122,11 @@ __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<
                                                  unsigned char* x, uint32_t number) {
     const uint32_t warp = warp_number(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
     const BlockRows rows = block_rows(p);
-    const uint32_t units = p.glu != 0 ? kResidentTile / 2 : kResidentTile;
-    NormPiece weights = {};
-    weights.ask(p, threadIdx.x);
+    const uint32_t shift = p.glu != 0 ? 3 : 4, units = 1u << shift;
+    static_assert(kResidentTile == 16, "shift");
+    NormPiece weights[kPieces] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < kPieces; i++) weights[i].ask(p, PieceOf{lane}((threadIdx.x & ~31u) + i * kResidentThreads));
     const UnitEnd mine = unit_end(p, rows.first + min(threadIdx.x, max(rows.count, 1u) - 1));
     float square = lay_out<F>(p, x, weights, uses);
     // What was there before x.
@@ -167,13 +135,18 @@ __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<
         const uint32_t v = load_shared_one(from);
         return p.residual_kind >= kMarked ? cleared(v) : __uint_as_float(v);
     };
-    const float residual = added(mine.residual);
+    const float residual = added(mine.residual), bias = number_of(mine.bias, mine.format), other_bias = number_of(mine.other, mine.other_format);
     if (p.normed != 0) {
         square = warp_sum(square);
         if (lane == 0) s.squares[warp] = square;
     }
     sync_workers();
     if (threadIdx.x == 0) *(volatile uint32_t*)&s.done = number;
+    const bool normed = p.normed != 0, glu = p.glu != 0;
+    const uint32_t activation = p.activation, out_kind = p.out_kind, out_bit = uses.bit(out_kind), cols = p.cols, chunk = p.chunk;
+    const float limit = p.limit;
+    typename F::Whole whole;
+    whole.load(s, x, cols, warp * F::Whole::N);
 #pragma unroll 1
     for (uint32_t tile0 = 0; tile0 < rows.tiles; tile0 += kResidentRound) {
         const uint32_t tiles = min(kResidentRound, rows.tiles - tile0);
@@ -182,10 +155,10 @@ __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<
             F product;
             product.begin();
 #pragma unroll 1
-            for (uint32_t column = 0; column < p.cols; column += p.chunk) {
-                const uint32_t columns = min(p.chunk, p.cols - column), runs = columns / 32 / kResidentWarps;
+            for (uint32_t column = 0; column < cols; column += chunk) {
+                const uint32_t columns = min(chunk, cols - column), runs = columns / 32 / kResidentWarps;
                 const unsigned char* place = ring.take();
-                product.multiply(s, place, columns, x, p.cols, column / 32, warp * runs, runs);
+                product.multiply(s, place, columns, x, cols, column / 32, warp * runs, runs, whole);
                 ring.leave();
             }
             const float2 sums = product.end();
@@ -195,33 +168,37 @@ __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<
             }
         }
         sync_workers();
-        float factor = 1.0f;
-        if (p.normed != 0) {
-            const float4 a = ((const float4*)s.squares)[0], b = ((const float4*)s.squares)[1];
-            factor = rsqrtf(((a.x + a.y) + (a.z + a.w) + ((b.x + b.y) + (b.z + b.w))) * p.per_column + p.eps);
-        }
+        // Without branches, so that nothing waits for anything else.
+        const float4 low = ((const float4*)s.squares)[0], high = ((const float4*)s.squares)[1];
+        const float root = rsqrtf(((low.x + low.y) + (low.z + low.w) + ((high.x + high.y) + (high.z + high.w))) * p.per_column + p.eps);
+        const float factor = normed ? root : 1.0f;
 #pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < tiles * units; i += kResidentThreads) {
-            const uint32_t unit = tile0 * units + i;
+        for (uint32_t i = threadIdx.x; i < tiles << shift; i += kResidentThreads) {
+            const uint32_t unit = (tile0 << shift) + i;
             if (unit >= rows.count) break;
-            const uint32_t at = i / units * kResidentTile + i % units;
+            const uint32_t at = (i >> shift) * kResidentTile + (i & (units - 1));
             const auto sum = [&](uint32_t row) {
                 const float4 a = ((const float4*)s.partial[row])[0], b = ((const float4*)s.partial[row])[1];
                 return ((a.x + a.y) + (a.z + a.w) + ((b.x + b.y) + (b.z + b.w))) * factor;
             };
-            UnitEnd end = mine;
-            float more = residual;
+            float* out = mine.out;
+            float more = residual, add = bias, add_other = other_bias;
             if (unit != threadIdx.x) {
-                end = unit_end(p, rows.first + unit);
+                const UnitEnd end = unit_end(p, rows.first + unit);
+                out = end.out;
                 more = added(end.residual);
+                add = number_of(end.bias, end.format);
+                add_other = number_of(end.other, end.other_format);
             }
-            float value = sum(at) + number_of(end.bias, end.format);
-            if (p.glu != 0) {
-                const float other = sum(at + units) + number_of(end.other, p.segments[1].bias_format);
-                value = activate(p.activation, fminf(value, p.limit)) * fminf(fmaxf(other, -p.limit), p.limit);
+            float value = sum(at) + add;
+            if (glu) {
+                const float other = sum(at + units) + add_other;
+                value = fminf(value, limit);
+                value = activation == kSilu ? value * sigmoid(value) : activate(activation, value);
+                value *= fminf(fmaxf(other, -limit), limit);
             }
             value += more;
-            store_shared(end.out, p.out_kind < kMarked ? __float_as_uint(value) : marked(value, uses.bit(p.out_kind)));
+            store_shared(out, out_kind < kMarked ? __float_as_uint(value) : marked(value, out_bit));
         }
         if (tile0 + kResidentRound < rows.tiles) sync_workers();
     }

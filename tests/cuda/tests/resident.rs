@@ -193,7 +193,7 @@ fn llama_bf16() {
         head_dim: 64,
         layers: 3,
     };
-    check(model, "resident_bf16_64", &[5, 70]);
+    check(model, "resident_bf16_64", &[5, 140]);
 }
 
 #[test]

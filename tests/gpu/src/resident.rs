@@ -11,9 +11,8 @@ use crate::runner::{Bench, Case};
 
 /// Layers of a model: an odd number, so that marks turn from step to step.
 const LAYERS: usize = 3;
-/// Lengths of text at which some tokens are read one by one: the end of an attention is part of the next product up to 256
-/// keys.
-const TEXTS: [usize; 5] = [1, 60, 250, 2000, 9000];
+/// Lengths of text at which some tokens are read one by one: up to 128 keys an attention is not shared out.
+const TEXTS: [usize; 5] = [1, 60, 120, 2000, 9000];
 /// Tokens read one by one.
 const DECODE: usize = 20;
 /// Largest difference allowed, relative: both have f32-like sums over the same bf16 caches, of which a few numbers are

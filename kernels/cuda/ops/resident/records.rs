@@ -61,7 +61,7 @@ struct ProductArg {
     out_kind: u32,
     residual_kind: u32,
     chunk: u32,
-    behind: u32,
+    pad: u32,
 }
 
 #[repr(C)]
@@ -81,7 +81,7 @@ struct AttendArg {
     shares: u32,
     kind: u32,
     scale: f32,
-    pad: u32,
+    out_kind: u32,
 }
 
 #[repr(C)]
@@ -142,7 +142,7 @@ fn lies(format: Format) -> Option<Lies> {
             bytes: |n| n / 2,
             pad: 16,
             scaled: true,
-            x: |n| 3 * (n + 32) + 20 * (n / 32),
+            x: |n| 3 * (n + 32) + 4 * (n / 32),
             chunk: 1536,
         },
         _ => return None,
@@ -229,7 +229,6 @@ pub(in crate::cuda) struct Resident {
 struct Exchange {
     vectors: Vec<(BufId, DevPtr)>,
     partial: DevPtr,
-    out: DevPtr,
 }
 
 impl Exchange {
@@ -266,18 +265,13 @@ impl Resident {
             Work::Attend(a) => Some((a.heads, blocks / blocks_of_heads(a.heads, a.kv_heads))),
             _ => None,
         });
-        let (mut partial, mut out) = (0, 0);
-        for (heads, shares) in heads {
-            partial = partial.max(8 * heads * shares * (run.head_dim + 4));
-            out = out.max(8 * heads * run.head_dim);
-        }
-        let (partial, out) = (parts.add(partial), parts.add(out));
+        let partial = heads.map(|(heads, shares)| 8 * heads * shares * (run.head_dim + 4)).max();
+        let partial = parts.add(partial.unwrap_or(0));
         let mem = memory(parts.bytes())?;
         let at = |offset: usize| mem.ptr() + offset as u64;
         let exchange = Exchange {
             vectors: vectors.into_iter().map(|(b, offset)| (b, at(offset))).collect(),
             partial: at(partial),
-            out: at(out),
         };
         let mut bytes = vec![0u8; parts.bytes()];
         for i in 0..n {
@@ -396,14 +390,14 @@ fn attend(cx: &LaunchCx<'_>, run: &Run, i: usize, exchange: &Exchange, blocks: u
     let Work::Attend(a) = &run.items[i].work else {
         return unsupported("the end of no attention");
     };
-    let (kind, heads) = (run.kinds[i][0], block_heads(a.heads / a.kv_heads));
+    let ([kind, out_kind, _], heads) = (run.kinds[i], block_heads(a.heads / a.kv_heads));
     Ok(AttendArg {
         keys: CacheArg::of(&cx.cache(a.keys)),
         values: CacheArg::of(&cx.cache(a.values)),
         q: exchange.place(cx, a.q, kind),
         key: exchange.place(cx, a.key, kind),
         value: exchange.place(cx, a.value, kind),
-        out: exchange.out,
+        out: exchange.place(cx, a.out, out_kind),
         partial: exchange.partial,
         heads: a.heads as u32,
         kv_heads: a.kv_heads as u32,
@@ -412,7 +406,7 @@ fn attend(cx: &LaunchCx<'_>, run: &Run, i: usize, exchange: &Exchange, blocks: u
         shares: (blocks / blocks_of_heads(a.heads, a.kv_heads)) as u32,
         kind,
         scale: a.scale,
-        pad: 0,
+        out_kind,
     })
 }
 
@@ -465,9 +459,5 @@ fn product(
     arg.per_column = 1.0 / cols as f32;
     (arg.x_kind, arg.out_kind, arg.residual_kind) = (x_kind, out_kind, residual_kind);
     arg.chunk = lies.chunk.min(cols) as u32;
-    if let Some(Work::Combine) = i.checked_sub(1).map(|b| &run.items[b].work) {
-        let from = attend(cx, run, i - 2, exchange, blocks)?;
-        (arg.x, arg.behind) = (from.out, 2);
-    }
     Ok(arg)
 }
