@@ -54,9 +54,10 @@ struct ResidentBf16 {
     }
 };
 
-// d = a b + c for fragments of m16n8k32 of signed bytes.
+// d = a b + c for fragments of m16n8k32 of signed bytes, c the same number everywhere.
 #ifdef MODEL1_EMULATE
-inline void mma_bytes(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+inline void mma_bytes(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int c) {
+    for (int& sum : d) sum = c;
     struct Fragments {
         int* d;
         const uint32_t *a, *b;
@@ -81,10 +82,20 @@ inline void mma_bytes(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     });
 }
 #else
-__device__ __forceinline__ void mma_bytes(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+__device__ __forceinline__ void mma_bytes(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int c) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c));
+}
+#endif
+
+// The f16 numbers in the lower and the upper half of a word.
+#ifdef MODEL1_EMULATE
+inline float2 f16_both(uint32_t word) { return make_float2(f16_to_f32(word & 0xffffu), f16_to_f32(word >> 16)); }
+#else
+__device__ __forceinline__ float2 f16_both(uint32_t word) {
+    const __half2 pair = *(const __half2*)&word;
+    return make_float2(__low2float(pair), __high2float(pair));
 }
 #endif
 
@@ -115,7 +126,7 @@ struct ResidentIntegers {
         // In a whole place two scales come at once.
         static constexpr uint32_t PAIR = 32 * N * kResidentWarps == kWhole ? 2 : 1;
         uint2 parts[N];
-        float scales[N];
+        float high[N], low[N];  // what the lane's two sums count, a power of two each
 
         __device__ __forceinline__ void load(const ResidentShared& s, const unsigned char* x, uint32_t cols, uint32_t run) {
             const uint32_t lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, step = g < 3 ? 4 : 0;
@@ -123,15 +134,14 @@ struct ResidentIntegers {
             const float* from = (const float*)(x + 3 * part(cols)) + run;
 #pragma unroll
             for (uint32_t i = 0; i < N; i++) parts[i] = b[step * i];
+            const float above = t == 0 ? 65536.0f : t == 1 ? 1.0f : 0.0f, below = t == 0 ? 256.0f : 0.0f;
 #pragma unroll
             for (uint32_t i = 0; i < N; i += PAIR) {
-                if (PAIR == 2) {
-                    const float2 two = *(const float2*)(from + i);
-                    scales[i] = two.x;
-                    scales[i + PAIR - 1] = two.y;
-                } else {
-                    scales[i] = from[i];
-                }
+                const float2 two = PAIR == 2 ? *(const float2*)(from + i) : make_float2(from[i], from[i]);
+                high[i] = two.x * above;
+                low[i] = two.x * below;
+                high[i + PAIR - 1] = two.y * above;
+                low[i + PAIR - 1] = two.y * below;
             }
         }
     };
@@ -166,9 +176,8 @@ struct ResidentIntegers {
         const uint32_t lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, pitch = place_pitch<Self>(columns), scale_pitch = place_scale_pitch<Self>(columns);
         const unsigned char *w = place + g * pitch + bytes(32 * first) + (NIBBLES ? 4 : 8) * t, *v = w + 8 * pitch;
         const unsigned char* scales = place + kResidentTile * pitch + g * scale_pitch + 2 * first;
-        const float high = t == 0 ? 65536.0f : t == 1 ? 1.0f : 0.0f, low = t == 0 ? 256.0f : 0.0f;
         uint2 p[N], q[N];
-        uint32_t above[N], below[N];
+        float above[N], below[N];
 #pragma unroll
         for (uint32_t i = 0; i < N; i++) {
             if (NIBBLES) {
@@ -181,26 +190,23 @@ struct ResidentIntegers {
         }
 #pragma unroll
         for (uint32_t i = 0; i < N; i += PAIR) {
-            if (PAIR == 2) {
-                const uint32_t two = *(const uint32_t*)(scales + 2 * i), others = *(const uint32_t*)(scales + 8 * scale_pitch + 2 * i);
-                above[i] = two & 0xffffu;
-                below[i] = others & 0xffffu;
-                above[i + PAIR - 1] = two >> 16;
-                below[i + PAIR - 1] = others >> 16;
-            } else {
-                above[i] = *(const uint16_t*)(scales + 2 * i);
-                below[i] = *(const uint16_t*)(scales + 8 * scale_pitch + 2 * i);
-            }
+            const unsigned char *one = scales + 2 * i, *other = one + 8 * scale_pitch;
+            const float2 here = f16_both(PAIR == 2 ? *(const uint32_t*)one : *(const uint16_t*)one);
+            const float2 there = f16_both(PAIR == 2 ? *(const uint32_t*)other : *(const uint16_t*)other);
+            above[i + PAIR - 1] = here.y;
+            below[i + PAIR - 1] = there.y;
+            above[i] = here.x;
+            below[i] = there.x;
         }
 #pragma unroll
         for (uint32_t i = 0; i < N; i++) {
             const uint32_t a[4] = {NIBBLES ? signed_nibbles(p[i].x, 0) : p[i].x, NIBBLES ? signed_nibbles(q[i].x, 0) : q[i].x,
                                    NIBBLES ? signed_nibbles(p[i].x, 1) : p[i].y, NIBBLES ? signed_nibbles(q[i].x, 1) : q[i].y};
             const uint32_t parts[2] = {x.parts[i].x, x.parts[i].y};
-            int d[4] = {kMagic, kMagic, kMagic, kMagic};
-            mma_bytes(d, a, parts);
-            sums[0] += ((__int_as_float(d[0]) - kMore) * high + (__int_as_float(d[1]) - kMore) * low) * (f16_to_f32(above[i]) * x.scales[i]);
-            sums[1] += ((__int_as_float(d[2]) - kMore) * high + (__int_as_float(d[3]) - kMore) * low) * (f16_to_f32(below[i]) * x.scales[i]);
+            int d[4];
+            mma_bytes(d, a, parts, kMagic);
+            sums[0] += ((__int_as_float(d[0]) - kMore) * x.high[i] + (__int_as_float(d[1]) - kMore) * x.low[i]) * above[i];
+            sums[1] += ((__int_as_float(d[2]) - kMore) * x.high[i] + (__int_as_float(d[3]) - kMore) * x.low[i]) * below[i];
         }
     }
     __device__ __forceinline__ float2 end() const {

@@ -48,7 +48,7 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
             const uint32_t n = known - a.first;
             if (known < asked && barrier_ended(barrier_at(s.known[n % kResidentWindow]), n / kResidentWindow & 1u)) known++;
             if (f.fill(known)) continue;
-            if (*(volatile uint32_t*)&s.keys > kAheadKeys || !f.scout(known)) __nanosleep(20);
+            if (*(volatile uint32_t*)&s.keys > kAheadKeys || !f.prefetch(known)) __nanosleep(20);
         }
         return;
     }
