@@ -265,7 +265,9 @@ impl Resident {
             Work::Attend(a) => Some((a.heads, blocks / blocks_of_heads(a.heads, a.kv_heads))),
             _ => None,
         });
-        let partial = heads.map(|(heads, shares)| 8 * heads * shares * (run.head_dim + 4)).max();
+        let partial = heads
+            .map(|(heads, shares)| 8 * heads * shares * (run.head_dim + 4))
+            .max();
         let partial = parts.add(partial.unwrap_or(0));
         let mem = memory(parts.bytes())?;
         let at = |offset: usize| mem.ptr() + offset as u64;
