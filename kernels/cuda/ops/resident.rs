@@ -36,8 +36,6 @@ struct Attention {
     keys: CacheId,
     values: CacheId,
     out: BufId,
-    /// The ops that store keys and values.
-    stores: [OpId; 2],
     heads: usize,
     kv_heads: usize,
     scale: f32,
@@ -258,7 +256,7 @@ fn attention(
                 src,
                 cache,
                 rows: Positions::Tokens,
-            } => stored.push((*src, *cache, *id)),
+            } => stored.push((*src, *cache)),
             _ => return None,
         }
     }
@@ -289,7 +287,6 @@ fn attention(
             keys,
             values,
             out: *out,
-            stores: [key.2, value.2],
             heads: *heads,
             kv_heads: *kv_heads,
             scale: *scale,

@@ -117,7 +117,6 @@ struct ResidentArgs {
     const DevStep* step;
     const double* freqs;    // [dims / 2]
     uint64_t* stamps;       // [count + 1] nanoseconds at which ops began and the last ended, null = none
-    DevRowStats* stats;     // [n_stats]: of cache rows that are stored without loss
     uint32_t first;         // ops first to first + count - 1
     uint32_t count;
     uint32_t slots;         // places of the ring
@@ -125,8 +124,6 @@ struct ResidentArgs {
     uint32_t scratch;       // bytes before the ring
     uint32_t dims;          // rotated values of a head
     uint32_t half;          // 1 = pairs (i, i + dims / 2), 0 = (2i, 2i + 1)
-    uint32_t n_stats;
-    uint32_t pad;
     uint32_t total;         // ops of all launches of a step
 };
 

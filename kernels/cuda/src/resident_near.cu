@@ -65,8 +65,6 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
     const uint32_t keys = (uint32_t)step.position + 1;
     if (threadIdx.x < D / 2 && a.freqs != nullptr) s.turns[threadIdx.x] = turn_at(step.position, a.freqs[threadIdx.x], false);
     if (threadIdx.x == 0) *(volatile uint32_t*)&s.keys = keys;
-    // Rows of these caches lose nothing that would have to be counted.
-    for (uint32_t i = threadIdx.x; blockIdx.x == 0 && i < a.n_stats; i += kResidentThreads) a.stats[i] = {0.0f, 0.0f, 0, 0};
     const uint32_t serial = load_shared_one(a.serial);
     Uses uses = {serial, 0};
     sync_workers();

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable, bytes_of};
 use super::super::args::{CacheArg, WeightArg, unsupported};
 use super::super::pointwise::activation_code;
 use super::{MARKED, Run, SEGMENTS, Work};
-use crate::cuda::cx::{DevRowStats, LaunchCx};
+use crate::cuda::cx::{LaunchCx};
 use crate::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Launch, Residency};
 use crate::cuda::memory::{Mem, Parts};
 use crate::ir::{BufId, ExecError, Format, OpId, Plan, RopeStyle};
@@ -92,7 +92,6 @@ struct ResidentArgs {
     step: DevPtr,
     freqs: DevPtr,
     stamps: DevPtr,
-    stats: DevPtr,
     first: u32,
     count: u32,
     slots: u32,
@@ -100,8 +99,6 @@ struct ResidentArgs {
     scratch: u32,
     dims: u32,
     half: u32,
-    n_stats: u32,
-    pad: u32,
     total: u32,
 }
 
@@ -281,19 +278,16 @@ impl Resident {
             bytes[ops + i * OP..][..record.len()].copy_from_slice(&record);
         }
         cx.device.upload(mem.ptr(), &bytes)?;
-        let (stats, n_stats) = stats(cx, run)?;
         let args = ResidentArgs {
             ops: at(ops),
             serial: at(serial),
             step: cx.step,
             freqs: cx.rope(run.rope.0).freqs,
-            stats,
             slots: room.slots as u32,
             slot_bytes: room.slot_bytes as u32,
             scratch: room.scratch as u32,
             dims: run.head_dim as u32,
             half: u32::from(run.rope.1 == RopeStyle::Half),
-            n_stats,
             total: n as u32,
             ..ResidentArgs::zeroed()
         };
@@ -348,30 +342,6 @@ impl Resident {
             }
         }
         Ok(times)
-    }
-}
-
-/// Where the launch notes that storing lost nothing: counters of the ops that store, which must be neighbours.
-fn stats(cx: &LaunchCx<'_>, run: &Run) -> Result<(DevPtr, u32), ExecError> {
-    let mut all: Vec<DevPtr> = run
-        .items
-        .iter()
-        .filter_map(|item| match &item.work {
-            Work::Attend(a) => Some(a.stores.map(|id| cx.stats[id.index()])),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    all.sort_unstable();
-    let size = size_of::<DevRowStats>() as u64;
-    match all.first() {
-        Some(&first) if first != 0 => {
-            if all.windows(2).any(|w| w[1] != w[0] + size) {
-                return unsupported("counters of cache rows that lie apart");
-            }
-            Ok((first, all.len() as u32))
-        }
-        _ => Ok((0, 0)),
     }
 }
 
