@@ -333,7 +333,14 @@ pub(super) fn prepare(
         let norm = pointwise::norm_args(cx, norm)?;
         // A thread holds 16 values; in one round of blocks where rows are short.
         let threads = if d.cols <= 2048 { 128 } else { 256 };
-        launch(cx, "norm_split", [bucket, 1, 1], threads, 0, &NormSplitArgs { norm, split })?;
+        launch(
+            cx,
+            "norm_split",
+            [bucket, 1, 1],
+            threads,
+            0,
+            &NormSplitArgs { norm, split },
+        )?;
     } else {
         let grid = [pitch.div_ceil(1024), bucket * runs, 1];
         launch(cx, "gemm_split", grid, 256, 0, &split)?;

@@ -101,8 +101,9 @@ pub(super) struct Places {
 pub(super) enum Last<'a> {
     /// They go where the products' arguments say.
     Store,
-    /// They are added to what lies at an address, and go to another one, as the op says: with the shares of the inputs, or, where
-    /// there are none, by that op's own kernel. (Read by the product's blocks at their end, 6 MB from memory took 30 us.)
+    /// They are added to what lies at an address, and go to another one, as the op says: at the end of wide tiles, with the
+    /// shares of the inputs, or, where there are neither, by that op's own kernel. (Read by each thread of tiles of [`OUTPUTS`]
+    /// outputs at their end, 6 MB from memory took 30 us.)
     Add(DevPtr, DevPtr, &'a Op),
     /// They are gate and up, and are joined.
     Join(Joined),
@@ -200,6 +201,38 @@ enum Way {
     Tiles { shares: usize },
     /// Tiles of [`WIDE`] outputs, whose inputs the blocks of a cluster share.
     Wide { near: usize },
+}
+
+impl Way {
+    /// Outputs of a tile, and shares of its inputs.
+    fn division(self) -> (usize, usize) {
+        match self {
+            Way::Tiles { shares } => (OUTPUTS, shares),
+            Way::Wide { near } => (WIDE, near),
+        }
+    }
+
+    /// Blocks at once on so many multiprocessors: clusters are whole.
+    fn blocks(self, multiprocessors: usize) -> usize {
+        match self {
+            Way::Tiles { .. } => multiprocessors.max(1),
+            Way::Wide { near } => (multiprocessors / near).max(1) * near,
+        }
+    }
+
+    /// The kernel for so many parts of the activations; `joined`: of gate and up.
+    fn kernel(self, joined: bool, parts: usize) -> &'static str {
+        match (self, joined, parts) {
+            (Way::Wide { near: 1 }, _, 2) => "gemm_wide",
+            (Way::Wide { near: 1 }, ..) => "gemm_wide_all",
+            (Way::Wide { .. }, _, 2) => "gemm_near",
+            (Way::Wide { .. }, ..) => "gemm_near_all",
+            (_, false, 2) => "gemm_wg",
+            (_, false, _) => "gemm_wg_all",
+            (_, true, 2) => "glu_wg",
+            (_, true, _) => "glu_wg_all",
+        }
+    }
 }
 
 /// What products of one launch are like.
@@ -338,10 +371,7 @@ pub(super) fn gemm_wg(
     } else {
         shape.way(places.tiled && dense::parts(cx.plan, d) == 1)
     };
-    let (outputs, splits) = match way {
-        Way::Tiles { shares } => (OUTPUTS, shares),
-        Way::Wide { near } => (WIDE, near),
-    };
+    let (outputs, splits) = way.division();
     let mut args = WgArgs::zeroed();
     let (mut tile, mut row, mut free) = (0, 0, cx.dense);
     for (m, (a, d)) in args.matrices.iter_mut().zip(products) {
@@ -372,23 +402,8 @@ pub(super) fn gemm_wg(
     if let Some(s) = experts {
         (args.tiles, args.order) = (places.tiles, places.tiles + s.order);
     }
-    let joined = matches!(last, Last::Join(_));
-    let kernel = match (way, joined, parts) {
-        (Way::Wide { near: 1 }, _, 2) => "gemm_wide",
-        (Way::Wide { near: 1 }, ..) => "gemm_wide_all",
-        (Way::Wide { .. }, _, 2) => "gemm_near",
-        (Way::Wide { .. }, ..) => "gemm_near_all",
-        (_, false, 2) => "gemm_wg",
-        (_, false, _) => "gemm_wg_all",
-        (_, true, 2) => "glu_wg",
-        (_, true, _) => "glu_wg_all",
-    };
-    let multiprocessors = cx.device.info().multiprocessors.max(1) as usize;
-    let blocks = (tiles * tile * splits).min(match way {
-        Way::Tiles { .. } => multiprocessors,
-        // Whole clusters.
-        Way::Wide { near } => (multiprocessors / near).max(1) * near,
-    });
+    let kernel = way.kernel(matches!(last, Last::Join(_)), parts);
+    let blocks = (tiles * tile * splits).min(way.blocks(cx.device.info().multiprocessors as usize));
     launch(cx, kernel, [blocks, 1, 1], 384, shared_bytes(parts, outputs), &args)?;
     match (way, last) {
         (Way::Tiles { shares: 1 }, Last::Add(_, _, sum)) => pointwise::add(cx, sum),
@@ -422,17 +437,24 @@ mod tests {
         let up = shape(&[8960, 8960], 1536, 16, 2).way(true);
         assert_eq!(up, Way::Tiles { shares: 1 });
         // No share is empty.
-        for cols in [64, 65, 640, 4096] {
+        for cols in [64_usize, 65, 640, 4096] {
             let steps = cols.div_ceil(STEP);
             let way = shape(&[64], cols, 1, 3).way(false);
-            assert!(matches!(way, Way::Tiles { shares } if (shares - 1) * steps.div_ceil(shares) < steps), "{cols}: {way:?}");
+            assert!(
+                matches!(way, Way::Tiles { shares } if (shares - 1) * steps.div_ceil(shares) < steps),
+                "{cols}: {way:?}"
+            );
         }
     }
 
     #[test]
     fn wide_tiles_where_others_leave_multiprocessors_idle() {
         for (cols, tiles, near) in [(1536, 8, 2), (8960, 8, 2), (1536, 16, 1), (8960, 16, 1)] {
-            assert_eq!(shape(&[1536], cols, tiles, 2).way(true), Way::Wide { near }, "{cols}, {tiles}");
+            assert_eq!(
+                shape(&[1536], cols, tiles, 2).way(true),
+                Way::Wide { near },
+                "{cols}, {tiles}"
+            );
         }
         // Steps that cannot be halved.
         let odd = shape(&[1536], 1472, 8, 2).way(true);

@@ -15,7 +15,9 @@ KERNEL(gemm_wide_all, WgArgs, 384) { products_wide<3, 1>(a); }
 #ifdef MODEL1_EMULATE
 #define NEAR_KERNEL(name) KERNEL(name, WgArgs, 384)
 #else
-#define NEAR_KERNEL(name) extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) name(const __grid_constant__ WgArgs a)
+#define NEAR_KERNEL(name)                                                           \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) \
+        name(const __grid_constant__ WgArgs a)
 #endif
 NEAR_KERNEL(gemm_near) {
     await_predecessor();

@@ -9,10 +9,10 @@
 // a whole) and `free` (4 multiplying warps). A group begins when the other has begun its last step (`turn`): whoever waits
 // for a buffer may be one round behind at most.
 //
-// Tiles of 96 outputs (1,536 outputs for 1,024 tokens are 128 of them, one for nearly every multiprocessor, instead of 96) took
-// 3 to 5 % less at 1,536 inputs and as long at 8,960, where 15 % less was expected. Perhaps the second-level cache is the limit:
-// blocks read 45 to 48 KB of parts and weights per 64 inputs, all together 8 to 9 TB/s (an estimate from times, no counter).
-// Blocks of a cluster that share their copies would ask less of it.
+// What limits them is power: an H200 runs them at 1.37 to 1.75 GHz of 1.98. Multiprocessors that idle are what is left to win
+// (gemm_wide.cuh). Not kept, at 1,024 and 2,048 tokens: copies of activations shared by a cluster of two (a third less read from
+// the second-level cache, the same time; twice the time with barriers of cluster scope); what gate and up give stored as whole
+// tiles by way of shared memory (the same time); the next tile's place worked out a step ahead (the same time).
 #pragma once
 
 #include "wgmma.cuh"
@@ -24,7 +24,7 @@ struct WgMatrix {
     WeightRef w;
     WeightRef bias;            // [rows], null data = none
     float* out;                // [tokens, out_stride]
-    const float* residual;     // as out, which it may be: gemm_wg_sum adds it, null = none
+    const float* residual;     // as out, which it may be: gemm_wg_sum and wide tiles add it, null = none
     const DevExpert* experts;  // as in MatMulArgs
     uint32_t out_stride;
     uint32_t first_tile;       // row tile of its first rows
@@ -123,7 +123,8 @@ __device__ __forceinline__ void copy_bytes(unsigned char* to, const uint16_t* fr
 }
 
 // Copies the weights of a step: a thread brings chunk `chunk` of every 16th row. Where they begin is worked out once per tile, in
-// few instructions: while four warps are at it, nothing is copied, and the tensor cores soon wait.
+// few instructions: meanwhile nothing is copied (with an address for each row of weights and activations 2,048 x 1,536 for 2,048
+// tokens took 4 % more).
 template <uint32_t ROWS, bool GLU>
 struct WgRows {
     static constexpr uint32_t kW = ROWS / 16, kEach = GLU ? kW / 2 : kW;

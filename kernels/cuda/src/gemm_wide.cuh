@@ -126,7 +126,9 @@ struct Wide {
             if (group == 2) weights.copy(t, step, ring + XP * Ring::kX);
             for (uint32_t p = 0; p < (step < t.steps ? XP : 1) && group == 2; p++) {
                 const uint16_t* from = whole_tile(a, t, step, p);
-                for (uint32_t i = threadIdx.x % 128; i < Ring::kX / 16; i += 128) memcpy(ring + p * Ring::kX + 16 * i, from + 8 * i, 16);
+                for (uint32_t i = threadIdx.x % 128; i < Ring::kX / 16; i += 128) {
+                    memcpy(ring + p * Ring::kX + 16 * i, from + 8 * i, 16);
+                }
             }
             __syncthreads();
             if (group < 2 && step < t.steps) multiply<XP, XP>(sums, ring, 64 * group);
@@ -141,7 +143,9 @@ struct Wide {
     uint32_t done;
 
     __device__ __forceinline__ unsigned char* buffer() const { return ring + done % Ring::kStages * Ring::kBytes; }
-    __device__ __forceinline__ void await_full() const { barrier_await(full + 8 * (done % Ring::kStages), done / Ring::kStages & 1); }
+    __device__ __forceinline__ void await_full() const {
+        barrier_await(full + 8 * (done % Ring::kStages), done / Ring::kStages & 1);
+    }
     // The first round finds all buffers free.
     __device__ __forceinline__ void await_free() const {
         barrier_await(free + 8 * (done % Ring::kStages), (done / Ring::kStages & 1) ^ 1);
@@ -242,7 +246,9 @@ struct Wide {
         for (uint32_t step = t.begin; step < middle; step += kWideRun) multiply_run<XP>(sums, min(kWideRun, middle - step));
         // What the second parts of weights and activations give together is below the last bit that is looked at.
 #pragma unroll 1
-        for (uint32_t step = max(t.begin, t.steps); step < t.end; step += kWideRun) multiply_run<1>(sums, min(kWideRun, t.end - step));
+        for (uint32_t step = max(t.begin, t.steps); step < t.end; step += kWideRun) {
+            multiply_run<1>(sums, min(kWideRun, t.end - step));
+        }
         if constexpr (SHARES == 1) {
             finish(sums[0]);
         } else {
@@ -317,7 +323,8 @@ struct Wide {
                 fence_products();
                 __syncwarp();
                 if (lane < 16 && r < t.count && bytes != 0) {
-                    store_whole(t.matrix->out + (size_t)(t.first + r) * t.matrix->out_stride + column(), rows + lane * kPitchBytes, bytes);
+                    float* to = t.matrix->out + (size_t)(t.first + r) * t.matrix->out_stride + column();
+                    store_whole(to, rows + lane * kPitchBytes, bytes);
                 }
                 await_stored();
                 __syncwarp();
