@@ -62,7 +62,14 @@ pub(super) fn takes(plan: &Plan, origin: &[OpId]) -> bool {
         return false;
     };
     let same = match (op(q), op(k)) {
-        (Op::Rope { table: a, inverse: i, .. }, Op::Rope { table: b, inverse: j, .. }) => a == b && i == j,
+        (
+            Op::Rope {
+                table: a, inverse: i, ..
+            },
+            Op::Rope {
+                table: b, inverse: j, ..
+            },
+        ) => a == b && i == j,
         _ => false,
     };
     let (Some(a), Some(b)) = (rotated(plan, op(q)), rotated(plan, op(k))) else {

@@ -8,8 +8,8 @@ use engine::{Cancel, Engine, SamplerParams, Session, SessionOptions, Silent};
 use kernels::cuda::measure::read_bandwidth;
 use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::StepOutput;
-use protocol::StepRecord;
 use model1_tests::goldens::engine_with;
+use protocol::StepRecord;
 
 use crate::runner::{Bench, Case};
 
@@ -172,7 +172,9 @@ fn table(b: &Bench, engine: &Arc<Engine>, cuda: &Cuda, depths: &[usize], prompt:
     }
     let times = times.split_off(COLD);
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
-    text += &format!("the last prompt, as the host sees it: its plan is there after {lowered:.2} ms, steps end after {ends:.2?} ms\n");
+    text += &format!(
+        "the last prompt, as the host sees it: its plan is there after {lowered:.2} ms, steps end after {ends:.2?} ms\n"
+    );
     text += &format!(
         "prefill {} tokens: {:.0} tokens/s (median of {}), best {:.0}\n",
         prompt.len(),

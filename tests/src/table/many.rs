@@ -1,6 +1,8 @@
 //! Attention of many tokens, and of few over long contexts: what goes to tensor cores.
 
-use kernels::ir::{CacheFormat, CacheId, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions, RopeStyle};
+use kernels::ir::{
+    CacheFormat, CacheId, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions, RopeStyle,
+};
 
 use super::attention::{Queries, dense, indexer};
 use super::{CLOSE, Case, On, check};
@@ -32,7 +34,14 @@ pub(super) fn attention_of_many_tokens(on: &On) {
         for (heads, kv_heads, d) in [(12, 2, 128), (4, 1, 64)] {
             let mut c = Case::new(bucket, context);
             dense(&mut c, (heads, kv_heads, d), CacheFormat::Bf16, Mask::None, false);
-            check(on, &format!("{heads}/{kv_heads} x {d}, up to {bucket} tokens"), &c, 0, steps, CLOSE);
+            check(
+                on,
+                &format!("{heads}/{kv_heads} x {d}, up to {bucket} tokens"),
+                &c,
+                0,
+                steps,
+                CLOSE,
+            );
         }
     }
 }
@@ -91,7 +100,11 @@ pub(super) fn rotated_rows_of_many_tokens(on: &On) {
             let mut c = Case::new(256, 4096);
             rotated(&mut c, shape, attended);
             // A key may be rounded the other way.
-            let (what, near) = if attended { ("attended", 5e-3) } else { ("rotated", CLOSE) };
+            let (what, near) = if attended {
+                ("attended", 5e-3)
+            } else {
+                ("rotated", CLOSE)
+            };
             check(on, &format!("{shape:?} {what}"), &c, 0, &[tokens, 256, 3], near);
         }
     }

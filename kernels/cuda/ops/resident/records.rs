@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable, bytes_of};
 use super::super::args::{CacheArg, WeightArg, unsupported};
 use super::super::pointwise::activation_code;
 use super::{MARKED, Run, SEGMENTS, Work};
-use crate::cuda::cx::{LaunchCx};
+use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Launch, Residency};
 use crate::cuda::memory::{Mem, Parts};
 use crate::ir::{BufId, ExecError, Format, OpId, Plan, RopeStyle};
