@@ -58,6 +58,7 @@ fn each_kernel(kernel: &str) -> Option<EachKernel> {
         "index_mma_fp4": 2, false;
         "select_near": 2, false;
         "select_top_k": 2, false;
+        "select_held": 2, false;
         "sample_scan": 2, true;
         "sample_token": 2, true;
     }

@@ -196,6 +196,9 @@ struct SelectArgs {
     pad: u32,
 }
 
+/// Rows that a block's threads hold in registers (`kHeldFours`).
+const HELD_ROWS: usize = 1024 * 4 * 8;
+
 /// Enqueues `SelectTopK`.
 pub(super) fn select(cx: &LaunchCx<'_>, scores: BufId, k: usize, rate: usize, out: BufId) -> Result<(), ExecError> {
     let (scores, out) = (cx.buf(scores), cx.buf(out));
@@ -208,7 +211,11 @@ pub(super) fn select(cx: &LaunchCx<'_>, scores: BufId, k: usize, rate: usize, ou
         rate: rate as u32,
         pad: 0,
     };
-    let near = scores.width > k && scores.width.is_multiple_of(4) && scores.width <= NEAR_ROWS;
+    let fours = scores.width > k && scores.width.is_multiple_of(4);
+    if fours && scores.width <= HELD_ROWS {
+        return launch(cx, "select_held", [out.rows, 1, 1], 1024, 0, &args);
+    }
+    let near = fours && scores.width <= NEAR_ROWS;
     if cx.device.info().clusters && near && out.rows <= FEW {
         return launch(cx, "select_near", [NEAR, out.rows, 1], 1024, 0, &args);
     }
