@@ -197,7 +197,7 @@ struct SelectArgs {
 }
 
 /// Rows that a block's threads hold in registers (`kHeldFours`).
-const HELD_ROWS: usize = 1024 * 4 * 8;
+const HELD_ROWS: usize = 1024 * 4 * 2;
 
 /// Enqueues `SelectTopK`.
 pub(super) fn select(cx: &LaunchCx<'_>, scores: BufId, k: usize, rate: usize, out: BufId) -> Result<(), ExecError> {
