@@ -86,3 +86,20 @@ fn shared_bytes(dim: usize) -> usize {
     let halves = dim / 64;
     1024 + (ROWS * PARTS + BUFFERS * 2 * KEYS) * halves * ROW_BYTES + 2 * 2 * BUFFERS * 8
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_shared_out_where_blocks_leave_the_device_idle() {
+        // Bytes of a share of 1,024 tokens of 12 heads.
+        let written = 4 * 1024 * 12 * 132;
+        let shares = |blocks, context, written| PACE.shares(blocks, context, written, SPLITS);
+        assert_eq!(shares(96, 4096, written), 1);
+        assert!((4..=16).contains(&shares(12, 4096, written / 8)));
+        // Long texts make up for what shares cost.
+        assert!(shares(96, 1 << 15, written) > 1);
+        assert_eq!(PACE.shares(12, 1 << 20, written, 3), 3);
+    }
+}
