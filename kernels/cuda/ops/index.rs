@@ -196,7 +196,7 @@ struct SelectArgs {
     pad: u32,
 }
 
-/// Rows that a block's threads hold in registers (`kHeldFours`).
+/// Rows that a block's threads hold in registers (`select_held_rows`).
 const HELD_ROWS: usize = 1024 * 4 * 2;
 
 /// Enqueues `SelectTopK`.
