@@ -97,6 +97,11 @@ impl Piece {
     pub fn ptr(&self) -> DevPtr {
         self.of.ptr() + self.at as u64
     }
+
+    /// Whether other parts of its allocation are in use.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.of) > 1
+    }
 }
 
 impl From<Mem> for Piece {

@@ -160,8 +160,6 @@ pub struct CudaState {
     pub(super) batches: Vec<Batch>,
     /// A number that no state and none of its addresses had before: where they change, it does.
     pub(super) stamp: u64,
-    /// Whether growing rows lie in one allocation ([`CudaState::begin`]).
-    together: bool,
 }
 
 /// The next stamp.
@@ -194,7 +192,6 @@ impl CudaState {
             held: None,
             batches: Vec::new(),
             stamp: stamp(),
-            together: false,
         };
         {
             let _turn = lock(&state.turn);
@@ -326,19 +323,18 @@ impl CudaState {
                 (s.rows, s.data, s.scales) = (rows, Piece::of(&all, data), Piece::of(&all, scales));
             }
         }
-        self.together = true;
         Ok(())
     }
 
-    /// Bytes that growing to a context takes, with the largest component there twice while it is copied; all of them where they
-    /// lie in one allocation.
+    /// Bytes that growing to a context takes, with the largest component there twice while it is copied; all of those that
+    /// share an allocation.
     fn growth(&self, context: u64) -> u64 {
         let each = self.stores.iter().map(|s| {
             let (d, n) = s.desc.row_bytes();
             let rows = s.needed(context);
             let bytes = |rows: usize| taken(rows * d) + taken(rows * n);
             match rows > s.rows {
-                true if self.together => (bytes(rows), 0),
+                true if s.data.is_shared() => (bytes(rows), 0),
                 true => (bytes(rows) - bytes(s.rows), bytes(s.rows)),
                 false => (0, 0),
             }
@@ -410,7 +406,6 @@ impl State for CudaState {
         if self.stores.iter().all(|s| s.is_new() || s.needed(room) <= s.rows) {
             return self.begin(room);
         }
-        self.together = false;
         for s in &mut self.stores {
             let rows = s.needed(room);
             self.weights.or_free(|| s.grow(&self.device, rows))?;

@@ -164,7 +164,6 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
         const uint2 mine = runs_of(c.records, slice, slices);
         const float* v = a.src + (size_t)row * c.records * c.width;
         uint8_t* data = c.data + slot * c.records * c.data_bytes;
-        if (a.stats != nullptr && slice == 0 && threadIdx.x == 0) a.stats[row] = {0.0f, 0.0f, 0, 0};
         if (hidden) return;
 #pragma unroll 4
         for (uint32_t i = mine.x * c.width + threadIdx.x; i < mine.y * c.width; i += blockDim.x) {

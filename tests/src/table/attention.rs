@@ -1,8 +1,8 @@
 //! Attention over every kind of source, and the indexer.
 
 use kernels::ir::{
-    BufId, CacheFormat, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, NormKind, Op, Positions, RopeId,
-    RopeStyle, ScoreOp, ScoreProgram,
+    BufId, CacheFormat, CacheId, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, NormKind, Op,
+    Positions, RopeId, RopeStyle, ScoreOp, ScoreProgram,
 };
 
 use super::{CLOSE, Case, On, Random, check};
@@ -198,6 +198,18 @@ pub(super) fn scored(
             rows: Positions::Tokens,
         });
     }
+    attended(c, q, (keys, values), (heads, kv_heads, d), (mask, score), sinks);
+}
+
+/// Attention of queries over growing caches of keys and values.
+pub(super) fn attended(
+    c: &mut Case,
+    q: BufId,
+    (keys, values): (CacheId, CacheId),
+    (heads, kv_heads, d): (usize, usize, usize),
+    (mask, score): (Mask, Option<ScoreProgram>),
+    sinks: bool,
+) {
     let out = c.floats(heads * d);
     let sinks = sinks.then(|| c.normal(1, heads, 1.0));
     c.op(Op::Attend {

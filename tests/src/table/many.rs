@@ -4,7 +4,7 @@ use kernels::ir::{
     CacheFormat, CacheId, CacheRows, Component, Dim, ElemType, KeyRows, KeySource, Mask, Op, Positions, RopeStyle,
 };
 
-use super::attention::{Queries, dense, indexer};
+use super::attention::{self, Queries, dense, indexer};
 use super::{CLOSE, Case, On, check};
 
 const STORED: [CacheFormat; 3] = [CacheFormat::Bf16, CacheFormat::Fp8B64, CacheFormat::Fp4];
@@ -51,7 +51,7 @@ pub(super) fn attention_of_many_tokens(on: &On) {
 fn rotated(c: &mut Case, (heads, kv_heads, d): (usize, usize, usize), attended: bool) {
     let growing = CacheRows::Growing { rate: 1 };
     let [q, k, v] = [heads, kv_heads, kv_heads].map(|n| c.input(n * d, 1.0));
-    let (table, out) = (c.rope_table(d / 2), c.floats(heads * d));
+    let table = c.rope_table(d / 2);
     for (x, heads) in [(q, heads), (k, kv_heads)] {
         c.op(Op::Rope {
             x,
@@ -71,27 +71,11 @@ fn rotated(c: &mut Case, (heads, kv_heads, d): (usize, usize, usize), attended: 
         c.op(Op::CacheWrite { src, cache, rows });
         cache
     });
-    if !attended {
-        c.probe(q, "queries");
-        return c.probe(k, "keys");
+    if attended {
+        return attention::attended(c, q, (keys, values), (heads, kv_heads, d), (Mask::None, None), false);
     }
-    c.op(Op::Attend {
-        q,
-        out,
-        heads,
-        kv_heads,
-        head_dim: d,
-        scale: 1.0 / (d as f32).sqrt(),
-        sources: vec![KeySource {
-            keys,
-            values,
-            rows: KeyRows::Causal,
-        }],
-        sinks: None,
-        mask: Mask::None,
-        score: None,
-    });
-    c.probe(out, "attention");
+    c.probe(q, "queries");
+    c.probe(k, "keys");
 }
 
 pub(super) fn rotated_rows_of_many_tokens(on: &On) {
