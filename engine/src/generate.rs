@@ -12,7 +12,7 @@ use protocol::{RunSummary, StepRecord};
 use text::{Detokenizer, StopStrings};
 
 use crate::error::EngineError;
-use crate::session::{Cancel, Draw, Session};
+use crate::session::{Again, Cancel, Draw, Session};
 
 /// What to generate.
 #[derive(Clone, Debug, Default)]
@@ -159,8 +159,8 @@ pub struct Generation {
     eos: Vec<u32>,
     detok: Option<Detokenizer>,
     stops: StopStrings,
-    /// Chunks still to be processed before the first token can be drawn.
-    queue: VecDeque<Vec<u32>>,
+    /// Steps still to be taken before the first token can be drawn; the last one is of the prompt.
+    queue: VecDeque<Again>,
     done: u64,
     total: u64,
     /// Most tokens to produce.
@@ -197,13 +197,16 @@ impl Generation {
         // Check room before anything is thrown away.
         let budget = session.budget(ids.len() as u64, &options)?;
         let start = Instant::now();
-        let mut queue: VecDeque<Vec<u32>> = session.rewind(keep as u64)?.into();
+        let mut queue: VecDeque<Again> = session.rewind(keep as u64)?.into();
         let chunk = session.chunk_len();
         let mut rest = &ids[keep..];
         while !rest.is_empty() {
             let at = ids.len() - rest.len();
             let (now, later) = rest.split_at(rest.len().min(chunk - at % chunk));
-            queue.push_back(now.to_vec());
+            queue.push_back(Again {
+                ids: now.to_vec(),
+                together: false,
+            });
             rest = later;
         }
         let tokenizer = session.engine().tokenizer().ok().cloned();
@@ -217,7 +220,7 @@ impl Generation {
             detok: tokenizer.map(|t| Detokenizer::after(t, ids)),
             stops: StopStrings::new(&options.stop),
             done: 0,
-            total: queue.iter().map(|c| c.len() as u64).sum(),
+            total: queue.iter().map(|c| c.ids.len() as u64).sum(),
             queue,
             budget,
             position: session.position(),
@@ -241,16 +244,16 @@ impl Generation {
     pub fn prefill_step(&mut self, session: &mut Session) -> Result<Prefill, EngineError> {
         let mut record = None;
         if self.end.is_none()
-            && let Some(ids) = self.queue.front()
+            && let Some(next) = self.queue.front()
         {
             self.check(session)?;
             let draw = (self.queue.len() == 1).then(|| Draw::once(&self.sampler));
-            let fed = session.chunk(ids, draw, &self.options.cancel, &mut keep_record(&mut record));
+            let fed = session.again(next, draw, &self.options.cancel, &mut keep_record(&mut record));
             match fed {
                 Err(EngineError::Cancelled) => self.end = Some(Finish::Cancelled),
                 other => {
                     other?;
-                    self.done += ids.len() as u64;
+                    self.done += next.ids.len() as u64;
                     self.queue.pop_front();
                     self.position = session.position();
                 }

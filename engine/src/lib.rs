@@ -48,7 +48,7 @@ pub use model::WeightStore;
 pub use needs::Planned;
 pub use predict::{kv_bytes, predict, refusal as memory_refusal};
 pub use recipe::{Recipe, Registry};
-pub use session::{Cancel, EachStep, Observer, Part, Session, SessionOptions, SwapReport};
+pub use session::{Cancel, EachStep, Observer, Part, Session, SessionOptions, SwapReport, Taken};
 pub use stats::SAMPLED_FROM;
 pub use timing::{OpTimer, SAMPLE_EVERY};
 pub use watch::Watch;

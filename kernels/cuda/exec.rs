@@ -522,10 +522,6 @@ impl Backend for Cuda {
         SEQUENCES
     }
 
-    fn apart(&self, plan: &Plan, requests: &[StepRequest<'_>]) -> Option<String> {
-        batch::apart(plan, requests)
-    }
-
     fn run_batch(
         &self,
         plan: &Plan,
@@ -533,13 +529,16 @@ impl Backend for Cuda {
         states: &mut [&mut dyn State],
         requests: &[StepRequest<'_>],
         outs: &mut [StepOutput],
-    ) -> Result<(), ExecError> {
+    ) -> Result<Option<String>, ExecError> {
         check_batch(states.len(), requests, outs.len())?;
-        if self.apart(plan, requests).is_none() {
-            return self.run_together(plan, weights, states, requests, outs);
+        let apart = batch::apart(plan, requests);
+        if apart.is_none() {
+            self.run_together(plan, weights, states, requests, outs)?;
+        } else {
+            let mut all = states.iter_mut().zip(requests).zip(outs);
+            all.try_for_each(|((state, request), out)| self.run(plan, weights, *state, request, out))?;
         }
-        let mut all = states.iter_mut().zip(requests).zip(outs);
-        all.try_for_each(|((state, request), out)| self.run(plan, weights, *state, request, out))
+        Ok(apart)
     }
 
     fn read_bandwidth(&self) -> Result<Option<f64>, ExecError> {

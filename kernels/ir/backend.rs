@@ -297,14 +297,11 @@ pub trait Backend: Send + Sync {
         1
     }
 
-    /// Why [`Backend::run_batch`] takes these steps one after the other; `None`: it takes them together.
-    fn apart(&self, _plan: &Plan, _requests: &[StepRequest<'_>]) -> Option<String> {
-        Some(format!("the {} backend takes one sequence at a time", self.name()))
-    }
-
     /// Runs one step of each of several sequences under the same plan, each on its own state. What a sequence gets does not
     /// depend on which others are there, nor on how many. It may differ from what [`Backend::run`] gives it by rounding: the
     /// sums of a product may be taken in another order.
+    ///
+    /// Returns why they were taken one after the other; `None`: they went together.
     ///
     /// # Errors
     /// As [`Backend::run`], of one of the sequences; none of the steps counts then. What they wrote into states stays
@@ -316,11 +313,15 @@ pub trait Backend: Send + Sync {
         states: &mut [&mut dyn State],
         requests: &[StepRequest<'_>],
         outs: &mut [StepOutput],
-    ) -> Result<(), ExecError> {
+    ) -> Result<Option<String>, ExecError> {
         check_batch(states.len(), requests, outs.len())?;
         let all = states.iter_mut().zip(requests).zip(outs);
         all.into_iter()
-            .try_for_each(|((state, request), out)| self.run(plan, weights, *state, request, out))
+            .try_for_each(|((state, request), out)| self.run(plan, weights, *state, request, out))?;
+        Ok(Some(format!(
+            "the {} backend takes one sequence at a time",
+            self.name()
+        )))
     }
 
     /// Tokens of a step it is asked to take at most, a multiple of 128: where more at a time run faster per token.

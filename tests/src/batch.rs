@@ -155,6 +155,27 @@ pub fn come_and_go(engine: &Arc<Engine>, tolerance: f32) {
     as_alone(engine, &goes, tolerance);
 }
 
+/// What was taken together is taken so again when a text goes back: the bits of one that never went further.
+pub fn go_back(engine: &Arc<Engine>) {
+    let mut stays = read(engine, &[9, 20]);
+    greedy(&mut stays, 12);
+    let mut goes = read(engine, &[9, 20]);
+    greedy(&mut goes, 9);
+    for (s, other) in goes.iter_mut().zip(&stays) {
+        let length = s.prompt as u64 + 4;
+        s.session.truncate(length, &Cancel::default()).unwrap();
+        s.logits.truncate(5);
+        assert!(
+            s.session.output().logits == other.logits[4],
+            "the last token taken again"
+        );
+    }
+    greedy(&mut goes, 8);
+    for (i, (a, b)) in goes.iter().zip(&stays).enumerate() {
+        assert!(a.bits() == b.bits(), "sequence {i} that went back: other bits");
+    }
+}
+
 /// Each sequence draws by its own settings, on the device: what the CPU draws from the logits that the same steps give without.
 pub fn draws(engine: &Arc<Engine>, n: usize) {
     let lengths = [7, 19, 28];

@@ -2,10 +2,13 @@
 
 mod record;
 mod revive;
+mod rewind;
 mod swap;
 mod together;
 
 pub(crate) use record::kv_view;
+pub(crate) use rewind::Again;
+pub use rewind::Taken;
 pub use swap::SwapReport;
 pub use together::{EachStep, Part};
 
@@ -86,8 +89,7 @@ pub struct Session {
     lowering: Lowering,
     state: Box<dyn State>,
     tokens: Vec<u32>,
-    /// (first position, tokens) of every step so far.
-    schedule: Vec<(u64, u32)>,
+    schedule: Vec<Taken>,
     snapshots: Vec<Snapshot>,
     options: SessionOptions,
     capacity: u64,
@@ -205,8 +207,8 @@ impl Session {
         self.lowering.stats()
     }
 
-    /// (first position, tokens) of every step so far.
-    pub fn schedule(&self) -> &[(u64, u32)] {
+    /// Every step so far.
+    pub fn schedule(&self) -> &[Taken] {
         &self.schedule
     }
 
@@ -403,9 +405,18 @@ impl Session {
         cancel: &Cancel,
         observer: &mut dyn Observer,
     ) -> Result<(), EngineError> {
+        self.until_there(cancel, &mut |session| session.step(ids, draw, cancel, observer))
+    }
+
+    /// Takes a step, and again where the state was lost and is there anew.
+    fn until_there(
+        &mut self,
+        cancel: &Cancel,
+        step: &mut dyn FnMut(&mut Self) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
         loop {
             self.recover(cancel)?;
-            match self.step(ids, draw, cancel, observer) {
+            match step(self) {
                 // Ends: a process that is lost too often is not started again.
                 Err(EngineError::Exec(ExecError::Lost(_))) => {}
                 other => return other,
@@ -459,14 +470,18 @@ impl Session {
             return Err(self.explained(e));
         }
         let nanos = self.out.ahead_nanos.unwrap_or(start.elapsed().as_nanos() as u64);
-        let record = self.done(&step, plan.hash, nanos);
+        let record = self.done(&step, plan.hash, nanos, false);
         observer.step(&record, &self.out);
         Ok(())
     }
 
     /// Notes that a step was run whose tokens are in the log: its record.
-    fn done(&mut self, step: &StepParams, plan: u64, nanos: u64) -> StepRecord {
-        self.schedule.push((step.position, step.tokens));
+    fn done(&mut self, step: &StepParams, plan: u64, nanos: u64, together: bool) -> StepRecord {
+        self.schedule.push(Taken {
+            first: step.position,
+            tokens: step.tokens,
+            together,
+        });
         self.checkpoint();
         let record = self.record(step, plan, nanos);
         self.seq += 1;
@@ -513,66 +528,5 @@ impl Session {
             let at = (1..self.snapshots.len() - 1).min_by_key(|&i| (gap(i), i)).unwrap_or(1);
             self.snapshots.remove(at);
         }
-    }
-
-    /// Goes back to the first `length` tokens: restores the nearest checkpoint before them and replays the rest with
-    /// the recorded chunk schedule, so that what follows is bit for bit what a session that never went further does.
-    pub fn truncate(&mut self, length: u64, cancel: &Cancel) -> Result<(), EngineError> {
-        for ids in self.rewind(length)? {
-            self.chunk(&ids, None, cancel, &mut ())?;
-        }
-        Ok(())
-    }
-
-    /// The first half of [`Session::truncate`]: restores the nearest checkpoint and returns the chunks to process
-    /// again, in order.
-    pub(crate) fn rewind(&mut self, length: u64) -> Result<Vec<Vec<u32>>, EngineError> {
-        if length > self.position() {
-            return Err(EngineError::Invalid(format!(
-                "truncate: found {length}, accepted: 0 to {}",
-                self.position()
-            )));
-        }
-        let lost = self.state.is_lost();
-        if length == self.position() && !lost {
-            return Ok(Vec::new());
-        }
-        let tokens = self.tokens.clone();
-        let schedule = self.schedule.clone();
-        if lost {
-            self.renew()?;
-        }
-        // At least the last token is replayed, so that the logits after it are there again.
-        let start = if length == 0 || lost {
-            0
-        } else if self.rings {
-            self.snapshots
-                .iter()
-                .map(|s| s.position)
-                .filter(|&p| p < length)
-                .max()
-                .unwrap_or(0)
-        } else {
-            schedule
-                .iter()
-                .map(|&(p, _)| p)
-                .filter(|&p| p < length)
-                .max()
-                .unwrap_or(0)
-        };
-        if self.rings
-            && start > 0
-            && let Some(s) = self.snapshots.iter().find(|s| s.position == start)
-        {
-            self.state.restore(s)?;
-        }
-        self.snapshots.retain(|s| s.position <= start);
-        self.tokens.truncate(start as usize);
-        self.schedule.retain(|&(p, _)| p < start);
-        self.out = StepOutput::default();
-        let again = schedule.into_iter().filter(|&(p, _)| p >= start && p < length);
-        Ok(again
-            .map(|(p, n)| tokens[p as usize..(p + u64::from(n)).min(length) as usize].to_vec())
-            .collect())
     }
 }

@@ -2,7 +2,7 @@
 
 use kernels::ir::{ExecError, StepOutput};
 
-use super::{Cancel, Session};
+use super::{Again, Cancel, Session, Taken};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::memory::human;
@@ -68,11 +68,10 @@ impl Session {
         }
     }
 
-    fn read_again(&mut self, tokens: &[u32], schedule: &[(u64, u32)], cancel: &Cancel) -> Result<(), EngineError> {
+    fn read_again(&mut self, tokens: &[u32], schedule: &[Taken], cancel: &Cancel) -> Result<(), EngineError> {
         self.renew()?;
-        for &(first, count) in schedule {
-            let chunk = tokens.get(first as usize..(first + u64::from(count)) as usize);
-            self.step(chunk.unwrap_or_default(), None, cancel, &mut ())?;
+        for taken in schedule {
+            self.step_again(&Again::of(taken, tokens), None, cancel, &mut ())?;
         }
         Ok(())
     }

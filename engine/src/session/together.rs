@@ -6,7 +6,7 @@ use std::time::Instant;
 use kernels::ir::{Backend, ExecError, Plan, SamplerParams, State, StepOutput, StepParams, StepRequest};
 use protocol::StepRecord;
 
-use super::{Cancel, Session};
+use super::{Cancel, Observer, Session};
 use crate::error::EngineError;
 
 /// A session's part of a step of several.
@@ -77,6 +77,23 @@ impl Session {
             }
         }
         Ok(why)
+    }
+
+    /// The step that [`Session::step_together`] takes of a session alone: what it gets among others, bit for bit.
+    pub(super) fn step_as_one_of_several(
+        &mut self,
+        token: u32,
+        cancel: &Cancel,
+        observer: &mut dyn Observer,
+    ) -> Result<(), EngineError> {
+        let engine = self.engine.clone();
+        let mut part = Part {
+            session: self,
+            token,
+            sampler: None,
+        };
+        let mut each = |_, record: &StepRecord, out: &StepOutput| observer.step(record, out);
+        step(&mut [(0, &mut part)], engine.backend.as_ref(), cancel, &mut each).map(|_| ())
     }
 
     fn next_plan(&mut self) -> Arc<Plan> {
@@ -181,25 +198,27 @@ fn step(
             cancel: Some(cancel.flag()),
         });
     }
-    let apart = (requests.len() > 1).then(|| backend.apart(&plan, &requests)).flatten();
     let ran = backend.run_batch(&plan, weights[0], &mut states, &requests, &mut outs);
     for ((_, part), out) in parts.iter_mut().zip(outs) {
         part.session.out = out;
     }
-    if let Err(e) = ran {
-        // The logs never hold tokens the caches do not.
-        for ((_, part), step) in parts.iter_mut().zip(&steps) {
-            part.session.tokens.truncate(step.position as usize);
+    let apart = match ran {
+        Ok(apart) => apart,
+        Err(e) => {
+            // The logs never hold tokens the caches do not.
+            for ((_, part), step) in parts.iter_mut().zip(&steps) {
+                part.session.tokens.truncate(step.position as usize);
+            }
+            return Err(match parts.first() {
+                Some((_, part)) => part.session.explained(e),
+                None => e.into(),
+            });
         }
-        return Err(match parts.first() {
-            Some((_, part)) => part.session.explained(e),
-            None => e.into(),
-        });
-    }
+    };
     let nanos = start.elapsed().as_nanos() as u64;
     for ((i, part), step) in parts.iter_mut().zip(&steps) {
-        let record = part.session.done(step, plan.hash, nanos);
+        let record = part.session.done(step, plan.hash, nanos, apart.is_none());
         observer(*i, &record, &part.session.out);
     }
-    Ok(apart)
+    Ok(apart.filter(|_| steps.len() > 1))
 }

@@ -13,6 +13,7 @@ use kernels::ir::{
 use serde_bytes::ByteBuf;
 
 use super::frames::{self, Answer, Call, Failure, Open, RanAnswer, Reader, RunCall, VERSION};
+use super::state::key;
 use crate::device::OpenGpu;
 use crate::engine::on_device;
 use crate::error::EngineError;
@@ -72,6 +73,68 @@ impl Held {
             self.told.clone_from(&now);
             now
         })
+    }
+
+    /// Brings the history to that of a step, and makes room for it.
+    fn take(&mut self, run: &RunCall) -> Result<(), ExecError> {
+        self.history.truncate(run.kept as usize);
+        self.history.extend_from_slice(&run.more);
+        self.state.reserve(run.step.context())
+    }
+
+    /// What step number `runs` of this process left in `out`.
+    fn answer(&mut self, out: &mut StepOutput, runs: u64) -> RanAnswer {
+        RanAnswer {
+            logits: std::mem::take(&mut out.logits),
+            sampled: out.sampled.take(),
+            probes: out
+                .probes
+                .drain(..)
+                .map(|(name, width, v)| (name, width as u64, v))
+                .collect(),
+            layers: out.layers.clone(),
+            times: std::mem::take(&mut out.times),
+            ahead_nanos: out.ahead_nanos.take(),
+            allocated: self.allocated(),
+            // As often as the record wants it.
+            resident: (runs % 16 == 1).then(memory::resident).flatten(),
+        }
+    }
+}
+
+/// The plan of a step; `wrong` is one that could not be taken, and why.
+fn plan_of<'a>(
+    plans: &'a HashMap<u64, Plan>,
+    run: &RunCall,
+    wrong: Option<&(u64, String)>,
+) -> Result<&'a Plan, ExecError> {
+    plans.get(&run.plan).ok_or_else(|| match wrong {
+        Some((number, why)) if *number == run.plan => ExecError::Mismatch {
+            what: "state",
+            detail: why.clone(),
+        },
+        _ => unknown("plan of this number"),
+    })
+}
+
+/// Whether two states would compute the same.
+fn alike(a: (&Plan, &WeightStore), b: (&Plan, &WeightStore)) -> bool {
+    let n = a.0.weights.len();
+    let mut ids = (0..n as u32).map(WeightId);
+    // A state may know weights that this plan does not read.
+    key(a.0) == key(b.0) && a.1.len().min(b.1.len()) >= n && ids.all(|id| Arc::ptr_eq(a.1.entry(id), b.1.entry(id)))
+}
+
+/// A step as the backend takes it.
+fn request<'a>(run: &'a RunCall, history: &'a [u32], stopper: &'a Stopper) -> StepRequest<'a> {
+    StepRequest {
+        step: run.step,
+        ids: &run.ids,
+        history,
+        sampler: run.sampler.as_ref(),
+        trace: run.trace,
+        ahead: run.ahead,
+        cancel: Some(&stopper.flag),
     }
 }
 
@@ -186,6 +249,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
                             name: model.backend.name().into(),
                             describe: model.backend.describe(),
                             chunk: model.backend.chunk() as u64,
+                            batch: model.backend.batch() as u64,
                             warning: model.warning.clone(),
                         };
                         self.model = Some(model);
@@ -237,6 +301,10 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
                 Answer::Done(None)
             }
             Call::Run(run) => Answer::Ran(Box::new(self.run(*run)?)),
+            Call::RunTogether(runs) => {
+                let (ran, apart) = self.run_together(&runs)?;
+                Answer::RanTogether(ran, apart)
+            }
             Call::Bandwidth => {
                 let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
                 Answer::Number(model.backend.read_bandwidth()?)
@@ -348,45 +416,69 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
             .states
             .get_mut(&run.state)
             .ok_or_else(|| unknown("state of this number"))?;
-        held.history.truncate(run.kept as usize);
-        held.history.extend_from_slice(&run.more);
-        held.state.reserve(run.step.context())?;
-        let plan = held.plans.get(&run.plan).ok_or_else(|| match &self.wrong {
-            Some((number, why)) if *number == run.plan => ExecError::Mismatch {
-                what: "state",
-                detail: why.clone(),
-            },
-            _ => unknown("plan of this number"),
-        })?;
+        held.take(&run)?;
+        let plan = plan_of(&held.plans, &run, self.wrong.as_ref())?;
         self.stopper.begin(run.number);
-        let request = StepRequest {
-            step: run.step,
-            ids: &run.ids,
-            history: &held.history,
-            sampler: run.sampler.as_ref(),
-            trace: run.trace,
-            ahead: run.ahead,
-            cancel: Some(&self.stopper.flag),
-        };
+        let request = request(&run, &held.history, self.stopper);
         let out = &mut self.out;
         model
             .backend
             .run(plan, &held.weights, held.state.as_mut(), &request, out)?;
         self.runs += 1;
-        Ok(RanAnswer {
-            logits: std::mem::take(&mut out.logits),
-            sampled: out.sampled.take(),
-            probes: out
-                .probes
-                .drain(..)
-                .map(|(name, width, v)| (name, width as u64, v))
-                .collect(),
-            layers: out.layers.clone(),
-            times: std::mem::take(&mut out.times),
-            ahead_nanos: out.ahead_nanos.take(),
-            allocated: held.allocated(),
-            // As often as the record wants it.
-            resident: (self.runs % 16 == 1).then(memory::resident).flatten(),
-        })
+        Ok(held.answer(out, self.runs))
+    }
+
+    /// A step of each of several states, and why they were taken one after the other.
+    fn run_together(&mut self, runs: &[RunCall]) -> Result<(Vec<RanAnswer>, Option<String>), ExecError> {
+        let mut all = Vec::with_capacity(runs.len());
+        for run in runs {
+            // Out of the map: several are changed at once.
+            let held = self.states.remove_entry(&run.state);
+            all.extend(held);
+        }
+        let ran = if all.len() == runs.len() {
+            self.run_held(runs, &mut all)
+        } else {
+            Err(unknown("state of this number"))
+        };
+        self.states.extend(all);
+        ran
+    }
+
+    fn run_held(
+        &mut self,
+        runs: &[RunCall],
+        all: &mut [(u64, Held)],
+    ) -> Result<(Vec<RanAnswer>, Option<String>), ExecError> {
+        let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
+        for (run, (_, held)) in runs.iter().zip(all.iter_mut()) {
+            held.take(run)?;
+        }
+        let mut first = None;
+        let (mut states, mut requests): (Vec<&mut dyn State>, Vec<_>) = (Vec::new(), Vec::new());
+        for (run, (_, held)) in runs.iter().zip(all.iter_mut()) {
+            let plan = plan_of(&held.plans, run, self.wrong.as_ref())?;
+            let own = (plan, &held.weights);
+            if !alike(*first.get_or_insert(own), own) {
+                return Err(ExecError::Mismatch {
+                    what: "state",
+                    detail: "another plan or other weights than those of the first that goes along".into(),
+                });
+            }
+            states.push(held.state.as_mut());
+            requests.push(request(run, &held.history, self.stopper));
+        }
+        let Some((plan, weights)) = first else {
+            return Err(unknown("step to take"));
+        };
+        self.stopper.begin(runs[0].number);
+        let mut outs = vec![StepOutput::default(); runs.len()];
+        let apart = model
+            .backend
+            .run_batch(plan, weights, &mut states, &requests, &mut outs)?;
+        self.runs += 1;
+        let answers = all.iter_mut().zip(&mut outs);
+        let answers = answers.map(|((_, held), out)| held.answer(out, self.runs));
+        Ok((answers.collect(), apart))
     }
 }

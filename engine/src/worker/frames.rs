@@ -14,7 +14,7 @@ use serde_bytes::ByteBuf;
 use crate::needs::Planned;
 
 /// Raised when the meaning of frames changes. Both ends come from one file as a rule.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 /// Largest frame, in bytes.
 const LARGEST: usize = 1 << 31;
 
@@ -73,6 +73,8 @@ pub(super) enum Call {
     Keep(Vec<(u32, WeightDesc)>),
     /// -> Ran
     Run(Box<RunCall>),
+    /// A step of each of several states under plans that are equal; a cancellation names the first. -> RanTogether
+    RunTogether(Vec<RunCall>),
     /// -> Number
     Bandwidth,
     /// -> Memory
@@ -126,6 +128,8 @@ pub(super) enum Answer {
         describe: String,
         /// Of [`kernels::ir::Backend::chunk`].
         chunk: u64,
+        /// Of [`kernels::ir::Backend::batch`].
+        batch: u64,
         warning: Option<String>,
     },
     /// With the bytes allocated per layer, where they changed.
@@ -133,6 +137,8 @@ pub(super) enum Answer {
     Snapshot(Vec<ByteBuf>),
     Rows(Vec<f32>),
     Ran(Box<RanAnswer>),
+    /// In the order of the calls, and why they were taken one after the other.
+    RanTogether(Vec<RanAnswer>, Option<String>),
     Number(Option<f64>),
     Memory(Option<(u64, u64)>),
     Failed(Failure),

@@ -16,6 +16,7 @@ mod process;
 mod remote;
 #[cfg(unix)]
 mod state;
+mod steps;
 #[cfg(all(test, unix))]
 mod tests;
 

@@ -10,7 +10,7 @@ use kernels::ir::{
     Backend, CacheDesc, ExecError, Plan, State, StepOutput, StepRequest, WeightDesc, WeightId, WeightSource,
 };
 
-use super::frames::{Answer, Call, Open, RunCall};
+use super::frames::{Answer, Call, Open};
 use super::process::{Process, StartError};
 use super::state::RemoteState;
 use super::{Notify, known_name};
@@ -34,11 +34,11 @@ pub(super) struct Inner {
     /// Rises with every process: states of another one are gone.
     pub generation: u64,
     /// When processes ended since the last token.
-    ends: Vec<Instant>,
+    pub ends: Vec<Instant>,
     /// Restarts since the last token that nobody asked for.
-    restarted: usize,
+    pub restarted: usize,
     states: u64,
-    runs: u64,
+    pub runs: u64,
 }
 
 /// The process and how to start it again.
@@ -49,13 +49,14 @@ pub(crate) struct Shared {
     name: &'static str,
     describe: String,
     chunk: usize,
+    batch: usize,
     inner: Mutex<Inner>,
-    resident: AtomicU64,
+    pub(super) resident: AtomicU64,
 }
 
 /// A backend in a process of its own; clones are the same one.
 #[derive(Clone)]
-pub(crate) struct Remote(Arc<Shared>);
+pub(crate) struct Remote(pub(super) Arc<Shared>);
 
 /// What a device is called whose process ended.
 fn what(device: &str) -> &'static str {
@@ -99,6 +100,7 @@ impl Remote {
             name: known_name(&opened.name),
             describe: opened.describe,
             chunk: opened.chunk,
+            batch: opened.batch,
             inner: Mutex::new(Inner {
                 process: Some(process),
                 ended: String::new(),
@@ -221,7 +223,7 @@ impl Remote {
     }
 
     /// As [`Remote::ask`]; `progress` hears of progress, `look` is called while it takes its time.
-    fn ask_patiently(
+    pub(super) fn ask_patiently(
         &self,
         inner: &mut Inner,
         call: &Call,
@@ -299,6 +301,7 @@ struct Opened {
     name: String,
     describe: String,
     chunk: usize,
+    batch: usize,
     warning: Option<String>,
 }
 
@@ -315,12 +318,14 @@ fn opened(process: &mut Process, open: &Open, progress: &dyn Progress) -> Result
                 name,
                 describe,
                 chunk,
+                batch,
                 warning,
             }) => {
                 return Ok(Opened {
                     name,
                     describe,
                     chunk: chunk as usize,
+                    batch: batch as usize,
                     warning,
                 });
             }
@@ -371,71 +376,22 @@ impl Backend for Remote {
         request: &StepRequest<'_>,
         out: &mut StepOutput,
     ) -> Result<(), ExecError> {
-        let Some(state) = state.as_any_mut().downcast_mut::<RemoteState>() else {
-            return Err(ExecError::Mismatch {
-                what: "state",
-                detail: "made by another backend".into(),
-            });
-        };
-        request.go_on()?;
-        let mut inner = self.inner();
-        self.bury(&mut inner);
-        if inner.process.is_none() || inner.generation != state.generation {
-            return Err(self.lost(&inner.ended));
-        }
-        let number = state.plan(&mut inner, plan, weights)?;
-        let common = state
-            .history
-            .iter()
-            .zip(request.history)
-            .take_while(|(a, b)| a == b)
-            .count();
-        inner.runs += 1;
-        let run = inner.runs;
-        let call = Call::Run(Box::new(RunCall {
-            number: run,
-            state: state.number,
-            plan: number,
-            step: request.step,
-            ids: request.ids.to_vec(),
-            kept: common as u64,
-            more: request.history[common..].to_vec(),
-            sampler: request.sampler.copied(),
-            trace: request.trace,
-            ahead: request.ahead,
-        }));
-        // Until it is answered it is not known what the process holds.
-        let mut history = std::mem::take(&mut state.history);
-        let mut stopped = false;
-        let mut look = |process: &Process| {
-            if !stopped && request.go_on().is_err() {
-                stopped = true;
-                process.stop(run);
-            }
-        };
-        let Answer::Ran(ran) = self.ask_patiently(&mut inner, &call, &mut |_, _| {}, &mut look)? else {
-            return Err(astray());
-        };
-        history.truncate(common);
-        history.extend_from_slice(&request.history[common..]);
-        state.history = history;
-        if let Some(a) = ran.allocated {
-            state.allocated = a;
-        }
-        if let Some(bytes) = ran.resident {
-            self.0.resident.store(bytes, Ordering::Relaxed);
-        }
-        if ran.sampled.is_some() {
-            inner.ends.clear();
-            inner.restarted = 0;
-        }
-        out.logits = ran.logits;
-        out.sampled = ran.sampled;
-        out.probes = ran.probes.into_iter().map(|(n, w, v)| (n, w as usize, v)).collect();
-        out.layers = ran.layers;
-        out.times = ran.times;
-        out.ahead_nanos = ran.ahead_nanos;
-        Ok(())
+        self.step(plan, weights, state, request, out)
+    }
+
+    fn batch(&self) -> usize {
+        self.0.batch
+    }
+
+    fn run_batch(
+        &self,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+        states: &mut [&mut dyn State],
+        requests: &[StepRequest<'_>],
+        outs: &mut [StepOutput],
+    ) -> Result<Option<String>, ExecError> {
+        self.steps(plan, weights, states, requests, outs)
     }
 
     fn read_bandwidth(&self) -> Result<Option<f64>, ExecError> {

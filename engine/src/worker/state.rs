@@ -10,9 +10,10 @@ use super::frames::{self, Answer, Call};
 use super::remote::{Inner, Remote, astray};
 
 /// What tells plans of one state apart: what the hash covers, the bucket, and the probes, which it does not cover.
-type PlanKey = (u64, usize, usize, usize, bool, usize, Vec<String>);
+pub(super) type PlanKey = (u64, usize, usize, usize, bool, usize, Vec<String>);
 
-fn key(plan: &Plan) -> PlanKey {
+/// What plans that are the same for a state have in common.
+pub(super) fn key(plan: &Plan) -> PlanKey {
     let probes = plan.ops.iter().filter_map(|o| match &o.op {
         Op::Probe { name, .. } => Some(name.clone()),
         _ => None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use engine::Engine;
 use kernels::cuda::{Cuda, CudaOptions};
-use kernels::ir::{CacheDesc, ExecError, State, StepOutput, StepParams, StepRequest};
+use kernels::ir::{CacheDesc, ExecError, Plan, State, StepOutput, StepParams, StepRequest};
 use model1_tests::batch::{self, Sequence, greedy, read};
 use model1_tests::goldens::{engine_with, folder};
 use model1_tests::models::one_head_llama;
@@ -61,6 +61,13 @@ fn model1() {
 fn sequences_come_and_go() {
     for name in ["tiny-llama", "tiny-v4"] {
         batch::come_and_go(&engine(name), TOLERANCE);
+    }
+}
+
+#[test]
+fn sequences_go_back() {
+    for name in ["tiny-llama", "tiny-v4"] {
+        batch::go_back(&engine(name));
     }
 }
 
@@ -129,12 +136,13 @@ fn states_that_do_not_fit_the_plan() {
         ahead: false,
         cancel: None,
     };
-    let run = |states: &mut [&mut dyn State], n: usize, outs: usize| -> Result<(), ExecError> {
+    let run_plan = |plan: &Plan, states: &mut [&mut dyn State], n: usize, outs: usize| {
         let mut outs = vec![StepOutput::default(); outs];
-        backend.run_batch(&plan, engine.weights(), states, &vec![request; n], &mut outs)
+        backend.run_batch(plan, engine.weights(), states, &vec![request; n], &mut outs)
     };
+    let run = |states: &mut [&mut dyn State], n: usize, outs: usize| run_plan(&plan, states, n, outs);
     let (mut a, mut b, mut less) = (state(&plan.caches), state(&plan.caches), state(&plan.caches[1..]));
-    let said = |found: Result<(), ExecError>, words: &str| {
+    let said = |found: Result<Option<String>, ExecError>, words: &str| {
         let e = found.unwrap_err().to_string();
         assert!(e.contains(words), "{e}");
     };
@@ -144,9 +152,8 @@ fn states_that_do_not_fit_the_plan() {
         "2 states, 1 steps and 2 outputs",
     );
     said(run(&mut [a.as_mut(), less.as_mut()], 2, 2), "cache components");
-    run(&mut [a.as_mut(), b.as_mut()], 2, 2).unwrap();
-    assert_eq!(backend.apart(&plan, &[request; 2]), None);
+    assert_eq!(run(&mut [a.as_mut(), b.as_mut()], 2, 2).unwrap(), None);
     let many = session.plan(3, 4);
-    let why = backend.apart(&many, &[request; 2]).unwrap();
+    let why = run_plan(&many, &mut [a.as_mut(), b.as_mut()], 2, 2).unwrap().unwrap();
     assert!(why.contains("for 8 tokens"), "{why}");
 }

@@ -64,6 +64,29 @@ fn a_text_goes_on_after_the_device_failed() {
 }
 
 #[test]
+fn several_texts_are_written_together_and_go_on_after_the_device_failed() {
+    let gpu = Gpu::new();
+    let model = folder("tiny-v4").display().to_string();
+    let write = || {
+        let drawing = ["--temperature", "1", "--seed", "3", "--ignore-eos", "-n", "20"];
+        let args = ["generate", "--model", &model, "--ids", "5,9,2,77", "--samples", "3"];
+        model1(&gpu, &[&args[..], &drawing].concat(), "")
+    };
+    let want = write();
+    assert!(want.status.success(), "{}", said(&want));
+    let text = String::from_utf8_lossy(&want.stdout).into_owned();
+    assert!(text.contains("[3 of 3, seed 5: "), "{text}");
+    gpu.faults(&[&format!("launch={MIDDLE}:{ILLEGAL_ADDRESS}")]);
+    let out = write();
+    assert!(out.status.success() && out.stdout == want.stdout, "{}", said(&out));
+    assert!(
+        said(&out).contains("was started again with the same recipe"),
+        "{}",
+        said(&out)
+    );
+}
+
+#[test]
 fn a_device_that_always_fails_is_given_up_with_one_error_after_the_text_so_far() {
     let gpu = Gpu::new();
     let want = text(&gpu, 5).stdout;

@@ -15,6 +15,7 @@ use gpu_process::Gpu;
 use kernels::cuda::fault::{ILLEGAL_ADDRESS, LAUNCH_FAILED, MISALIGNED_ADDRESS};
 use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::ExecError;
+use model1_tests::batch::{self, Sequence};
 use model1_tests::goldens::{engine_with, folder};
 use model1_tests_cuda::{Emulator, Faults, Order};
 
@@ -78,14 +79,16 @@ fn write(
     (came, ended.map(|_| ()))
 }
 
+/// The GPU in this process.
+fn here() -> (Arc<Engine>, Arc<Emulator>) {
+    let device = Arc::new(Emulator::new(Order::Ascending, true));
+    let cuda = Cuda::on(device.clone(), CudaOptions::default());
+    (engine_with(&folder(MODEL), Arc::new(cuda)).unwrap(), device)
+}
+
 /// The text that a device on which nothing goes wrong writes, and the launches that it takes, both in this process.
 fn undisturbed() -> (Vec<u32>, u64) {
-    let device = Arc::new(Emulator::new(Order::Ascending, true));
-    let engine = engine_with(
-        &folder(MODEL),
-        Arc::new(Cuda::on(device.clone(), CudaOptions::default())),
-    )
-    .unwrap();
+    let (engine, device) = here();
     let (came, ended) = write(&mut session(&engine), &PROMPT, TOKENS, |_| {});
     ended.unwrap();
     (came, device.launched().values().sum())
@@ -101,6 +104,50 @@ fn a_process_on_the_gpu_writes_the_same_text() {
     ended.unwrap();
     assert_eq!(came, undisturbed().0);
     assert_eq!(all(&said), "");
+}
+
+fn bits(sequences: &[Sequence]) -> Vec<Vec<u32>> {
+    sequences.iter().map(Sequence::bits).collect()
+}
+
+#[test]
+fn sequences_go_together_through_the_process() {
+    let _gpu = Gpu::new();
+    let (engine, said) = open(&folder(MODEL)).unwrap();
+    let (here, _) = here();
+    assert_eq!(engine.backend().batch(), here.backend().batch());
+    let three = |engine: &Arc<Engine>| {
+        let mut three = batch::read(engine, &[5, 12, 41]);
+        let why = batch::greedy(&mut three, 6);
+        (bits(&three), why)
+    };
+    assert_eq!(three(&engine), three(&here));
+    assert_eq!(three(&engine).1, None);
+    batch::come_and_go(&engine, 2e-4);
+    batch::go_back(&engine);
+    batch::draws(&engine, 6);
+    batch::refused_and_apart(&engine, &here);
+    assert_eq!(all(&said), "");
+}
+
+#[test]
+fn a_device_that_fails_costs_nothing_of_several_texts() {
+    let gpu = Gpu::new();
+    let (here, device) = here();
+    let launched = || device.launched().values().sum::<u64>();
+    let mut want = batch::read(&here, &[7, 30]);
+    let before = launched();
+    batch::greedy(&mut want, 10);
+    let middle = (before + launched()) / 2;
+    gpu.faults(&[&format!("launch={middle}:{ILLEGAL_ADDRESS}")]);
+    let (engine, said) = open(&folder(MODEL)).unwrap();
+    let mut came = batch::read(&engine, &[7, 30]);
+    batch::greedy(&mut came, 10);
+    assert_eq!(bits(&came), bits(&want));
+    assert!(came.iter().all(|s| s.session.revivals() == 1));
+    for part in ["illegal memory access", "was started again with the same recipe"] {
+        assert!(all(&said).contains(part), "{part}: {}", all(&said));
+    }
 }
 
 #[test]

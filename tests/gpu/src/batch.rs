@@ -46,6 +46,7 @@ pub fn sessions() -> Vec<Case> {
             format!("batch, {name}: come and go, draw, refuse"),
             move |b| {
                 batch::come_and_go(&golden(b, name, false), TOLERANCE);
+                batch::go_back(&golden(b, name, false));
                 batch::draws(&golden(b, name, false), 24);
                 batch::refused_and_apart(&golden(b, name, false), &golden(b, name, false));
                 String::new()

@@ -11,6 +11,7 @@ use engine::worker::Mode;
 use engine::{Engine, EngineError, EngineOptions, GenerateOptions, SamplerParams, Session, SessionOptions, Silent};
 use kernels::cuda::device::{Arg, DevPtr, Device, Launch};
 use kernels::ir::Backend;
+use model1_tests::batch;
 
 use crate::checks::{bundled_folder, edited, open, story};
 use crate::runner::{Bench, Case};
@@ -251,6 +252,31 @@ fn struck(b: &Bench, strike: &dyn Fn(&Room, u32), part: &str) -> String {
     )
 }
 
+/// Three texts that are written together in the process, which is killed in their middle: the bits that they have in this one.
+fn together(b: &Bench) -> String {
+    let backend: Arc<dyn Backend> = b.cuda();
+    let here = open(&bundled_folder(b), backend);
+    let room = Room::new(b);
+    let (there, said) = room.open(b).unwrap();
+    let lengths = [7, 40, 150];
+    let [mut want, mut came] = [&here, &there].map(|engine| batch::read(engine, &lengths));
+    assert_eq!(batch::greedy(&mut want, 24), None);
+    assert_eq!(batch::greedy(&mut came, 12), None);
+    kill(&room, there.worker().unwrap().pid().unwrap());
+    assert_eq!(batch::greedy(&mut came, 12), None);
+    for (i, (a, b)) in came.iter().zip(&want).enumerate() {
+        assert!(a.bits() == b.bits(), "sequence {i}: other bits\n{}", words(&said));
+        assert_eq!(a.session.revivals(), 1);
+    }
+    assert!(words(&said).contains("signal 9"), "{}", words(&said));
+    words(&said)
+}
+
+fn kill(_: &Room, pid: u32) {
+    let killed = Command::new("sh").args(["-c", &format!("kill -KILL {pid}")]).status();
+    assert!(killed.unwrap().success());
+}
+
 /// Opens the model where less and less memory is left: refused with figures where it does not fit beside what the driver
 /// takes for a process, and without them where even that does not fit.
 fn refused(b: &Bench) -> String {
@@ -352,10 +378,6 @@ fn fault_in_this_process(b: &Bench) -> String {
 pub fn cases() -> Vec<Case> {
     let fault =
         |kind: &'static str| move |room: &Room, _: u32| std::fs::write(room.folder.join("fault"), kind).unwrap();
-    let kill = |_: &Room, pid: u32| {
-        let killed = Command::new("sh").args(["-c", &format!("kill -KILL {pid}")]).status();
-        assert!(killed.unwrap().success());
-    };
     vec![
         Case::new("worker", "a kernel reads an illegal address in mid-text", move |b| {
             // The emulator's memory is its process's.
@@ -372,6 +394,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("worker", "the process is killed in mid-text", move |b| {
             struck(b, &kill, "signal 9")
         }),
+        Case::new("worker", "several texts together, the process is killed", together),
         Case::new("worker", "no memory to begin with", refused),
         Case::new("worker", "no memory in mid-text", short_of_memory),
         Case::new("worker", "a kernel that faults in this process", |b| {
