@@ -9,7 +9,7 @@ use super::process::Process;
 use super::remote::{Inner, Remote, astray};
 use super::state::RemoteState;
 
-fn own<'a>(state: &'a mut dyn State) -> Result<&'a mut RemoteState, ExecError> {
+fn own(state: &mut dyn State) -> Result<&mut RemoteState, ExecError> {
     let foreign = || ExecError::Mismatch {
         what: "state",
         detail: "made by another backend".into(),
