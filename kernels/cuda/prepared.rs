@@ -10,7 +10,7 @@ use super::cx::{
 use super::device::{ALIGN, Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
 use super::mail::{MAIL, MAILS};
 use super::memory::{Mem, Parts};
-use super::ops::{Group, Resident, Run, dense_bytes, groups, join, scratch_bytes};
+use super::ops::{Group, Pairs, Resident, Run, dense_bytes, groups, join, join_pairs, scratch_bytes};
 use super::schedule::{STREAMS, holds, order};
 use super::weights::{PlanCopies, Weights};
 use crate::ir::{BufId, CacheFormat, ElemType, ExecError, Mask, Op, Plan};
@@ -178,6 +178,7 @@ pub(super) struct Prepared {
     /// By number of their group: runs of ops in one launch, and, once the caches are known, the launches.
     spans: Vec<(usize, Run)>,
     residents: Vec<(usize, Resident)>,
+    pairs: Pairs,
     /// Which groups hold the launch after them.
     holds: Vec<bool>,
     base: DevPtr,
@@ -259,6 +260,7 @@ impl Prepared {
             groups,
             spans: Vec::new(),
             residents: Vec::new(),
+            pairs: Pairs::default(),
             base,
             bufs: bufs.collect(),
             weights: places,
@@ -339,6 +341,9 @@ impl Prepared {
         self.groups = order(plan, std::mem::take(&mut self.groups));
         if let Some(info) = one_launch {
             (self.groups, self.spans) = join(plan, std::mem::take(&mut self.groups), info);
+            if self.spans.is_empty() {
+                self.groups = join_pairs(plan, std::mem::take(&mut self.groups), info);
+            }
         }
         self.holds = holds(plan, &self.groups);
     }
@@ -356,6 +361,7 @@ impl Prepared {
             Ok((*i, Resident::new(&cx, run, device.info(), memory)?))
         });
         self.residents = made.collect::<Result<_, ExecError>>()?;
+        self.pairs = Pairs::new(self.cx(device, plan, caches), &self.groups, memory)?;
         Ok(())
     }
 
@@ -419,6 +425,7 @@ impl Prepared {
             cx.group = i;
             match self.resident(i) {
                 Some(resident) => resident.launch(device, timed)?,
+                None if self.pairs.launch(device, i)? => {}
                 None => self.group(&cx, group)?,
             }
         }

@@ -76,14 +76,14 @@ fn kernels_of(format: Format) -> Option<Kernels> {
 
 /// Where a row's scales lie: log2 of the rows and columns of a block, bytes of a row of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Scales {
-    row_shift: u32,
-    col_shift: u32,
-    pitch: usize,
+pub(super) struct Scales {
+    pub row_shift: u32,
+    pub col_shift: u32,
+    pub pitch: usize,
 }
 
 /// Scales that the kernels can find without a division and read in whole words; `None`: others.
-fn scales_of(d: &WeightDesc) -> Option<Scales> {
+pub(super) fn scales_of(d: &WeightDesc) -> Option<Scales> {
     if let Some(p) = planes::of(d.format) {
         return Some(Scales {
             row_shift: 0,

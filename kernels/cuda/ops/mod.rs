@@ -16,6 +16,7 @@ mod index;
 mod matmul;
 mod mixing;
 mod mlp;
+mod pair;
 mod pointwise;
 mod resident;
 mod rope_write;
@@ -51,6 +52,8 @@ pub enum GroupKind {
     Index,
     /// The layers of a dense model for one token, in one launch that is made ready with the plan ([`resident`]).
     Resident,
+    /// Two products of one token, the second of what the first gives, in one launch that is made ready with the plan ([`pair`]).
+    Pair,
     /// An mHC site: what goes into the streams, the next coefficients, what is taken out.
     Site,
 }
@@ -95,6 +98,7 @@ pub fn groups(plan: &Plan) -> Vec<Group> {
 }
 
 pub(super) use fuse::{reads, writes};
+pub(super) use pair::{Pairs, join as join_pairs};
 pub(super) use resident::{Resident, Run, join};
 
 /// Working memory the launches of a plan, in these groups, need for a step of so many sequences, bytes (the largest of all).
@@ -129,7 +133,7 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
         GroupKind::Chain => chain::chain(cx, &group.origin),
         GroupKind::Index => index::group(cx, &group.origin),
         GroupKind::Site => hc::site(cx, &group.origin),
-        GroupKind::Resident => args::unsupported("a launch that was not made ready"),
+        GroupKind::Resident | GroupKind::Pair => args::unsupported("a launch that was not made ready"),
         GroupKind::Attend => {
             let op = |i: usize| &cx.plan.ops[group.origin[i].index()].op;
             match group.origin.len() {
