@@ -1,8 +1,9 @@
 //! Timing prefill and decode.
 //!
 //! Definitions are llama-bench's: `ppN` is a prompt of N tokens read as a whole, `tgN` is N tokens decoded one at a time,
-//! ` @ dN` after N tokens that are in the context already and are not timed. Token ids are random. Differences: a decoded
-//! token is drawn here as well (greedily), and the warm-up makes room for caches. ` bN` decodes N sequences together, a token
+//! ` @ dN` after N tokens that are in the context already and are not timed. Token ids of prompts are random. Differences: a
+//! decoded token is drawn here as well (greedily) and is the next one's input, as where a text is written, so that a device can
+//! begin with it before it was read; and the warm-up makes room for caches. ` bN` decodes N sequences together, a token
 //! of each per step; tokens per second are those of all.
 
 use std::sync::Arc;
@@ -428,13 +429,21 @@ impl Run<'_, '_> {
         all.into_iter().try_for_each(|s| s.truncate(depth, self.watch.cancel))
     }
 
-    /// One of each session at a time, each with a draw. What is drawn is not fed back: with random weights it is often the same
-    /// token.
+    /// One of each session at a time, each with a draw. A session by itself goes on with what it drew, as a text does; what several
+    /// draw is not fed back: with random weights they would soon all draw the same.
     fn decode(&mut self, sessions: &mut [Session], ids: &[u32]) -> Result<(), EngineError> {
         let sampler = SamplerParams::default();
-        for step in ids.chunks(sessions.len()) {
+        let steps = ids.len() / sessions.len();
+        for (i, step) in ids.chunks(sessions.len()).enumerate() {
             if let ([session], [id]) = (&mut *sessions, step) {
-                session.feed(&[*id], Some(&sampler), self.watch.cancel, &mut ())?;
+                let drawn = session.sampled().filter(|_| i > 0).map(|s| s.token);
+                session.go_on(
+                    drawn.unwrap_or(*id),
+                    &sampler,
+                    i + 1 == steps,
+                    self.watch.cancel,
+                    &mut (),
+                )?;
             } else {
                 let each = sessions.iter_mut().zip(step);
                 let mut parts: Vec<Part<'_>> = each

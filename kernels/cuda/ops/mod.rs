@@ -50,7 +50,8 @@ pub enum GroupKind {
     Attend,
     /// The rotation and rounding of an indexer's queries, and its scores.
     Index,
-    /// The layers of a dense model for one token, in one launch that is made ready with the plan ([`resident`]).
+    /// The layers of a dense model for one token, and its output layer, in one launch that is made ready with the plan
+    /// ([`resident`]).
     Resident,
     /// Two products of one token, the second of what the first gives, in one launch that is made ready with the plan ([`pair`]).
     Pair,

@@ -76,7 +76,7 @@ struct PairArgs {
     last: u32,
     x: u32,
     partial: u32,
-    pad: u32,
+    n_experts: u32,
 }
 
 const _: () = assert!(size_of::<HalfArg>() == 176 && size_of::<PairArgs>() == 408);
@@ -160,25 +160,33 @@ pub(in crate::cuda) fn join(plan: &Plan, groups: Vec<Group>, info: &DeviceInfo) 
     if plan.token_bucket != 1 || info.resident.is_none() {
         return groups;
     }
-    let mut joined = Vec::with_capacity(groups.len());
-    let mut at = 0;
-    while at < groups.len() {
-        let found = [3, 2].into_iter().find(|n| {
-            let some = groups.get(at..at + n);
-            let pair = some.and_then(|some| found(plan, some));
-            pair.is_some_and(|p| room(plan, &p, info).is_some())
-        });
-        let n = found.unwrap_or(1);
-        let kind = if found.is_some() {
-            GroupKind::Pair
-        } else {
-            groups[at].kind
+    let fits = |some: &[Group]| found(plan, some).is_some_and(|p| room(plan, &p, info).is_some());
+    let mut joined: Vec<Group> = Vec::with_capacity(groups.len());
+    let mut rest = groups.into_iter().peekable();
+    while let Some(first) = rest.next() {
+        let Some(second) = rest.peek() else {
+            joined.push(first);
+            break;
         };
-        joined.push(Group {
-            kind,
-            origin: groups[at..at + n].iter().flat_map(|g| g.origin.clone()).collect(),
-        });
-        at += n;
+        let mut some = vec![first, second.clone()];
+        if some[0].kind == GroupKind::Experts && some[1].kind == GroupKind::Beside {
+            // The shared expert's gate and up stand anywhere before; nobody but the last of these reads what they give.
+            let shared = joined
+                .iter()
+                .rposition(|g| fits(&[g.clone(), some[0].clone(), some[1].clone()]));
+            if let Some(at) = shared {
+                some.insert(0, joined.remove(at));
+            }
+        }
+        if fits(&some) {
+            rest.next();
+            joined.push(Group {
+                kind: GroupKind::Pair,
+                origin: some.into_iter().flat_map(|g| g.origin).collect(),
+            });
+        } else {
+            joined.extend(some.into_iter().next());
+        }
     }
     joined
 }
@@ -470,6 +478,9 @@ fn args(cx: &LaunchCx<'_>, pair: &Pair, room: &Room, uses: DevPtr, between: DevP
         (args.chosen, args.k) = (cx.buf(chosen).ptr, k as u32);
         args.slot_weights = weights.map_or(0, |b| cx.buf(b).ptr);
         args.settled = u32::from(cx.settled(chosen));
+        if let Some(Op::ExpertMatMul { weights, .. }) = pair.halves[0].tables.first().map(|t| &cx.plan.ops[*t].op) {
+            args.n_experts = weights.len() as u32;
+        }
     }
     args.uses = uses;
     args.hold = u32::from(cx.holds.get(cx.group).is_some_and(|h| *h));

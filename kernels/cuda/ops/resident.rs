@@ -1,5 +1,5 @@
-//! The layers of a dense model for one token as one launch (`src/resident.cuh`): which groups of a plan it stands for, and
-//! how their blocks exchange what one op leaves for the next.
+//! The layers of a dense model for one token, and its output layer, as one launch (`src/resident.cuh`): which groups of a plan
+//! it stands for, and how their blocks exchange what one op leaves for the next.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -112,18 +112,18 @@ fn run_at(plan: &Plan, groups: &[Group], first: usize, info: &DeviceInfo) -> Opt
     let (mut format, mut rope, mut dim) = (None, None, None);
     let mut at = first;
     loop {
-        let found = groups.get(at).and_then(|g| product(plan, g, info));
-        if let Some((project, input)) = found {
+        let found = groups.get(at).and_then(|g| product(plan, g, info)).map(|p| (p, 1));
+        let found = found.or_else(|| output(plan, groups.get(at..)?, &items, info).map(|p| (p, 2)));
+        if let Some(((project, input), n)) = found {
             let f = plan.weight(project.products[0].weight).format;
-            if *format.get_or_insert(f) != f {
+            if !goes_with(*format.get_or_insert(f), f) {
                 break;
             }
-            let origin = groups[at].origin.clone();
             items.push(Item {
-                origin,
+                origin: groups[at..at + n].iter().flat_map(|g| g.origin.clone()).collect(),
                 work: Work::Product { project, input },
             });
-            at += 1;
+            at += n;
             continue;
         }
         let Some((a, table, head_dim)) = attention(plan, groups, at, items.last()) else {
@@ -131,7 +131,8 @@ fn run_at(plan: &Plan, groups: &[Group], first: usize, info: &DeviceInfo) -> Opt
         };
         let goes_on = groups.get(at + 2).and_then(|g| product(plan, g, info));
         let fits = goes_on.is_some_and(|(p, input)| {
-            input == a.out && p.norm.is_none() && format == Some(plan.weight(p.products[0].weight).format)
+            let f = plan.weight(p.products[0].weight).format;
+            input == a.out && p.norm.is_none() && format.is_some_and(|run| goes_with(run, f))
         });
         if !fits || *rope.get_or_insert(table) != table || *dim.get_or_insert(head_dim) != head_dim {
             break;
@@ -165,6 +166,42 @@ fn run_at(plan: &Plan, groups: &[Group], first: usize, info: &DeviceInfo) -> Opt
     records::fits(plan, &run, info).then_some((first..at, run))
 }
 
+/// Whether matrices of a format can be in a launch whose other ones are of format `run`.
+fn goes_with(run: Format, own: Format) -> bool {
+    match run {
+        Format::Bf16 | Format::Q8_0 => own == run,
+        Format::Q4_0 => matches!(own, Format::Q4_0 | Format::Q6K),
+        _ => false,
+    }
+}
+
+/// What the first two of these groups are as a product behind `items`: the copy of the row that logits are made of, which is the
+/// only one here, and the product that reads it. It then reads the row where it was.
+fn output(plan: &Plan, groups: &[Group], items: &[Item], info: &DeviceInfo) -> Option<(Project, BufId)> {
+    let (take, head) = (groups.first()?, groups.get(1)?);
+    let [id] = take.origin[..] else { return None };
+    let Op::TakeOutput { x, out } = plan.ops[id.index()].op else {
+        return None;
+    };
+    let (project, input) = product(plan, head, info)?;
+    // Nobody else may want the row, which is made for the launch alone, or its copy, which is not made at all.
+    let writer = items.iter().rfind(|item| outputs(&item.work).contains(&x))?;
+    let from = writer.origin.iter().map(|o| o.index() + 1).max()?;
+    let own: Vec<OpId> = items
+        .iter()
+        .flat_map(|i| &i.origin)
+        .chain(&head.origin)
+        .copied()
+        .collect();
+    let others = |b: BufId, of: fn(&Op) -> Vec<BufId>, from: usize| {
+        let mut rest = plan.ops.iter().enumerate().skip(from);
+        rest.any(|(i, o)| i != id.index() && !own.contains(&OpId(i as u32)) && of(&o.op).contains(&b))
+    };
+    let free = !others(x, fuse::reads, from) && !others(x, fuse::writes, from) && !others(out, fuse::reads, 0);
+    let fits = free && input == out && plan.width(x) == plan.width(out);
+    fits.then_some((project, x))
+}
+
 /// What a group is as a product of the launch, with its input.
 fn product(plan: &Plan, group: &Group, info: &DeviceInfo) -> Option<(Project, BufId)> {
     if !matches!(group.kind, GroupKind::Project | GroupKind::Single) {
@@ -179,7 +216,7 @@ fn product(plan: &Plan, group: &Group, info: &DeviceInfo) -> Option<(Project, Bu
         let d = plan.weight(product.weight);
         let known = match d.format {
             Format::Bf16 => d.scales.is_none(),
-            Format::Q8_0 | Format::Q4_0 => true,
+            Format::Q8_0 | Format::Q4_0 | Format::Q6K => true,
             _ => false,
         };
         let fits = d.layout == Layout::OutIn && d.cols.is_multiple_of(COLUMNS) && d.cols == plan.width(input);

@@ -59,7 +59,7 @@ struct PairArgs {
     uint32_t last;
     uint32_t x;                 // where the vector multiplied lies in shared memory
     uint32_t partial;           // [tiles][16][warps] sums
-    uint32_t pad;
+    uint32_t n_experts;         // of a table
 };
 static_assert(sizeof(PairHalf) == 176 && sizeof(PairArgs) == 408, "../ops/pair.rs");
 
@@ -83,9 +83,7 @@ __device__ __forceinline__ bool pair_chosen(const PairArgs& a, const PairHalf& h
 __device__ __forceinline__ DevExpert pair_matrix(const PairArgs& a, const PairHalf& h, const PairPart& part, uint32_t i) {
     if (pair_chosen(a, h, part)) return h.experts[i][a.chosen[part.group]];
     if (h.experts[0] != nullptr) return h.beside.of[i];
-    DevExpert m = h.matrices.of[i];
-    m.data += (size_t)part.group * h.group_rows * h.row_bytes;
-    return m;
+    return {h.matrices.of[i].data + (size_t)part.group * h.group_rows * h.row_bytes, h.matrices.of[i].scales};
 }
 
 // bf16 weights as they are; x in three bf16 parts, which hold all of its bits.
@@ -244,7 +242,7 @@ __device__ __forceinline__ uint2 pair_rows(const PairHalf& h, const PairPart& pa
 
 // Asks for the rows of tile `tile`, by one warp; they arrive at `barrier`.
 template <class F>
-__device__ __forceinline__ void pair_copy(const PairHalf& h, const PairPart& part, const DevExpert (&of)[2], unsigned char* weights, uint32_t tile,
+__device__ __forceinline__ void pair_copy(const PairHalf& h, const PairPart& part, DevExpert one, DevExpert other, unsigned char* weights, uint32_t tile,
                                           [[maybe_unused]] uint64_t& barrier) {
     const uint32_t lane = threadIdx.x & 31, pitch = h.row_bytes + F::PAD, units = h.glu != 0 ? 8 : 16;
     const uint32_t some = min(units, part.units - units * tile), rows = h.glu != 0 ? 2 * some : some;
@@ -255,7 +253,7 @@ __device__ __forceinline__ void pair_copy(const PairHalf& h, const PairPart& par
     if (lane >= rows) return;
     const uint32_t m = lane / some, unit = units * tile + lane % some;
     unsigned char* const to = weights + (size_t)(m * part.units + unit) * pitch;
-    const uint8_t* const from = (m == 0 ? of[0].data : of[1].data) + (size_t)(part.first + unit) * h.row_bytes;
+    const uint8_t* const from = (m == 0 ? one.data : other.data) + (size_t)(part.first + unit) * h.row_bytes;
 #ifdef MODEL1_EMULATE
     memcpy(to, from, h.row_bytes);
 #else
@@ -279,19 +277,37 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
     }
     __syncthreads();
     if (warp == kPairWarps) {
+        // A lane has an entry of each table before the choice is there.
+        const bool known = late && a.n_experts <= 32;
+        const DevExpert none = {nullptr, nullptr}, gate = known && lane < a.n_experts ? a.halves[0].experts[0][lane] : none;
+        const DevExpert up = known && lane < a.n_experts ? a.halves[0].experts[1][lane] : none;
+        const DevExpert down = known && lane < a.n_experts ? a.halves[1].experts[0][lane] : none;
+        const auto entry = [&](const uint8_t* in_first, const uint8_t* in_second, bool second, int i) {
+            return DevExpert{(const uint8_t*)__shfl_sync(kAll, (uint64_t)(second ? in_second : in_first), i), nullptr};
+        };
         bool waited = false;
+        int expert = 0;
 #pragma unroll 1
         for (uint32_t i = a.first; i <= a.last; i++) {
             const PairHalf& h = a.halves[i];
             const PairPart part = pair_part(h);
             if (part.units == 0) continue;
-            if (late && !waited && pair_chosen(a, h, part)) {
+            const bool chosen = pair_chosen(a, h, part);
+            if (late && !waited && chosen) {
                 await_predecessor(a.hold != 0);
                 waited = true;
+                expert = a.chosen[part.group];
             }
-            const DevExpert of[2] = {pair_matrix(a, h, part, 0), pair_matrix(a, h, part, h.glu != 0 ? 1 : 0)};
+            DevExpert one, other;
+            if (known && chosen) {
+                one = entry(gate.data, down.data, i != 0, expert);
+                other = entry(up.data, down.data, i != 0, expert);
+            } else {
+                one = pair_matrix(a, h, part, 0);
+                other = h.glu != 0 ? pair_matrix(a, h, part, 1) : one;
+            }
 #pragma unroll 1
-            for (uint32_t tile = 0; tile < part.tiles; tile++) pair_copy<F>(h, part, of, memory + h.weights, tile, ready[i][tile]);
+            for (uint32_t tile = 0; tile < part.tiles; tile++) pair_copy<F>(h, part, one, other, memory + h.weights, tile, ready[i][tile]);
         }
         return;
     }
@@ -312,8 +328,8 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
         const bool idle = part.units == 0;
 #ifdef MODEL1_EMULATE
         if (!idle && threadIdx.x < 32) {
-            const DevExpert of[2] = {pair_matrix(a, h, part, 0), pair_matrix(a, h, part, h.glu != 0 ? 1 : 0)};
-            for (uint32_t tile = 0; tile < part.tiles; tile++) pair_copy<F>(h, part, of, memory + h.weights, tile, ready[i][tile]);
+            const DevExpert one = pair_matrix(a, h, part, 0), other = h.glu != 0 ? pair_matrix(a, h, part, 1) : one;
+            for (uint32_t tile = 0; tile < part.tiles; tile++) pair_copy<F>(h, part, one, other, memory + h.weights, tile, ready[i][tile]);
         }
 #endif
         float slot_weight = 1.0f;

@@ -1,5 +1,5 @@
-// A token's way through the layers of a dense model in one launch: one block per multiprocessor goes through a list of ops
-// (products, attention), and all blocks wait for each other between them. What makes it fast is that weights do not wait: a
+// A token's way through the layers of a dense model and its output layer in one launch: one block per multiprocessor goes through
+// a list of ops (products, attention), and all blocks wait for each other between them. What makes it fast is that weights do not wait: a
 // warp of its own copies the block's next rows into a ring of places in shared memory, beyond the end of an op, so that memory
 // is read without a break while blocks wait for each other, load x and add up.
 //
@@ -74,6 +74,8 @@ struct ResidentProduct {
     uint32_t out_kind;
     uint32_t residual_kind;
     uint32_t chunk;         // columns of a place of the ring, a multiple of 256
+    uint32_t ring_cols;     // `cols` and `chunk` in columns of the launch's format that have as many bytes: what fills the ring
+    uint32_t ring_chunk;    // knows no other
     uint32_t pad;
 };
 
@@ -100,7 +102,7 @@ enum ResidentKind : uint32_t { kResidentProduct = 0, kResidentAttend, kResidentC
 
 struct ResidentOp {
     uint32_t kind;          // ResidentKind
-    uint32_t pad;
+    uint32_t other;         // a product's format: 1 = the one beside the launch's (resident_q6_k.cuh)
     union {
         ResidentProduct product;
         ResidentAttend attend;
@@ -109,16 +111,16 @@ struct ResidentOp {
 };
 static_assert(sizeof(ResidentOp) == kResidentOp, "OP in ../ops/resident/records.rs");
 
-static_assert(sizeof(ResidentSegment) == 40 && sizeof(ResidentProduct) == 216 && sizeof(ResidentAttend) == 168, "../ops/resident/records.rs");
+static_assert(sizeof(ResidentSegment) == 40 && sizeof(ResidentProduct) == 224 && sizeof(ResidentAttend) == 168, "../ops/resident/records.rs");
 
 struct ResidentArgs {
     const ResidentOp* ops;
     uint32_t* serial;       // launches so far
     const DevStep* step;
     const double* freqs;    // [dims / 2]
-    uint64_t* stamps;       // [count + 1] nanoseconds at which ops began and the last ended, null = none
-    uint32_t first;         // ops first to first + count - 1
-    uint32_t count;
+    uint64_t* stamps;       // [total + 1] nanoseconds at which ops began and the last ended, null = none
+    uint32_t first;         // ops first to end - 1
+    uint32_t end;
     uint32_t slots;         // places of the ring
     uint32_t slot_bytes;
     uint32_t scratch;       // bytes before the ring
@@ -127,6 +129,9 @@ struct ResidentArgs {
     uint32_t total;         // ops of all launches of a step
 };
 
+// The signs of four bytes.
+constexpr uint32_t kFlip = 0x80808080u;
+
 // What a block keeps in shared memory: this, then `scratch` bytes (x or attention's sums), then the ring.
 struct __align__(128) ResidentShared {
     unsigned char window[kResidentWindow][kResidentOp];
@@ -134,7 +139,7 @@ struct __align__(128) ResidentShared {
     uint64_t full[kResidentSlots], empty[kResidentSlots], known[kResidentWindow];
     float partial[kResidentRound * kResidentTile][kResidentWarps];
     float squares[kResidentWarps];
-    uint4 zero;
+    uint32_t flip, pad[3];  // kFlip: the compiler shall not know it
     float2 turns[128];
     uint32_t done;  // ops that all warps are through with
     uint32_t keys;  // that the token sees; 0 = not known yet

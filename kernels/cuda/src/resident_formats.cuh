@@ -3,45 +3,89 @@
 
 #include "resident_ring.cuh"
 
-// How formats meet x, in runs of 32 columns. Of a run lane t of quad g has the 8 columns from 8 t on, of rows g and g + 8, and,
-// where g is 0, 1 or 2, of part g of x. In shared memory x's parts lie `part` bytes apart.
+// How formats meet x, in runs of 32 columns. Of a run lane t of quad g has the 8 columns from 8 t on, of rows g and g + 8, and of a
+// part of x: part g, where g is 2 or more the last one, whose products then stand in columns 2 to 7 of a sum. In shared memory
+// x's parts lie `part` bytes apart.
+//
+// A warp has the same RUNS runs of every place, in registers: while they are multiplied those of the next place take their turn
+// one by one, so that no product waits for shared memory. Where a place has fewer columns the last warps have fewer runs: what
+// stands in the others' stead is made zero.
+//
+// The lane, asked for anew: what follows from it would else stay in registers while attention needs them.
+__device__ __forceinline__ uint32_t own_lane() {
+#ifdef MODEL1_EMULATE
+    return threadIdx.x & 31;
+#else
+    uint32_t lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+#endif
+}
+
 struct ResidentBf16 {
     static constexpr uint32_t PAD = 64;  // rows g and g + 1 meet in no bank
-    static constexpr bool SCALED = false;
+    static constexpr bool SCALED = false, SMALL = false;
+    static constexpr uint32_t kWhole = 768, RUNS = kWhole / 32 / kResidentWarps;  // columns of a place at most
     static __device__ __forceinline__ uint32_t bytes(uint32_t columns) { return 2 * columns; }
     static __device__ __forceinline__ uint32_t part(uint32_t cols) { return 2 * cols + 64; }
     static __device__ __forceinline__ uint32_t room(uint32_t cols) { return 3 * part(cols); }
+    static constexpr uint32_t PITCH = 2 * kWhole + PAD, SCALES = 0;
 
+    uint4 w[2][RUNS], x[RUNS];
     float sums[2][4];  // two, so that products need not wait for each other
+    const unsigned char* x_from;
+    uint32_t from, skipped;  // of a place: bytes before the lane's weights, columns before the warp's
+    __device__ __forceinline__ ResidentBf16(const ResidentShared&, const unsigned char* to, uint32_t cols, uint32_t warp) {
+        const uint32_t lane = own_lane(), t = lane % 4;
+        skipped = 32 * RUNS * warp;
+        from = lane / 4 * PITCH + 2 * skipped + 16 * t;
+        x_from = to + min(lane / 4, 2u) * part(cols) + 2 * skipped + 16 * t;
+    }
     __device__ __forceinline__ void begin() {
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) sums[i / 4][i % 4] = 0.0f;
     }
-
-    struct Whole {
-        static constexpr uint32_t N = 0;
-        __device__ __forceinline__ void load(const ResidentShared&, const unsigned char*, uint32_t, uint32_t) {}
-    };
-
-    // Runs `first` to `first + count - 1` of the rows of a place; x's run of the place's first column is `run0`.
-    __device__ __forceinline__ void multiply(const ResidentShared& s, const unsigned char* place, uint32_t columns, const unsigned char* x, uint32_t cols,
-                                             uint32_t run0, uint32_t first, uint32_t count, const Whole&) {
-        const uint32_t lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, pitch = place_pitch<ResidentBf16>(columns) / 16;
-        const uint4 *w = (const uint4*)place + g * pitch + 4 * first + t, *v = w + 8 * pitch;
-        const uint4* b = g < 3 ? (const uint4*)(x + g * part(cols)) + 4 * (run0 + first) + t : &s.zero;
-        const uint32_t step = g < 3 ? 4 : 0;
-#pragma unroll 3
-        for (uint32_t i = 0; i < count; i++) {
-            const uint4 p = w[4 * i], q = v[4 * i], y = b[step * i];
-            const uint32_t left[4] = {p.x, q.x, p.y, q.y}, right[4] = {p.z, q.z, p.w, q.w}, y0[2] = {y.x, y.y}, y1[2] = {y.z, y.w};
-            mma(sums[0], left, y0);
-            mma(sums[1], right, y1);
+    __device__ __forceinline__ void load_weights(const unsigned char* place, uint32_t i) {
+        w[0][i] = ((const uint4*)(place + from))[4 * i];
+        w[1][i] = ((const uint4*)(place + from))[4 * i + PITCH / 2];
+    }
+    __device__ __forceinline__ void clear(uint32_t columns) {
+        if (columns >= kWhole) return;
+#pragma unroll
+        for (uint32_t i = 0; i < RUNS; i++) {
+            if (columns <= skipped + 32 * i) w[0][i] = w[1][i] = x[i] = make_uint4(0, 0, 0, 0);
         }
     }
-    // What rows g and g + 8 come to, in lane 0 of the quad.
-    __device__ __forceinline__ float2 end() const {
-        const float low = (sums[0][0] + sums[0][1]) + (sums[1][0] + sums[1][1]), high = (sums[0][2] + sums[0][3]) + (sums[1][2] + sums[1][3]);
-        return make_float2(low + __shfl_xor_sync(kAll, low, 1), high + __shfl_xor_sync(kAll, high, 1));
+    // A product's first place, and x's columns of it.
+    __device__ __forceinline__ void load(const unsigned char* place) {
+#pragma unroll
+        for (uint32_t i = 0; i < RUNS; i++) load_weights(place, i);
+    }
+    __device__ __forceinline__ void load_x(uint32_t columns) {
+#pragma unroll
+        for (uint32_t i = 0; i < RUNS; i++) x[i] = ((const uint4*)x_from)[4 * i];
+        clear(columns);
+    }
+    // Multiplies a place and takes the next one, of `columns` from `column` on; `moves`: of x others than now.
+    __device__ __forceinline__ void multiply(const unsigned char* place, uint32_t column, uint32_t columns, bool moves) {
+        const uint4* next = (const uint4*)(x_from + 2 * column);
+#pragma unroll
+        for (uint32_t i = 0; i < RUNS; i++) {
+            const uint4 p = w[0][i], q = w[1][i], y = x[i];
+            const uint32_t first[4] = {p.x, q.x, p.y, q.y}, second[4] = {p.z, q.z, p.w, q.w}, y0[2] = {y.x, y.y}, y1[2] = {y.z, y.w};
+            mma(sums[0], first, y0);
+            mma(sums[1], second, y1);
+            load_weights(place, i);
+            if (moves) x[i] = next[4 * i];
+        }
+        clear(columns);
+    }
+    // What row g comes to, in lane 0 of the quad, and row g + 8, in lane 1.
+    __device__ __forceinline__ float end() const {
+        const uint32_t t = threadIdx.x & 3;
+        const float low = t == 0 ? sums[0][1] + sums[1][1] : 0.0f, high = t == 0 ? sums[0][3] + sums[1][3] : 0.0f;
+        const float here = (sums[0][0] + sums[1][0]) + low, there = (sums[0][2] + sums[1][2]) + high;
+        return (t == 0 ? here : there) + __shfl_xor_sync(kAll, t == 0 ? there : here, 1);
     }
     static __device__ __forceinline__ void store(unsigned char* to, uint32_t cols, uint32_t piece, const float4 (&v)[2]) {
         uint32_t words[4][3];
@@ -99,9 +143,10 @@ __device__ __forceinline__ float2 f16_both(uint32_t word) {
 }
 #endif
 
-// Four of the 8 nibbles of a word of a plane (see `nibbles` in weights.cuh), less 8, times 16, as signed bytes.
-__device__ __forceinline__ uint32_t signed_nibbles(uint32_t word, uint32_t half) {
-    return ((half == 0 ? word << 1 : word << 5 | word >> 27) ^ 0x80808080u) & 0xf0f0f0f0u;
+// Four of the 8 nibbles of a word of a plane (see `nibbles` in weights.cuh), less 8, times 16, as signed bytes. `flip` is kFlip in a
+// register: of two constants one takes an instruction of its own.
+__device__ __forceinline__ uint32_t signed_nibbles(uint32_t word, uint32_t half, uint32_t flip) {
+    return ((half == 0 ? word << 1 : word << 5 | word >> 27) ^ flip) & 0xf0f0f0f0u;
 }
 
 // Integers with a scale per 32: x becomes integers of 22 bits per 32 values, in three signed bytes, and products are exact
@@ -110,108 +155,112 @@ __device__ __forceinline__ uint32_t signed_nibbles(uint32_t word, uint32_t half)
 template <bool NIBBLES>
 struct ResidentIntegers {
     static constexpr uint32_t PAD = NIBBLES ? 16 : 32;
-    static constexpr bool SCALED = true;
-    static constexpr uint32_t kWhole = 1536;  // columns of most places
-    static __device__ __forceinline__ uint32_t bytes(uint32_t columns) { return NIBBLES ? columns / 2 : columns; }
+    static constexpr bool SCALED = true, SMALL = NIBBLES;  // SMALL: few bytes in a place, see `Fillers`
+    static constexpr int kMagic = 0x4b400000;
+    static constexpr float kMore = 12582912.0f;
+    static constexpr uint32_t kWhole = 1536, RUNS = kWhole / 32 / kResidentWarps;  // columns of a place at most
+    static __device__ __forceinline__ constexpr uint32_t bytes(uint32_t columns) { return NIBBLES ? columns / 2 : columns; }
     static __device__ __forceinline__ uint32_t part(uint32_t cols) { return cols + 32; }
     static __device__ __forceinline__ uint32_t room(uint32_t cols) { return 3 * part(cols) + 4 * (cols / 32); }
+    static constexpr uint32_t PITCH = (NIBBLES ? kWhole / 2 : kWhole) + PAD, SCALES = kWhole / 16 + 16, RUN = NIBBLES ? 16 : 32;
 
+    static_assert(RUNS % 2 == 0, "two scales come at once");
+    uint2 w[2][RUNS];  // of nibbles .x
+    uint32_t scales[2][RUNS / 2];
+    uint2 x[RUNS];
+    float2 units[RUNS / 2];  // of x, for two runs
     float sums[2];
+    const unsigned char *x_from, *units_from;
+    uint32_t from, scales_from, skipped;  // of a place: bytes before the lane's weights and scales, columns before the warp's
+    float shift, less;
+    uint32_t flip;
+    __device__ __forceinline__ ResidentIntegers(const ResidentShared& s, const unsigned char* to, uint32_t cols, uint32_t warp) {
+        const uint32_t lane = own_lane(), g = lane / 4, t = lane % 4;
+        skipped = 32 * RUNS * warp;
+        from = g * PITCH + RUN * RUNS * warp + RUN / 4 * t;
+        scales_from = kResidentTile * PITCH + g * SCALES + 2 * RUNS * warp;
+        x_from = to + min(lane / 4, 2u) * part(cols) + skipped + 8 * t;
+        units_from = to + 3 * part(cols) + skipped / 8;
+        shift = t == 0 ? 256.0f : 0.0f;
+        less = t == 0 ? -257.0f * kMore : -kMore;
+        flip = s.flip;
+    }
     __device__ __forceinline__ void begin() { sums[0] = sums[1] = 0.0f; }
 
-    // Runs of x as a lane needs them.
-    template <uint32_t COUNT>
-    struct Runs {
-        static constexpr uint32_t N = COUNT;
-        // In a whole place two scales come at once.
-        static constexpr uint32_t PAIR = 32 * N * kResidentWarps == kWhole ? 2 : 1;
-        uint2 parts[N];
-        float high[N], low[N];  // what the lane's two sums count, a power of two each
-
-        __device__ __forceinline__ void load(const ResidentShared& s, const unsigned char* x, uint32_t cols, uint32_t run) {
-            const uint32_t lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, step = g < 3 ? 4 : 0;
-            const uint2* b = g < 3 ? (const uint2*)(x + g * part(cols)) + 4 * run + t : (const uint2*)&s.zero;
-            const float* from = (const float*)(x + 3 * part(cols)) + run;
+    __device__ __forceinline__ void load_weights(const unsigned char* place, uint32_t i) {
 #pragma unroll
-            for (uint32_t i = 0; i < N; i++) parts[i] = b[step * i];
-            const float above = t == 0 ? 65536.0f : t == 1 ? 1.0f : 0.0f, below = t == 0 ? 256.0f : 0.0f;
-#pragma unroll
-            for (uint32_t i = 0; i < N; i += PAIR) {
-                const float2 two = PAIR == 2 ? *(const float2*)(from + i) : make_float2(from[i], from[i]);
-                high[i] = two.x * above;
-                low[i] = two.x * below;
-                high[i + PAIR - 1] = two.y * above;
-                low[i + PAIR - 1] = two.y * below;
-            }
-        }
-    };
-    using Whole = Runs<kWhole / 32 / kResidentWarps>;
-
-    // `whole` is what x has in the columns of the first place.
-    __device__ __forceinline__ void multiply(const ResidentShared& s, const unsigned char* place, uint32_t columns, const unsigned char* x, uint32_t cols,
-                                             uint32_t run0, uint32_t first, uint32_t count, Whole& whole) {
-        // Runs of a whole place are one piece of code, so that all of them are on their way at once.
-        if (columns == kWhole) {
-            if (cols != kWhole) whole.load(s, x, cols, run0 + first);
-            some(place, kWhole, first, whole);
-            return;
-        }
-#pragma unroll 1
-        for (; count >= 2; count -= 2, first += 2) {
-            Runs<2> two;
-            two.load(s, x, cols, run0 + first);
-            some(place, columns, first, two);
-        }
-        if (count == 0) return;
-        Runs<1> one;
-        one.load(s, x, cols, run0 + first);
-        some(place, columns, first, one);
-    }
-    template <uint32_t N>
-    __device__ __forceinline__ void some(const unsigned char* place, uint32_t columns, uint32_t first, const Runs<N>& x) {
-        using Self = ResidentIntegers;
-        constexpr int kMagic = 0x4b400000;
-        constexpr float kMore = 12582912.0f;
-        constexpr uint32_t PAIR = Runs<N>::PAIR;
-        const uint32_t lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, pitch = place_pitch<Self>(columns), scale_pitch = place_scale_pitch<Self>(columns);
-        const unsigned char *w = place + g * pitch + bytes(32 * first) + (NIBBLES ? 4 : 8) * t, *v = w + 8 * pitch;
-        const unsigned char* scales = place + kResidentTile * pitch + g * scale_pitch + 2 * first;
-        uint2 p[N], q[N];
-        float above[N], below[N];
-#pragma unroll
-        for (uint32_t i = 0; i < N; i++) {
+        for (uint32_t h = 0; h < 2; h++) {
+            const unsigned char* at = place + from + (RUN * i + 8 * h * PITCH);
             if (NIBBLES) {
-                p[i].x = *(const uint32_t*)(w + 16 * i);
-                q[i].x = *(const uint32_t*)(v + 16 * i);
+                w[h][i].x = *(const uint32_t*)at;
             } else {
-                p[i] = *(const uint2*)(w + 32 * i);
-                q[i] = *(const uint2*)(v + 32 * i);
+                w[h][i] = *(const uint2*)at;
             }
         }
+    }
+    __device__ __forceinline__ void load_scales(const unsigned char* place, uint32_t k) {
+        scales[0][k] = *(const uint32_t*)(place + scales_from + 4 * k);
+        scales[1][k] = *(const uint32_t*)(place + scales_from + (4 * k + 8 * SCALES));
+    }
+    __device__ __forceinline__ void clear(uint32_t columns) {
+        if (columns >= kWhole) return;
 #pragma unroll
-        for (uint32_t i = 0; i < N; i += PAIR) {
-            const unsigned char *one = scales + 2 * i, *other = one + 8 * scale_pitch;
-            const float2 here = f16_both(PAIR == 2 ? *(const uint32_t*)one : *(const uint16_t*)one);
-            const float2 there = f16_both(PAIR == 2 ? *(const uint32_t*)other : *(const uint16_t*)other);
-            above[i + PAIR - 1] = here.y;
-            below[i + PAIR - 1] = there.y;
-            above[i] = here.x;
-            below[i] = there.x;
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < N; i++) {
-            const uint32_t a[4] = {NIBBLES ? signed_nibbles(p[i].x, 0) : p[i].x, NIBBLES ? signed_nibbles(q[i].x, 0) : q[i].x,
-                                   NIBBLES ? signed_nibbles(p[i].x, 1) : p[i].y, NIBBLES ? signed_nibbles(q[i].x, 1) : q[i].y};
-            const uint32_t parts[2] = {x.parts[i].x, x.parts[i].y};
-            int d[4];
-            mma_bytes(d, a, parts, kMagic);
-            sums[0] += ((__int_as_float(d[0]) - kMore) * x.high[i] + (__int_as_float(d[1]) - kMore) * x.low[i]) * above[i];
-            sums[1] += ((__int_as_float(d[2]) - kMore) * x.high[i] + (__int_as_float(d[3]) - kMore) * x.low[i]) * below[i];
+        for (uint32_t k = 0; k < RUNS / 2; k++) {
+            if (columns > skipped + 64 * k) continue;
+            scales[0][k] = scales[1][k] = 0;
+            units[k] = make_float2(0.0f, 0.0f);
         }
     }
-    __device__ __forceinline__ float2 end() const {
-        constexpr float unit = NIBBLES ? 0.0625f : 1.0f;
-        return make_float2((sums[0] + __shfl_xor_sync(kAll, sums[0], 1)) * unit, (sums[1] + __shfl_xor_sync(kAll, sums[1], 1)) * unit);
+    // A product's first place, and x's columns of it.
+    __device__ __forceinline__ void load(const unsigned char* place) {
+#pragma unroll
+        for (uint32_t i = 0; i < RUNS; i++) load_weights(place, i);
+#pragma unroll
+        for (uint32_t k = 0; k < RUNS / 2; k++) load_scales(place, k);
+    }
+    __device__ __forceinline__ void load_x(uint32_t columns) {
+#pragma unroll
+        for (uint32_t i = 0; i < RUNS; i++) x[i] = ((const uint2*)x_from)[4 * i];
+#pragma unroll
+        for (uint32_t k = 0; k < RUNS / 2; k++) units[k] = ((const float2*)units_from)[k];
+        clear(columns);
+    }
+    // Multiplies a place and takes the next one, of `columns` from `column` on; `moves`: of x others than now.
+    //
+    // Parts 0 and 1 of x (lane 0) become one number, and part 2 (lane 1) as well: a float of a sum's bits is 1.5 * 2^23 more than
+    // the sum. Times 256 or 0, less 257 or 1 times that, it is exact, and so is the end but for one rounding.
+    __device__ __forceinline__ void multiply(const unsigned char* place, uint32_t column, uint32_t columns, bool moves) {
+        const uint2* x_next = (const uint2*)(x_from + column);
+        const float2* units_next = (const float2*)(units_from + column / 8);
+        int d[RUNS][4];
+#pragma unroll
+        for (uint32_t i = 0; i < RUNS; i++) {
+            const uint2 p = w[0][i], q = w[1][i];
+            const uint32_t a[4] = {NIBBLES ? signed_nibbles(p.x, 0, flip) : p.x, NIBBLES ? signed_nibbles(q.x, 0, flip) : q.x,
+                                   NIBBLES ? signed_nibbles(p.x, 1, flip) : p.y, NIBBLES ? signed_nibbles(q.x, 1, flip) : q.y};
+            const uint32_t parts[2] = {x[i].x, x[i].y};
+            mma_bytes(d[i], a, parts, kMagic);
+            load_weights(place, i);
+            if (moves) x[i] = x_next[4 * i];
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < RUNS / 2; k++) {
+            const float2 above = f16_both(scales[0][k]), below = f16_both(scales[1][k]), unit = units[k];
+            const auto value = [&](uint32_t i, uint32_t h) { return (__int_as_float(d[i][2 * h]) * shift + less) + __int_as_float(d[i][2 * h + 1]); };
+            sums[0] += value(2 * k, 0) * (unit.x * above.x);
+            sums[1] += value(2 * k, 1) * (unit.x * below.x);
+            sums[0] += value(2 * k + 1, 0) * (unit.y * above.y);
+            sums[1] += value(2 * k + 1, 1) * (unit.y * below.y);
+            load_scales(place, k);
+            if (moves) units[k] = units_next[k];
+        }
+        clear(columns);
+    }
+    // What row g comes to, in lane 0 of the quad, and row g + 8, in lane 1.
+    __device__ __forceinline__ float end() const {
+        const bool upper = (threadIdx.x & 3) == 0;
+        const float unit = (NIBBLES ? 0.0625f : 1.0f) * (upper ? 256.0f : 1.0f), here = sums[0] * unit, there = sums[1] * unit;
+        return (upper ? here : there) + __shfl_xor_sync(kAll, upper ? there : here, 1);
     }
 
     // A thread has values 8 piece to 8 piece + 7; every second of eight lanes have 32.

@@ -117,8 +117,9 @@ __device__ __forceinline__ UnitEnd unit_end(const ResidentProduct& p, uint32_t r
     return e;
 }
 
-template <class F>
-__device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<F>& ring, const Uses& uses, ResidentShared& s,
+// R: the ring, which is of the launch's format.
+template <class F, class R>
+__device__ __forceinline__ void resident_product(const ResidentProduct& p, R& ring, const Uses& uses, ResidentShared& s,
                                                  unsigned char* x, uint32_t number) {
     const uint32_t warp = warp_number(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
     const BlockRows rows = block_rows(p);
@@ -128,14 +129,22 @@ __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<
 #pragma unroll
     for (uint32_t i = 0; i < kPieces; i++) weights[i].ask(p, PieceOf{lane}((threadIdx.x & ~31u) + i * kResidentThreads));
     const UnitEnd mine = unit_end(p, rows.first + min(threadIdx.x, max(rows.count, 1u) - 1));
+    // It is most likely there: this block has waited for it before. What is not is read again behind x, which comes after it.
+    const bool marks = p.residual_kind >= kMarked;
+    const uint32_t residual_bit = uses.bit(p.residual_kind);
+    const auto missing = [&](uint32_t bits) { return marks && ((bits ^ residual_bit) & 1u) != 0; };
+    const auto number_added = [&](uint32_t bits) { return marks ? cleared(bits) : __uint_as_float(bits); };
+    uint32_t residual = mine.residual != nullptr ? load_shared_one(mine.residual) : 0;
+    F product(s, x, p.cols, warp);
+    product.begin();
+    const unsigned char* place = nullptr;
+    if (rows.tiles != 0) {
+        product.load(place = ring.take());
+        ring.leave();
+    }
     float square = lay_out<F>(p, x, weights, uses);
-    // What was there before x.
-    const auto added = [&](const float* from) {
-        if (from == nullptr) return 0.0f;
-        const uint32_t v = load_shared_one(from);
-        return p.residual_kind >= kMarked ? cleared(v) : __uint_as_float(v);
-    };
-    const float residual = added(mine.residual), bias = number_of(mine.bias, mine.format), other_bias = number_of(mine.other, mine.other_format);
+    if (mine.residual != nullptr && missing(residual)) residual = load_shared_one(mine.residual);
+    const float bias = number_of(mine.bias, mine.format), other_bias = number_of(mine.other, mine.other_format);
     if (p.normed != 0) {
         square = warp_sum(square);
         if (lane == 0) s.squares[warp] = square;
@@ -143,35 +152,39 @@ __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<
     sync_workers();
     if (threadIdx.x == 0) *(volatile uint32_t*)&s.done = number;
     const bool normed = p.normed != 0, glu = p.glu != 0;
-    const uint32_t activation = p.activation, out_kind = p.out_kind, out_bit = uses.bit(out_kind), cols = p.cols, chunk = p.chunk;
-    const float limit = p.limit;
-    typename F::Whole whole;
-    whole.load(s, x, cols, warp * F::Whole::N);
+    const uint32_t out_kind = p.out_kind, out_bit = uses.bit(out_kind), cols = p.cols, chunk = p.chunk;
+    // Without branches, so that nothing waits for anything else.
+    const float4 low = ((const float4*)s.squares)[0], high = ((const float4*)s.squares)[1];
+    const float root = rsqrtf(((low.x + low.y) + (low.z + low.w) + ((high.x + high.y) + (high.z + high.w))) * p.per_column + p.eps);
+    const float factor = normed ? root : 1.0f;
+    product.load_x(min(chunk, cols));
+    bool there = ring.ready();
 #pragma unroll 1
     for (uint32_t tile0 = 0; tile0 < rows.tiles; tile0 += kResidentRound) {
         const uint32_t tiles = min(kResidentRound, rows.tiles - tile0);
 #pragma unroll 1
         for (uint32_t tile = 0; tile < tiles; tile++) {
-            F product;
-            product.begin();
+            uint32_t column = 0;
 #pragma unroll 1
-            for (uint32_t column = 0; column < cols; column += chunk) {
-                const uint32_t columns = min(chunk, cols - column), runs = columns / 32 / kResidentWarps;
-                const unsigned char* place = ring.take();
-                product.multiply(s, place, columns, x, cols, column / 32, warp * runs, runs, whole);
-                ring.leave();
-            }
-            const float2 sums = product.end();
-            if (t == 0) {
-                s.partial[tile * kResidentTile + g][warp] = sums.x;
-                s.partial[tile * kResidentTile + 8 + g][warp] = sums.y;
-            }
+            do {
+                column += chunk;
+                // Behind the last place the same one is read again, for nothing.
+                const bool more = column < cols || tile0 + tile + 1 < rows.tiles;
+                const uint32_t next = column < cols ? column : 0;
+                if (more) place = ring.take(there);
+                product.multiply(place, next, min(chunk, cols - next), chunk < cols);
+                if (more) {
+                    ring.leave();
+                    there = ring.ready();
+                }
+            } while (column < cols);
+            const float sum = product.end();
+            product.begin();
+            if (t < 2) s.partial[tile * kResidentTile + 8 * t + g][warp] = sum;
         }
         sync_workers();
-        // Without branches, so that nothing waits for anything else.
-        const float4 low = ((const float4*)s.squares)[0], high = ((const float4*)s.squares)[1];
-        const float root = rsqrtf(((low.x + low.y) + (low.z + low.w) + ((high.x + high.y) + (high.z + high.w))) * p.per_column + p.eps);
-        const float factor = normed ? root : 1.0f;
+        const uint32_t activation = p.activation;
+        const float limit = p.limit;
 #pragma unroll 1
         for (uint32_t i = threadIdx.x; i < tiles << shift; i += kResidentThreads) {
             const uint32_t unit = (tile0 << shift) + i;
@@ -182,11 +195,11 @@ __device__ __forceinline__ void resident_product(const ResidentProduct& p, Ring<
                 return ((a.x + a.y) + (a.z + a.w) + ((b.x + b.y) + (b.z + b.w))) * factor;
             };
             float* out = mine.out;
-            float more = residual, add = bias, add_other = other_bias;
+            float more = number_added(residual), add = bias, add_other = other_bias;
             if (unit != threadIdx.x) {
                 const UnitEnd end = unit_end(p, rows.first + unit);
                 out = end.out;
-                more = added(end.residual);
+                more = end.residual != nullptr ? number_added(load_shared_one(end.residual)) : 0.0f;
                 add = number_of(end.bias, end.format);
                 add_other = number_of(end.other, end.other_format);
             }

@@ -13,14 +13,18 @@ __device__ __forceinline__ BlockRows block_rows(const ResidentProduct& p) {
     return {p.each * b + min(b, p.more), n, (n + (1u << shift) - 1) >> shift};
 }
 
-// Rows lie this far apart in a place of the ring, their scales behind all of them.
+// What fills the ring: some warps, of which each has a share of every place (a lane a row or its scales), or, for formats with
+// small places, every fourth place: a warp takes some 750 ns for one, which is more than the memory does (Q6_K rows: 2.4
+// instead of 4.1 TB/s). Large places come later that way (Qwen bf16: 1.13 instead of 1.05 ms a token).
+constexpr uint32_t kFillers = 4;
 template <class F>
-__device__ __forceinline__ uint32_t place_pitch(uint32_t columns) { return F::bytes(columns) + F::PAD; }
-template <class F>
-__device__ __forceinline__ uint32_t place_scale_pitch(uint32_t columns) { return columns / 16 + 16; }
-
-// What fills the ring: some warps, of which each has some rows of a tile, a lane one row or its scales.
-constexpr uint32_t kFillers = 4, kFillerRows = kResidentTile / kFillers;
+struct Fillers {
+    static constexpr bool APART = F::SMALL;
+    static constexpr uint32_t ROWS = APART ? kResidentTile : kResidentTile / kFillers;
+};
+// Where places are a warp's own, they are at least as many as warps (SLOTS in ../ops/resident/records.rs): a warp never waits for
+// a phase but the last one.
+static_assert(2 * kResidentTile == 32, "a lane per row and per row of scales");
 
 // Where a warp that copies stands: at some columns of a tile of the op before `next`.
 struct Cursor {
@@ -38,7 +42,7 @@ struct Cursor {
     }
     __device__ __forceinline__ void advance(const ResidentProduct& p, uint32_t columns) {
         column += columns;
-        if (column == p.cols) {
+        if (column == p.ring_cols) {
             column = 0;
             tile++;
         }
@@ -72,29 +76,45 @@ constexpr uint32_t kAhead = 1, kAheadKeys = 1024;
 
 template <class F>
 struct Filler {
+    static constexpr uint32_t ROWS = Fillers<F>::ROWS;
+
     ResidentShared& s;
     unsigned char* ring;
-    uint32_t number;             // of this warp
+    uint32_t number, stride;     // of this warp's rows; it has every so many places
     uint32_t slots, slot_bytes, end;
-    Cursor now;                  // what is asked for next
+    Cursor now;                  // what is asked for next, behind `skip` places of other warps
+    uint32_t skip;
     uint32_t to, phase;          // the place filled next, and of which phase of the places' use
-    Cursor ahead;                // what comes into the second-level cache next,
-    uint32_t distance;           // so many places before what is asked for
+    Cursor ahead;                // what comes into the second-level cache next, likewise,
+    uint32_t ahead_skip;
+    uint32_t distance;           // so many of its places before what is asked for
 
     __device__ __forceinline__ bool through() const { return now.next == end && now.at_end(); }
+
+    // Goes to the next of its own places, as far as ops are known; false: it is not there yet.
+    __device__ __forceinline__ bool reach(Cursor& c, uint32_t& left, uint32_t known) const {
+        for (;;) {
+            c.settle(s, known);
+            if (c.at_end()) return false;
+            if (left == 0) return true;
+            const ResidentProduct& p = resident_op(s, c.next - 1).product;
+            c.advance(p, min(p.ring_chunk, p.ring_cols - c.column));
+            left--;
+        }
+    }
 
     __device__ __forceinline__ Piece piece(const ResidentProduct& p, const Cursor& c) const {
         const uint32_t lane = threadIdx.x & 31;
         Piece o;
-        o.columns = min(p.chunk, p.cols - c.column);
-        o.scales = lane >= kFillerRows;
-        o.r = number * kFillerRows + lane % kFillerRows;
+        o.columns = min(p.ring_chunk, p.ring_cols - c.column);
+        o.scales = lane >= ROWS;
+        o.r = number * ROWS + lane % ROWS;
         uint32_t at = 0, unit = c.tile * kResidentTile + o.r;
         if (p.glu != 0) {
             at = o.r / (kResidentTile / 2);
             unit = c.tile * (kResidentTile / 2) + o.r % (kResidentTile / 2);
         }
-        o.there = lane < (F::SCALED ? 2 : 1) * kFillerRows && unit < c.rows.count;
+        o.there = lane < (F::SCALED ? 2 : 1) * ROWS && unit < c.rows.count;
         uint32_t row = c.rows.first + unit;
         if (p.glu == 0) {
 #pragma unroll 1
@@ -111,13 +131,12 @@ struct Filler {
 #ifdef MODEL1_EMULATE
         return false;
 #else
-        if (distance == kAhead) return false;
-        ahead.settle(s, known);
-        if (ahead.at_end()) return false;
+        if (distance == kAhead || !reach(ahead, ahead_skip, known)) return false;
         const ResidentProduct& p = resident_op(s, ahead.next - 1).product;
         const Piece o = piece(p, ahead);
         if (o.there) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(o.from), "r"(o.bytes) : "memory");
         ahead.advance(p, o.columns);
+        ahead_skip = stride - 1;
         distance++;
         return true;
 #endif
@@ -128,12 +147,12 @@ struct Filler {
 #ifndef MODEL1_EMULATE
         if (!barrier_ended(barrier_at(s.empty[to]), phase ^ 1u)) return false;
 #endif
-        now.settle(s, known);
-        if (now.at_end()) return false;
+        if (!reach(now, skip, known)) return false;
         const ResidentProduct& p = resident_op(s, now.next - 1).product;
         const Piece o = piece(p, now);
         unsigned char* place = ring + to * slot_bytes;
-        place += o.scales ? kResidentTile * place_pitch<F>(o.columns) + o.r * place_scale_pitch<F>(o.columns) : o.r * place_pitch<F>(o.columns);
+        // Rows lie F::PITCH apart, their scales behind all of them.
+        place += o.scales ? kResidentTile * F::PITCH + o.r * F::SCALES : o.r * F::PITCH;
 #ifdef MODEL1_EMULATE
         if (o.there) memcpy(place, o.from, o.bytes);
 #else
@@ -144,14 +163,16 @@ struct Filler {
         if (o.there) copy_once(place, o.from, o.bytes, barrier);
 #endif
         now.advance(p, o.columns);
+        skip = stride - 1;
         if (distance == 0) {
             ahead = now;
+            ahead_skip = skip;
         } else {
             distance--;
         }
-        to++;
-        if (to == slots) {
-            to = 0;
+        to += stride;
+        if (to >= slots) {  // which are not fewer than `stride`
+            to -= slots;
             phase ^= 1u;
         }
         return true;
@@ -169,14 +190,16 @@ struct Ring {
     Filler<F> filler;
 #endif
 
-    // Waits for the rows of the place emptied next.
-    __device__ __forceinline__ const unsigned char* take() {
+    // Whether the place emptied next is there.
+    __device__ __forceinline__ bool ready() const { return barrier_ended(barrier_at(s.full[from]), phase); }
+    // Waits for the rows of the place emptied next, unless they are known to be there.
+    __device__ __forceinline__ const unsigned char* take([[maybe_unused]] bool there = false) {
 #ifdef MODEL1_EMULATE
         __syncthreads();
         if (threadIdx.x < 32 * kFillers) filler.fill(filler.end);
         __syncthreads();
 #else
-        barrier_await(barrier_at(s.full[from]), phase);
+        if (!there) barrier_await(barrier_at(s.full[from]), phase);
 #endif
         return base + from * slot_bytes;
     }

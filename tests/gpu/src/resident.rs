@@ -1,4 +1,4 @@
-//! A dense model's layers in one launch beside the same layers in single launches.
+//! A dense model's layers and its output layer in one launch, and pairs of products of MODEL1, beside the same in single launches.
 
 use std::sync::Arc;
 
@@ -79,10 +79,13 @@ pub fn cases() -> Vec<Case> {
         (Shape::Llama7, Storage::Q8_0),
         (Shape::Llama7, Storage::Q4_0),
     ];
-    all.into_iter()
-        .map(|(shape, storage)| {
-            let name = format!("layers in one launch, {} {}", shape.name(), storage.name());
-            Case::new("plans", name, move |b| compare(b, shape, storage))
-        })
+    let pairs = [(Shape::Model15, Storage::Bf16), (Shape::Model15, Storage::Fp8)];
+    let case = |what: &str, (shape, storage): (Shape, Storage)| {
+        let name = format!("{what} in one launch, {} {}", shape.name(), storage.name());
+        Case::new("plans", name, move |b| compare(b, shape, storage))
+    };
+    let dense = all.into_iter().map(|c| case("layers", c));
+    dense
+        .chain(pairs.into_iter().map(|c| case("two products", c)))
         .collect()
 }

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable, bytes_of};
 
 use super::super::args::{CacheArg, WeightArg, unsupported};
 use super::super::pointwise::activation_code;
-use super::{MARKED, Run, SEGMENTS, Work};
+use super::{COLUMNS, MARKED, Run, SEGMENTS, Work};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Launch, Residency};
 use crate::cuda::memory::{Mem, Parts};
@@ -20,8 +20,8 @@ const BLOCK: usize = 18944;
 const THREADS: (u32, u32) = (256, 128);
 /// Rows of a tile.
 const TILE: usize = 16;
-/// Places of the ring, at most (`kResidentSlots`) and at least.
-const SLOTS: (usize, usize) = (16, 3);
+/// Places of the ring, at most (`kResidentSlots`) and at least (`kFillers`).
+const SLOTS: (usize, usize) = (16, 4);
 /// Heads of a block of an attention (`kAttendHeads`), and its warps.
 const HEADS: usize = 8;
 const WARPS: usize = 8;
@@ -61,6 +61,8 @@ struct ProductArg {
     out_kind: u32,
     residual_kind: u32,
     chunk: u32,
+    ring_cols: u32,
+    ring_chunk: u32,
     pad: u32,
 }
 
@@ -93,7 +95,7 @@ struct ResidentArgs {
     freqs: DevPtr,
     stamps: DevPtr,
     first: u32,
-    count: u32,
+    end: u32,
     slots: u32,
     slot_bytes: u32,
     scratch: u32,
@@ -102,7 +104,7 @@ struct ResidentArgs {
     total: u32,
 }
 
-const _: () = assert!(size_of::<SegmentArg>() == 40 && size_of::<ProductArg>() == 216 && size_of::<AttendArg>() == 168);
+const _: () = assert!(size_of::<SegmentArg>() == 40 && size_of::<ProductArg>() == 224 && size_of::<AttendArg>() == 168);
 
 /// How a format lies in the ring and x beside it: bytes of `n` columns, padding of a row, whether it has scales, and bytes of
 /// x of `n` columns; see the formats' structs in `src/resident.cuh`.
@@ -141,6 +143,15 @@ fn lies(format: Format) -> Option<Lies> {
             scaled: true,
             x: |n| 3 * (n + 32) + 4 * (n / 32),
             chunk: 1536,
+        },
+        // In the ring as Q4_0 of twice as many columns.
+        Format::Q6K => Lies {
+            name: "q6_k",
+            bytes: |n| n,
+            pad: 16,
+            scaled: true,
+            x: |n| 3 * (n + 32) + 4 * (n / 32),
+            chunk: 768,
         },
         _ => return None,
     })
@@ -312,7 +323,7 @@ impl Resident {
             _ => (1, THREADS.0),
         };
         for first in (0..total).step_by(each as usize) {
-            (args.first, args.count) = (first, each);
+            (args.first, args.end) = (first, first + each);
             device.launch(&Launch {
                 kernel: self.kernel,
                 grid: [self.blocks, 1, 1],
@@ -349,11 +360,15 @@ impl Resident {
 fn record(cx: &LaunchCx<'_>, run: &Run, i: usize, exchange: &Exchange, blocks: usize) -> Result<Vec<u8>, ExecError> {
     let item = &run.items[i];
     let (kind, body) = match &item.work {
-        Work::Product { .. } => (0u32, bytes_of(&product(cx, run, i, exchange, blocks)?).to_vec()),
-        Work::Attend(_) => (1, bytes_of(&attend(cx, run, i, exchange, blocks)?).to_vec()),
-        Work::Combine => (2, bytes_of(&attend(cx, run, i - 1, exchange, blocks)?).to_vec()),
+        Work::Product { project, .. } => {
+            let other = cx.plan.weight(project.products[0].weight).format != run.format;
+            let product = product(cx, run, i, exchange, blocks)?;
+            ([0, u32::from(other)], bytes_of(&product).to_vec())
+        }
+        Work::Attend(_) => ([1, 0], bytes_of(&attend(cx, run, i, exchange, blocks)?).to_vec()),
+        Work::Combine => ([2, 0], bytes_of(&attend(cx, run, i - 1, exchange, blocks)?).to_vec()),
     };
-    let mut record = bytes_of(&[kind, 0]).to_vec();
+    let mut record = bytes_of(&kind).to_vec();
     record.extend(body);
     Ok(record)
 }
@@ -389,8 +404,12 @@ fn product(
     exchange: &Exchange,
     blocks: usize,
 ) -> Result<ProductArg, ExecError> {
-    let (Work::Product { project: p, input }, Some(lies)) = (&run.items[i].work, lies(run.format)) else {
+    let Work::Product { project: p, input } = &run.items[i].work else {
         return unsupported("this op as a product");
+    };
+    let own = lies(cx.plan.weight(p.products[0].weight).format);
+    let (Some(ring), Some(own)) = (lies(run.format), own) else {
+        return unsupported("products of this format");
     };
     let [x_kind, out_kind, residual_kind] = run.kinds[i];
     let mut arg = ProductArg::zeroed();
@@ -420,7 +439,11 @@ fn product(
         (arg.normed, arg.norm, arg.norm_format, arg.eps) = (1, norm.data, norm.format, eps);
     }
     (arg.cols, arg.row_bytes) = (w.cols, w.row_bytes);
-    arg.scale_bytes = if lies.scaled { w.cols / 16 } else { 0 };
+    // Columns of the launch's format that have as many bytes as one.
+    let share = (own.bytes)(COLUMNS) / (ring.bytes)(COLUMNS);
+    let chunk = own.chunk.min(cols);
+    (arg.chunk, arg.ring_cols, arg.ring_chunk) = (chunk as u32, (share * cols) as u32, (share * chunk) as u32);
+    arg.scale_bytes = if ring.scaled { arg.ring_cols / 16 } else { 0 };
     arg.n_segments = p.products.len() as u32;
     (arg.each, arg.more) = ((units / blocks) as u32, (units % blocks) as u32);
     arg.limit = f32::INFINITY;
@@ -430,6 +453,5 @@ fn product(
     }
     arg.per_column = 1.0 / cols as f32;
     (arg.x_kind, arg.out_kind, arg.residual_kind) = (x_kind, out_kind, residual_kind);
-    arg.chunk = lies.chunk.min(cols) as u32;
     Ok(arg)
 }

@@ -1,0 +1,87 @@
+//! Two products of a MODEL1 layer in one launch, half by half on the emulator, beside single launches and the CPU.
+
+use std::sync::Arc;
+
+use engine::recipe::Recipe;
+use engine::{Cancel, Engine, SessionOptions};
+use kernels::cuda::device::Residency;
+use kernels::cuda::{Cuda, CudaOptions};
+use kernels::ir::Backend;
+use model1_tests::goldens::{engine_with, folder, relative};
+use model1_tests_cuda::{Emulator, Order};
+
+/// Tokens read at once, and those read one by one behind them: compressed rows close among them.
+const PROMPT: usize = 21;
+const DECODE: usize = 9;
+
+fn cuda(emulator: Emulator) -> (Arc<Emulator>, Arc<Cuda>) {
+    let device = Arc::new(emulator.with_multiprocessors(7));
+    let options = CudaOptions {
+        graphs: false,
+        guarded: false,
+        ahead: false,
+        counted: true,
+        resident: true,
+    };
+    (device.clone(), Arc::new(Cuda::on(device, options)))
+}
+
+fn recipe(engine: &Engine, edits: &[String]) -> Recipe {
+    let mut recipe = engine.recipe();
+    for edit in edits {
+        recipe.set(edit, engine.facts(), engine.registry()).unwrap();
+    }
+    recipe
+}
+
+/// Logits of the tokens that are read one by one.
+fn logits(backend: Arc<dyn Backend>, edits: &[String]) -> Vec<Vec<f32>> {
+    let engine = engine_with(&folder("tiny-v4"), backend).unwrap();
+    let vocab = engine.facts().vocab as u32;
+    let id = |i: usize| (i as u32 * 37 + 3) % vocab;
+    let mut session = engine
+        .session(recipe(&engine, edits), SessionOptions::default())
+        .unwrap();
+    let ids: Vec<u32> = (0..PROMPT).map(id).collect();
+    session.feed(&ids, None, &Cancel::default(), &mut ()).unwrap();
+    let each = (PROMPT..PROMPT + DECODE).map(|i| {
+        session.feed(&[id(i)], None, &Cancel::default(), &mut ()).unwrap();
+        session.output().logits.clone()
+    });
+    each.collect()
+}
+
+/// Weights of attention and of the experts in a format whose pairs are `kernel`, `pairs` of them in a token.
+fn check(format: &str, kernel: &str, pairs: u64) {
+    let edits = ["attention", "ffn"].map(|slot| format!("weights.{slot}={format}"));
+    let (device, one) = cuda(Emulator::new(Order::Ascending, false));
+    let got = logits(one, &edits);
+    // A launch per half.
+    let launched = device.launched();
+    assert_eq!(
+        launched.get(kernel).copied().unwrap_or(0),
+        2 * pairs * DECODE as u64,
+        "these were launched: {launched:?}"
+    );
+    let (_, other) = cuda(Emulator::new(Order::Descending, false));
+    assert!(logits(other, &edits) == got, "{kernel}: other bits in another order");
+    let (_, apart) = cuda(Emulator::new(Order::Ascending, false).with_resident(Residency::None));
+    let apart = logits(apart, &edits);
+    let worst = got.iter().zip(&apart).map(|(a, b)| relative(a, b)).fold(0.0, f64::max);
+    println!("{kernel}: relative difference {worst:.1e} from single launches");
+    assert!(
+        worst < 2e-6,
+        "{kernel}: logits differ from single launches by {worst:.1e}"
+    );
+}
+
+/// Six layers: an output projection and experts in each.
+#[test]
+fn bf16() {
+    check("bf16", "pair_bf16", 12);
+}
+
+#[test]
+fn fp8() {
+    check("fp8", "pair_f8", 12);
+}
