@@ -286,7 +286,6 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
             return DevExpert{(const uint8_t*)__shfl_sync(kAll, (uint64_t)(second ? in_second : in_first), i), nullptr};
         };
         bool waited = false;
-        int expert = 0;
 #pragma unroll 1
         for (uint32_t i = a.first; i <= a.last; i++) {
             const PairHalf& h = a.halves[i];
@@ -296,8 +295,9 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
             if (late && !waited && chosen) {
                 await_predecessor(a.hold != 0);
                 waited = true;
-                expert = a.chosen[part.group];
             }
+            // The halves' groups are a block's own each.
+            const int expert = known && chosen ? a.chosen[part.group] : 0;
             DevExpert one, other;
             if (known && chosen) {
                 one = entry(gate.data, down.data, i != 0, expert);
