@@ -1,7 +1,7 @@
 //! Plans that together hold every op there is, for holding one backend to another.
 
 /// Model, edits of its recipe, largest relative difference of a row.
-pub const PLANS: [(&str, &[&str], f64); 34] = [
+pub const PLANS: [(&str, &[&str], f64); 35] = [
     ("tiny-llama", &[], 2e-5),
     (
         "tiny-llama",
@@ -67,6 +67,16 @@ pub const PLANS: [(&str, &[&str], f64); 34] = [
             "weights.attention=fp8",
             "weights.ffn=fp8",
             "weights.embedding=fp8",
+            "layers.*.kv_cache=f32",
+            "layers.2,4.index_cache=f32",
+        ],
+        5e-5,
+    ),
+    (
+        "tiny-v4",
+        &[
+            "weights.attention=bf16",
+            "weights.ffn=bf16",
             "layers.*.kv_cache=f32",
             "layers.2,4.index_cache=f32",
         ],

@@ -194,11 +194,17 @@ fn table(b: &Bench, engine: &Arc<Engine>, cuda: &Cuda, depths: &[usize], prompt:
 
 /// Seconds of each of `STEPS` decode steps behind `depth` tokens, and the session.
 fn steps(engine: &Arc<Engine>, limit: u64, depth: usize) -> (Vec<f64>, Session) {
+    let mut s = behind(engine, limit, depth);
+    (draw(engine, &mut s), s)
+}
+
+/// A session with so many tokens.
+fn behind(engine: &Arc<Engine>, limit: u64, depth: usize) -> Session {
     let mut s = session(engine, limit, false);
     if depth > 0 {
         s.feed(&ids(engine, depth), None, &Cancel::default(), &mut ()).unwrap();
     }
-    (draw(engine, &mut s), s)
+    s
 }
 
 /// Seconds of each of `STEPS` decode steps behind a session's text.
@@ -246,7 +252,7 @@ fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
     sorted.sort_by(f64::total_cmp);
     let p95 = sorted[sorted.len() * 95 / 100];
     let t = median(each);
-    let written = text(&mut s);
+    let written = text(&mut behind(engine, limit, depth));
     format!(
         "text at {depth}: {:.0} tokens/s (mean {:.3} ms)\n\
          decode at {depth}: {:.0} tokens/s (median {:.3} ms, p95 {:.3} ms), {:.1} MB a token = {:.0} % of \
