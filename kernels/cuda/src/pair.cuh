@@ -313,9 +313,10 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
     }
 #endif
     const auto scales = [&] {
-        if (!F::SCALED) return;
+        if constexpr (F::SCALED) {
 #pragma unroll 1
-        for (uint32_t i = a.first; i <= a.last; i++) pair_scales(a, a.halves[i], pair_part(a.halves[i]), (float*)(memory + a.halves[i].scales));
+            for (uint32_t i = a.first; i <= a.last; i++) pair_scales(a, a.halves[i], pair_part(a.halves[i]), (float*)(memory + a.halves[i].scales));
+        }
     };
     if (!late) scales();
     await_predecessor(a.hold != 0);
