@@ -10,7 +10,7 @@ use super::cx::{
 use super::device::{ALIGN, Arg, DevPtr, Device, DeviceInfo, Graph, Launch};
 use super::mail::{MAIL, MAILS};
 use super::memory::{Mem, Parts};
-use super::ops::{Group, Pairs, Resident, Run, dense_bytes, groups, join, join_pairs, scratch_bytes};
+use super::ops::{Group, Pair, Pairs, Resident, Run, dense_bytes, groups, join, join_pairs, scratch_bytes};
 use super::schedule::{STREAMS, holds, order};
 use super::weights::{PlanCopies, Weights};
 use crate::ir::{BufId, CacheFormat, ElemType, ExecError, Mask, Op, Plan};
@@ -178,6 +178,8 @@ pub(super) struct Prepared {
     /// By number of their group: runs of ops in one launch, and, once the caches are known, the launches.
     spans: Vec<(usize, Run)>,
     residents: Vec<(usize, Resident)>,
+    /// Pairs of products in the order of their groups, and their launches.
+    found: Vec<Pair>,
     pairs: Pairs,
     /// Which groups hold the launch after them.
     holds: Vec<bool>,
@@ -260,6 +262,7 @@ impl Prepared {
             groups,
             spans: Vec::new(),
             residents: Vec::new(),
+            found: Vec::new(),
             pairs: Pairs::default(),
             base,
             bufs: bufs.collect(),
@@ -340,10 +343,8 @@ impl Prepared {
     pub fn alone(&mut self, plan: &Plan, one_launch: Option<&DeviceInfo>) {
         self.groups = order(plan, std::mem::take(&mut self.groups));
         if let Some(info) = one_launch {
+            (self.groups, self.found) = join_pairs(plan, std::mem::take(&mut self.groups), info);
             (self.groups, self.spans) = join(plan, std::mem::take(&mut self.groups), info);
-            if self.spans.is_empty() {
-                self.groups = join_pairs(plan, std::mem::take(&mut self.groups), info);
-            }
         }
         self.holds = holds(plan, &self.groups);
     }
@@ -361,7 +362,7 @@ impl Prepared {
             Ok((*i, Resident::new(&cx, run, device.info(), memory)?))
         });
         self.residents = made.collect::<Result<_, ExecError>>()?;
-        self.pairs = Pairs::new(self.cx(device, plan, caches), &self.groups, memory)?;
+        self.pairs = Pairs::new(self.cx(device, plan, caches), &self.groups, &self.found, memory)?;
         Ok(())
     }
 

@@ -99,7 +99,7 @@ pub fn groups(plan: &Plan) -> Vec<Group> {
 }
 
 pub(super) use fuse::{reads, writes};
-pub(super) use pair::{Pairs, join as join_pairs};
+pub(super) use pair::{Pair, Pairs, join as join_pairs};
 pub(super) use resident::{Resident, Run, join};
 
 /// Working memory the launches of a plan, in these groups, need for a step of so many sequences, bytes (the largest of all).

@@ -131,7 +131,7 @@ struct Half {
 }
 
 /// Two products that can be one launch.
-struct Pair {
+pub(in crate::cuda) struct Pair {
     halves: [Half; 2],
     out: BufId,
     beside_out: Option<BufId>,
@@ -155,44 +155,43 @@ struct Room {
     grid: usize,
 }
 
-/// Joins neighbouring groups that can be one launch on such a device.
-pub(in crate::cuda) fn join(plan: &Plan, groups: Vec<Group>, info: &DeviceInfo) -> Vec<Group> {
+/// Joins groups that can be one launch on such a device. With the joined groups come the pairs, in their order.
+pub(in crate::cuda) fn join(plan: &Plan, groups: Vec<Group>, info: &DeviceInfo) -> (Vec<Group>, Vec<Pair>) {
     if plan.token_bucket != 1 || info.resident.is_none() {
-        return groups;
+        return (groups, Vec::new());
     }
-    let fits = |some: &[Group]| found(plan, some).is_some_and(|p| room(plan, &p, info).is_some());
-    let mut joined: Vec<Group> = Vec::with_capacity(groups.len());
+    let pair = |some: &[&Group]| found(plan, some).filter(|p| room(plan, p, info).is_some());
+    let (mut joined, mut pairs): (Vec<Group>, Vec<Pair>) = (Vec::with_capacity(groups.len()), Vec::new());
     let mut rest = groups.into_iter().peekable();
     while let Some(first) = rest.next() {
-        let Some(second) = rest.peek() else {
-            joined.push(first);
-            break;
-        };
-        let mut some = vec![first, second.clone()];
-        if some[0].kind == GroupKind::Experts && some[1].kind == GroupKind::Beside {
+        let mut shared = None;
+        let mut here = rest.peek().and_then(|second| pair(&[&first, second]));
+        if let (GroupKind::Experts, Some(second)) = (first.kind, rest.peek()) {
             // The shared expert's gate and up stand anywhere before; nobody but the last of these reads what they give.
-            let shared = joined
-                .iter()
-                .rposition(|g| fits(&[g.clone(), some[0].clone(), some[1].clone()]));
-            if let Some(at) = shared {
-                some.insert(0, joined.remove(at));
-            }
+            let before = joined.iter().enumerate().rev();
+            let mut before = before.filter(|(_, g)| g.kind == GroupKind::Project);
+            (shared, here) = before
+                .find_map(|(at, g)| Some((Some(at), Some(pair(&[g, &first, second])?))))
+                .unwrap_or_default();
         }
-        if fits(&some) {
-            rest.next();
-            joined.push(Group {
-                kind: GroupKind::Pair,
-                origin: some.into_iter().flat_map(|g| g.origin).collect(),
-            });
-        } else {
-            joined.extend(some.into_iter().next());
-        }
+        let (Some(here), Some(second)) = (here, rest.peek()) else {
+            joined.push(first);
+            continue;
+        };
+        let mut origin: Vec<OpId> = shared.map_or(Vec::new(), |at: usize| joined.remove(at).origin);
+        origin.extend(first.origin.iter().chain(&second.origin));
+        joined.push(Group {
+            kind: GroupKind::Pair,
+            origin,
+        });
+        pairs.push(here);
+        rest.next();
     }
-    joined
+    (joined, pairs)
 }
 
 /// What some groups are as a pair.
-fn found(plan: &Plan, groups: &[Group]) -> Option<Pair> {
+fn found(plan: &Plan, groups: &[&Group]) -> Option<Pair> {
     let ids: HashSet<usize> = groups.iter().flat_map(|g| &g.origin).map(|o| o.index()).collect();
     let first = |i: usize| groups[i].origin.first().map(|o| o.index());
     match groups.len() {
@@ -200,21 +199,6 @@ fn found(plan: &Plan, groups: &[Group]) -> Option<Pair> {
         3 => experts(plan, [first(0)?, first(1)?, first(2)?], &ids),
         _ => None,
     }
-}
-
-/// The pair a joined group stands for.
-fn of(plan: &Plan, group: &Group) -> Option<Pair> {
-    let ids: HashSet<usize> = group.origin.iter().map(|o| o.index()).collect();
-    let is = |i: &&OpId, wanted: fn(&Op) -> bool| wanted(&plan.ops[i.index()].op);
-    let first = group.origin.first()?.index();
-    if matches!(plan.ops[first].op, Op::GroupedMatMul { .. }) {
-        return outputs(plan, first, group.origin.get(1)?.index(), &ids);
-    }
-    let slots = |o: &Op| matches!(o, Op::ExpertMatMul { per_slot: false, .. });
-    let ends = |o: &Op| matches!(o, Op::ExpertMatMul { per_slot: true, .. });
-    let gates = group.origin.iter().find(|i| is(i, slots))?.index();
-    let downs = group.origin.iter().find(|i| is(i, ends))?.index();
-    experts(plan, [first, gates, downs], &ids)
 }
 
 /// Whether nobody but ops `ids` reads what op `from` leaves in `b`.
@@ -398,19 +382,20 @@ pub(in crate::cuda) struct Pairs {
 }
 
 impl Pairs {
-    /// Makes the pairs among the groups of a plan ready: `memory` gives memory of so many bytes.
+    /// Makes the pairs among the groups of a plan ready, `found` in their order: `memory` gives memory of so many bytes.
     pub fn new(
         mut cx: LaunchCx<'_>,
         groups: &[Group],
+        found: &[Pair],
         memory: &dyn Fn(usize) -> Result<Mem, ExecError>,
     ) -> Result<Self, ExecError> {
         let info = cx.device.info();
         let mut parts = Parts::default();
         let mut all = Vec::new();
-        for (i, group) in groups.iter().enumerate().filter(|(_, g)| g.kind == GroupKind::Pair) {
-            let found = of(cx.plan, group).and_then(|p| Some((room(cx.plan, &p, info)?, p)));
-            let Some((room, pair)) = found else {
-                return unsupported("a group that is none of the plan's");
+        let numbers = groups.iter().enumerate().filter(|(_, g)| g.kind == GroupKind::Pair);
+        for ((i, _), pair) in numbers.zip(found) {
+            let Some(room) = room(cx.plan, pair, info) else {
+                return unsupported("two products of this size in one launch");
             };
             let first = &pair.halves[0];
             let places = (parts.add(8), parts.add(4 * first.groups * first.group_rows));
@@ -425,7 +410,7 @@ impl Pairs {
         let mut list = Vec::new();
         for (i, pair, room, (uses, between)) in all {
             cx.group = i;
-            let args = args(&cx, &pair, &room, at(uses), at(between))?;
+            let args = args(&cx, pair, &room, at(uses), at(between))?;
             list.push((
                 i,
                 Ready {

@@ -3,6 +3,9 @@
 
 #include "gemv.cuh"
 
+// Bits of a number without its sign: their order is that of the magnitudes, NaN above all.
+__device__ __forceinline__ uint32_t magnitude(float v) { return __float_as_uint(v) & 0x7fffffffu; }
+
 // Two numbers as f16, the first in the lower half.
 __device__ __forceinline__ uint32_t f16_words(float a, float b) {
 #ifdef MODEL1_EMULATE

@@ -13,9 +13,6 @@
 #include "gemv_halves.cuh"
 #include "mma.cuh"
 
-// Bits of a number without its sign: their order is that of the magnitudes, NaN above all.
-__device__ __forceinline__ uint32_t magnitude(float v) { return __float_as_uint(v) & 0x7fffffffu; }
-
 __device__ __forceinline__ uint32_t warp_top(uint32_t v) {
 #ifdef MODEL1_EMULATE
     return warp_reduce(v, Largest());

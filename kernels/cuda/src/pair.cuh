@@ -165,7 +165,6 @@ struct PairF8 {
     }
     __device__ __forceinline__ float2 end() const { return make_float2(sums[0] * HalfF8::NUMBER, sums[1] * HalfF8::NUMBER); }
     static __device__ __forceinline__ void store(unsigned char* to, uint32_t cols, uint32_t quad, float4 v, bool there) {
-        const auto magnitude = [](float y) { return __float_as_uint(y) & 0x7fffffffu; };
         uint32_t top = max(max(magnitude(v.x), magnitude(v.y)), max(magnitude(v.z), magnitude(v.w)));
 #pragma unroll
         for (int m = 1; m < 8; m <<= 1) top = max(top, __shfl_xor_sync(kAll, top, m));
