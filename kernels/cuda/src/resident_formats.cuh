@@ -155,7 +155,7 @@ __device__ __forceinline__ uint32_t signed_nibbles(uint32_t word, uint32_t half,
 template <bool NIBBLES>
 struct ResidentIntegers {
     static constexpr uint32_t PAD = NIBBLES ? 16 : 32;
-    static constexpr bool SCALED = true, SMALL = NIBBLES;  // SMALL: few bytes in a place, see `Fillers`
+    static constexpr bool SCALED = true, SMALL = NIBBLES;  // SMALL: few bytes in a place, see `Fillers` and `kPieces`
     static constexpr int kMagic = 0x4b400000;
     static constexpr float kMore = 12582912.0f;
     static constexpr uint32_t kWhole = 1536, RUNS = kWhole / 32 / kResidentWarps;  // columns of a place at most

@@ -11,6 +11,7 @@
 // half: a single product keeps what two scales count apart, and lanes 2 and 3 of a quad have the second half's sums.
 struct ResidentQ6K {
     using Lies = ResidentQ4_0;
+    static constexpr bool SMALL = true;
     static constexpr uint32_t kWhole = 768, RUNS = kWhole / 32 / kResidentWarps;  // columns of a place at most
     static constexpr int kMagic = 0x4b400000;
     static constexpr float kMore = 12582912.0f;
