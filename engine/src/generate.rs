@@ -14,6 +14,9 @@ use text::{Detokenizer, StopStrings};
 use crate::error::EngineError;
 use crate::session::{Again, Cancel, Draw, Session};
 
+/// Tokens that memory is asked for beforehand where a text has an open end.
+const STRETCH: u64 = 256;
+
 /// What to generate.
 #[derive(Clone, Debug, Default)]
 pub struct GenerateOptions {
@@ -242,12 +245,17 @@ impl Generation {
     /// # Errors
     /// A failed step; the session keeps what it held before.
     pub fn prefill_step(&mut self, session: &mut Session) -> Result<Prefill, EngineError> {
+        self.read_on(session, true)
+    }
+
+    /// The same; unless it `draws`, the last chunk leaves the logits behind it instead of a token.
+    fn read_on(&mut self, session: &mut Session, draws: bool) -> Result<Prefill, EngineError> {
         let mut record = None;
         if self.end.is_none()
             && let Some(next) = self.queue.front()
         {
             self.check(session)?;
-            let draw = (self.queue.len() == 1).then(|| Draw::once(&self.sampler));
+            let draw = (draws && self.queue.len() == 1).then(|| Draw::once(&self.sampler));
             let fed = session.again(next, draw, &self.options.cancel, &mut keep_record(&mut record));
             match fed {
                 Err(EngineError::Cancelled) => self.end = Some(Finish::Cancelled),
@@ -532,7 +540,7 @@ impl Session {
         }
         let budget = options.max_tokens.unwrap_or(capacity - prompt);
         // Room for the prompt must be there; with an open end only a first stretch is asked for.
-        let ahead = (prompt + options.max_tokens.unwrap_or(256).min(budget)).saturating_sub(self.position());
+        let ahead = (prompt + options.max_tokens.unwrap_or(STRETCH).min(budget)).saturating_sub(self.position());
         self.room_for(ahead)?;
         Ok(budget)
     }

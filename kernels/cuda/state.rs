@@ -502,6 +502,20 @@ impl State for CudaState {
         Ok(out)
     }
 
+    fn fork(&self, position: u64) -> Result<Box<dyn State>, ExecError> {
+        let new = Self::new(&self.device, (&self.turn, &self.weights), &self.descs, position)?;
+        let _turn = lock(&self.turn);
+        // A step that was begun and not asked for is no part of it: what that wrote is written anew before it is read.
+        for (from, to) in self.stores.iter().zip(&new.stores) {
+            let count = from.needed(position).min(from.rows);
+            let run = Run { first: 0, count };
+            for ((from, bytes), (to, _)) in from.places(run).into_iter().zip(to.places(run)) {
+                self.device.copy(to, from, bytes)?;
+            }
+        }
+        Ok(Box::new(new))
+    }
+
     fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)> {
         let layers = self.descs.iter().map(|d| d.layer as usize + 1).max().unwrap_or(0);
         let mut out = vec![(KvBytes::default(), KvBytes::default()); layers];

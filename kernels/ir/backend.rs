@@ -251,6 +251,11 @@ pub trait State: Send {
     fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError>;
     /// (used, allocated) bytes per layer for a context of `context` tokens.
     fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)>;
+    /// Another state with a copy of what it holds of a context of `position` tokens: steps from there on give the same bits.
+    ///
+    /// # Errors
+    /// There is no memory for it, or the device failed.
+    fn fork(&self, position: u64) -> Result<Box<dyn State>, ExecError>;
     /// Whether it is gone with the process that held it: a new state is needed, and the text read into it.
     fn is_lost(&self) -> bool {
         false

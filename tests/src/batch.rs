@@ -37,6 +37,15 @@ impl Sequence {
         }
     }
 
+    /// Another one that goes on from here.
+    fn fork(&mut self) -> Self {
+        Self {
+            session: self.session.fork(&Cancel::default()).unwrap(),
+            prompt: self.prompt,
+            logits: self.logits.clone(),
+        }
+    }
+
     fn next(&self) -> u32 {
         argmax(self.logits.last().unwrap()) as u32
     }
@@ -173,6 +182,32 @@ pub fn go_back(engine: &Arc<Engine>) {
     greedy(&mut goes, 8);
     for (i, (a, b)) in goes.iter().zip(&stays).enumerate() {
         assert!(a.bits() == b.bits(), "sequence {i} that went back: other bits");
+    }
+}
+
+/// Forks of a sequence give the bits of others that read the same prompt: as soon as it is read, in mid-text, and after the
+/// sequence that they were taken from went on and back.
+pub fn forks(engine: &Arc<Engine>) {
+    for n in [5, 150] {
+        let mut of_their_own = read(engine, &[n]);
+        greedy(&mut of_their_own, 9);
+        let want = of_their_own[0].bits();
+        let mut all = read(engine, &[n]);
+        for others in 1..3 {
+            greedy(&mut all, 3);
+            let fork = all[0].fork();
+            all.push(fork);
+            let first = &mut all[0];
+            let position = first.session.position();
+            let more = ids(engine, 2, 7);
+            first.session.feed(&more, None, &Cancel::default(), &mut ()).unwrap();
+            first.session.truncate(position, &Cancel::default()).unwrap();
+            assert_eq!(all.len(), 1 + others);
+        }
+        greedy(&mut all, 3);
+        for (i, s) in all.iter().enumerate() {
+            assert!(s.bits() == want, "prompt of {n}, fork {i}: other bits");
+        }
     }
 }
 

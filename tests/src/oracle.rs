@@ -15,6 +15,7 @@ use kernels::ir::{
 };
 
 /// Cache rows by slot, as the stored format reads back.
+#[derive(Clone)]
 pub struct OracleState {
     descs: Vec<CacheDesc>,
     rows: Vec<Vec<Vec<f64>>>,
@@ -90,6 +91,9 @@ impl State for OracleState {
     fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError> {
         let rows = &self.rows[cache.index()];
         Ok(rows[first..first + count].iter().flatten().map(|&x| x as f32).collect())
+    }
+    fn fork(&self, _: u64) -> Result<Box<dyn State>, ExecError> {
+        Ok(Box::new(self.clone()))
     }
     fn kv_bytes(&self, _: u64) -> Vec<(KvBytes, KvBytes)> {
         Vec::new()

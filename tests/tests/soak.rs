@@ -278,6 +278,9 @@ impl State for Held {
     fn read_rows(&self, cache: CacheId, first: usize, count: usize) -> Result<Vec<f32>, ExecError> {
         self.0.read_rows(cache, first, count)
     }
+    fn fork(&self, position: u64) -> Result<Box<dyn State>, ExecError> {
+        Ok(Box::new(Held(self.0.fork(position)?, self.1.clone())))
+    }
     fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)> {
         self.0.kv_bytes(context)
     }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use engine::{Finish, Generation, SamplerParams, Session, SessionOptions, Step};
+use engine::{Finish, Generation, SamplerParams, SessionOptions, Step};
 
 use crate::args::Generate;
 use crate::generate::{options, why};
@@ -30,17 +30,16 @@ pub fn samples(args: &Generate, loaded: &Loaded, sampler: &SamplerParams, ids: &
         )));
     }
     let seed = |i: usize| sampler.seed.wrapping_add(i as u64);
-    let begin = |i: usize| -> Result<(Generation, Session)> {
-        let mut session = loaded.session(&args.model, SessionOptions::default())?;
+    let each = (0..n).map(|i| {
         let sampler = SamplerParams {
             seed: seed(i),
             ..sampler
         };
-        let run = Generation::begin(&mut session, ids, options(&args.sampling, sampler))?;
-        Ok((run, session))
-    };
-    let mut runs = (0..n).map(begin).collect::<Result<Vec<_>>>()?;
+        options(&args.sampling, sampler)
+    });
+    let session = loaded.session(&args.model, SessionOptions::default())?;
     let start = Instant::now();
+    let mut runs = Generation::begin_together(session, ids, each.collect())?;
     loop {
         let steps = Generation::step_together(&mut runs)?;
         if steps.iter().all(|s| matches!(s, Step::End(_))) {
@@ -70,7 +69,7 @@ pub fn samples(args: &Generate, loaded: &Loaded, sampler: &SamplerParams, ids: &
     }
     if !args.model.quiet {
         eprintln!(
-            "[{tokens} tokens in {seconds:.2} s, prompts included: {:.1} tokens/s in all; {}]",
+            "[{tokens} tokens in {seconds:.2} s, prompt included: {:.1} tokens/s in all; {}]",
             tokens as f64 / seconds.max(1e-9),
             loaded.engine.backend().describe()
         );

@@ -233,6 +233,61 @@ fn cancelling_in_the_prompt() {
     assert_eq!(run.finish().summary.tokens, 0);
 }
 
+/// Texts behind one prompt, which one session reads, are what each is in a session of its own; forks go back as it does.
+#[test]
+fn one_prompt_is_read_once() {
+    for name in ["tiny-v4", "tiny-llama"] {
+        let engine = engine(name);
+        let seeded = |i: u64| {
+            let mut options = options(6 + i);
+            if let Some(s) = &mut options.sampler {
+                s.seed = i;
+            }
+            options
+        };
+        let ids = prompt(300);
+        let mut runs = Generation::begin_together(session(&engine), &ids, (0..3).map(seeded).collect()).unwrap();
+        let chunks = |s: &Session| s.schedule().iter().map(|t| t.tokens).collect::<Vec<_>>();
+        assert!(runs.iter().all(|(_, s)| chunks(s) == [128, 128, 44]));
+        let mut seen = vec![Vec::new(); runs.len()];
+        while runs.iter().any(|(run, _)| run.ended().is_none()) {
+            for (all, step) in seen.iter_mut().zip(Generation::step_together(&mut runs).unwrap()) {
+                if let Step::Token(t) = step {
+                    all.push((t.token, t.logprob.to_bits(), t.top));
+                }
+            }
+        }
+        for (i, ((run, mut fork), seen)) in runs.into_iter().zip(seen).enumerate() {
+            let mut s = session(&engine);
+            let mut alone = Generation::begin(&mut s, &ids, seeded(i as u64)).unwrap();
+            let want = all(&mut alone, &mut s).into_iter();
+            let want: Vec<_> = want.map(|t| (t.token, t.logprob.to_bits(), t.top)).collect();
+            assert_eq!(seen, want, "{name}, text {i}");
+            assert_eq!(run.finish().text, alone.finish().text);
+            for s in [&mut fork, &mut s] {
+                s.truncate(270, &Cancel::default()).unwrap();
+                s.feed(&[7, 8], None, &Cancel::default(), &mut ()).unwrap();
+            }
+            assert_eq!(
+                fork.output().logits,
+                s.output().logits,
+                "{name}, text {i} after a rewind"
+            );
+        }
+        let none = Generation::begin_together(session(&engine), &ids, Vec::new())
+            .err()
+            .unwrap();
+        assert!(none.to_string().contains("found 0, accepted: 1 or more"), "{none}");
+        // Stopped in the prompt.
+        let stopped = seeded(0);
+        stopped.cancel.cancel();
+        let mut runs = Generation::begin_together(session(&engine), &ids, vec![stopped, seeded(1)]).unwrap();
+        assert_eq!(runs.len(), 1);
+        let steps = Generation::step_together(&mut runs).unwrap();
+        assert!(matches!(steps[0], Step::End(Finish::Cancelled)));
+    }
+}
+
 /// Texts of different lengths written together are what each is alone; one that ends leaves the others to go on.
 #[test]
 fn together_is_as_alone() {

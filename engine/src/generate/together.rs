@@ -1,10 +1,52 @@
 //! Several texts written at once.
 
-use super::{Finish, Generation, Step};
+use super::{Finish, GenerateOptions, Generation, STRETCH, Step};
 use crate::error::EngineError;
 use crate::session::{Part, Session};
 
 impl Generation {
+    /// A text for each of `options` behind exactly these tokens, which are read here and once: the other sessions are forks of
+    /// `session` ([`Session::fork`]). Each text is the one that [`Generation::begin`] would begin in a session of its own. If
+    /// the cancellation of the first one stops the reading, that one is given back alone, and has ended.
+    ///
+    /// # Errors
+    /// As [`Generation::begin`], before anything is read, and as a step. No text at all is asked for.
+    pub fn begin_together(
+        mut session: Session,
+        ids: &[u32],
+        options: Vec<GenerateOptions>,
+    ) -> Result<Vec<(Generation, Session)>, EngineError> {
+        let texts = options.len() as u64;
+        let more = options.iter().map(|o| o.max_tokens.unwrap_or(STRETCH)).max();
+        let begun = options.into_iter().map(|o| Self::begin(&mut session, ids, o));
+        let mut begun = begun.collect::<Result<Vec<_>, _>>()?.into_iter();
+        let Some(mut first) = begun.next() else {
+            return Err(EngineError::Invalid("texts: found 0, accepted: 1 or more".into()));
+        };
+        let context = (ids.len() as u64).saturating_add(more.unwrap_or_default());
+        session.room_for_texts(texts, context.min(session.capacity()))?;
+        while first.end.is_none() && !first.queue.is_empty() {
+            first.read_on(&mut session, false)?;
+        }
+        if first.end.is_some() {
+            return Ok(vec![(first, session)]);
+        }
+        let cancel = first.options.cancel.clone();
+        let others = begun.map(|mut run| {
+            let mut fork = session.fork(&cancel)?;
+            run.queue.clear();
+            (run.done, run.total, run.position) = (first.done, first.total, first.position);
+            (run.drawn, run.first, run.last) = (true, first.first, first.last);
+            fork.draw(&run.sampler)?;
+            Ok((run, fork))
+        });
+        let others = others.collect::<Result<Vec<_>, EngineError>>()?;
+        session.draw(&first.sampler)?;
+        let mut all = vec![(first, session)];
+        all.extend(others);
+        Ok(all)
+    }
+
     /// [`Generation::step`] of several generations whose sessions are of one engine and recipe: those that go on are taken a token
     /// further by [`Session::step_together`]. A step that is stopped by the cancellation of the first one that goes on ends all of
     /// them.

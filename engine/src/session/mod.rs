@@ -1,5 +1,6 @@
 //! A session: token log, cache, host checkpoints, and the recipe it runs under.
 
+mod fork;
 mod record;
 mod revive;
 mod rewind;
@@ -90,7 +91,7 @@ pub struct Session {
     state: Box<dyn State>,
     tokens: Vec<u32>,
     schedule: Vec<Taken>,
-    snapshots: Vec<Snapshot>,
+    snapshots: Vec<Arc<Snapshot>>,
     options: SessionOptions,
     capacity: u64,
     out: StepOutput,
@@ -224,7 +225,7 @@ impl Session {
 
     /// Bytes held by host checkpoints.
     pub fn checkpoint_bytes(&self) -> u64 {
-        self.snapshots.iter().map(Snapshot::bytes).sum()
+        self.snapshots.iter().map(|s| s.bytes()).sum()
     }
 
     /// The session's cache.
@@ -300,6 +301,17 @@ impl Session {
             missing,
             &format!("the KV cache of {needed} tokens"),
             "use a smaller --context or --max-tokens, or a smaller --kv-cache format",
+        )
+    }
+
+    /// Whether there is memory for this session and forks of it, `texts` in all, of `context` tokens each.
+    pub(crate) fn room_for_texts(&self, texts: u64, context: u64) -> Result<(), EngineError> {
+        let now: u64 = self.kv_bytes().iter().map(|(_, a)| a.total()).sum();
+        let each = self.predicted_bytes(context);
+        self.engine.require(
+            each.saturating_sub(now) + texts.saturating_sub(1) * each,
+            &format!("the KV caches of {texts} texts of {context} tokens"),
+            "ask for fewer texts, use a smaller --max-tokens, or a smaller --kv-cache format",
         )
     }
 
@@ -409,11 +421,11 @@ impl Session {
     }
 
     /// Takes a step, and again where the state was lost and is there anew.
-    fn until_there(
+    fn until_there<T>(
         &mut self,
         cancel: &Cancel,
-        step: &mut dyn FnMut(&mut Self) -> Result<(), EngineError>,
-    ) -> Result<(), EngineError> {
+        step: &mut dyn FnMut(&mut Self) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
         loop {
             self.recover(cancel)?;
             match step(self) {
@@ -458,9 +470,8 @@ impl Session {
         if let Err(e) = ran {
             // The log never holds tokens the cache does not. What the step wrote into rows is overwritten later.
             self.tokens.truncate(position as usize);
-            let before = guard
-                .as_ref()
-                .or_else(|| self.snapshots.iter().find(|s| s.position == position));
+            let kept = || self.snapshots.iter().find(|s| s.position == position);
+            let before = guard.as_ref().or_else(|| kept().map(Arc::as_ref));
             if let Some(before) = before
                 && let Err(lost @ ExecError::Lost(_)) = self.state.restore(before)
             {
@@ -514,7 +525,7 @@ impl Session {
             return;
         }
         match self.state.snapshot(position) {
-            Ok(snapshot) => self.snapshots.push(snapshot),
+            Ok(snapshot) => self.snapshots.push(Arc::new(snapshot)),
             // The step is done. Without this one a rewind replays from an earlier one; what is wrong with the device is
             // said by the next step.
             Err(e) => {

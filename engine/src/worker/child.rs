@@ -260,16 +260,12 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
             }
             Call::NewState { state, caches, context } => {
                 let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
-                let mut held = Held {
-                    state: model.backend.new_state(&caches, context)?,
-                    weights: model.weights.clone(),
-                    plans: HashMap::new(),
-                    history: Vec::new(),
-                    told: Vec::new(),
-                };
-                let allocated = held.allocated();
-                self.states.insert(state, held);
-                Answer::Done(allocated)
+                let fresh = model.backend.new_state(&caches, context)?;
+                self.hold(state, fresh)?
+            }
+            Call::Fork { state, new, position } => {
+                let copy = self.held(state)?.state.fork(position)?;
+                self.hold(new, copy)?
             }
             Call::DropState(state) => {
                 self.states.remove(&state);
@@ -315,6 +311,21 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
             }
             other => return self.of_state(other).map(Some),
         }))
+    }
+
+    /// Keeps a state that has had no step here.
+    fn hold(&mut self, number: u64, state: Box<dyn State>) -> Result<Answer, ExecError> {
+        let model = self.model.as_ref().ok_or_else(|| unknown("model"))?;
+        let mut held = Held {
+            state,
+            weights: model.weights.clone(),
+            plans: HashMap::new(),
+            history: Vec::new(),
+            told: Vec::new(),
+        };
+        let allocated = held.allocated();
+        self.states.insert(number, held);
+        Ok(Answer::Done(allocated))
     }
 
     fn held(&mut self, state: u64) -> Result<&mut Held, ExecError> {

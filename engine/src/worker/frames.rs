@@ -14,7 +14,7 @@ use serde_bytes::ByteBuf;
 use crate::needs::Planned;
 
 /// Raised when the meaning of frames changes. Both ends come from one file as a rule.
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 6;
 /// Largest frame, in bytes.
 const LARGEST: usize = 1 << 31;
 
@@ -29,6 +29,8 @@ pub(super) enum Call {
         caches: Vec<CacheDesc>,
         context: u64,
     },
+    /// A state `new` with a copy of what `state` holds of a context. -> Done
+    Fork { state: u64, new: u64, position: u64 },
     /// Not answered.
     DropState(u64),
     /// -> Done

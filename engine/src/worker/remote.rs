@@ -264,6 +264,23 @@ impl Remote {
         Err(self.lost(&why))
     }
 
+    /// A state of these components that the process makes when it is called with its number.
+    pub(super) fn state(
+        &self,
+        inner: &mut Inner,
+        caches: &[CacheDesc],
+        call: &dyn Fn(u64) -> Call,
+    ) -> Result<Box<dyn State>, ExecError> {
+        inner.states += 1;
+        let number = inner.states;
+        let Answer::Done(allocated) = self.ask(inner, &call(number))? else {
+            return Err(astray());
+        };
+        let allocated = allocated.unwrap_or_default();
+        let state = RemoteState::new(self.clone(), (number, inner.generation), caches, allocated);
+        Ok(Box::new(state))
+    }
+
     /// Stores a loaded weight otherwise, there.
     pub fn make(&self, own: WeightId, desc: &WeightDesc, stop: &AtomicBool) -> Result<(), ExecError> {
         let mut inner = self.inner();
@@ -353,19 +370,11 @@ impl Backend for Remote {
     fn new_state(&self, caches: &[CacheDesc], context: u64) -> Result<Box<dyn State>, ExecError> {
         let mut inner = self.inner();
         self.alive(&mut inner)?;
-        inner.states += 1;
-        let number = inner.states;
-        let call = Call::NewState {
-            state: number,
+        self.state(&mut inner, caches, &|state| Call::NewState {
+            state,
             caches: caches.to_vec(),
             context,
-        };
-        let Answer::Done(allocated) = self.ask(&mut inner, &call)? else {
-            return Err(astray());
-        };
-        let allocated = allocated.unwrap_or_default();
-        let state = RemoteState::new(self.clone(), (number, inner.generation), caches, allocated);
-        Ok(Box::new(state))
+        })
     }
 
     fn run(

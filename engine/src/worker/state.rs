@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::sync::MutexGuard;
 
 use kernels::ir::{CacheDesc, CacheId, ExecError, KvBytes, Op, Plan, Snapshot, State, WeightId, WeightSource};
 use serde_bytes::ByteBuf;
@@ -63,13 +64,18 @@ impl RemoteState {
         }
     }
 
-    fn ask(&self, call: &Call) -> Result<Answer, ExecError> {
+    /// The process that holds it.
+    fn there(&self) -> Result<MutexGuard<'_, Inner>, ExecError> {
         let mut inner = self.remote.inner();
         self.remote.bury(&mut inner);
         if inner.process.is_none() || inner.generation != self.generation {
             return Err(self.remote.lost(&inner.ended));
         }
-        self.remote.ask(&mut inner, call)
+        Ok(inner)
+    }
+
+    fn ask(&self, call: &Call) -> Result<Answer, ExecError> {
+        self.remote.ask(&mut *self.there()?, call)
     }
 
     fn done(&mut self, call: &Call) -> Result<(), ExecError> {
@@ -188,6 +194,12 @@ impl State for RemoteState {
             Answer::Rows(rows) => Ok(rows),
             _ => Err(astray()),
         }
+    }
+
+    fn fork(&self, position: u64) -> Result<Box<dyn State>, ExecError> {
+        let state = self.number;
+        let call = |new| Call::Fork { state, new, position };
+        self.remote.state(&mut *self.there()?, &self.caches, &call)
     }
 
     fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)> {

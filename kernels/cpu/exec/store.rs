@@ -170,6 +170,20 @@ impl Store {
         Ok(new)
     }
 
+    /// A copy; as [`Clone`], but where there is no memory for it that is an error.
+    fn copied(&self) -> Result<Self, ExecError> {
+        let mut new = Self {
+            desc: self.desc.clone(),
+            blocks: self.blocks.clone(),
+            rows: 0,
+            data: Vec::new(),
+            ..*self
+        };
+        new.grow(self.rows)?;
+        new.data.copy_from_slice(&self.data);
+        Ok(new)
+    }
+
     fn kv_bytes(&self, context: u64, allocated: bool) -> KvBytes {
         let rows = if allocated {
             self.rows as u64
@@ -327,6 +341,15 @@ impl State for CpuState {
             s.read(first + i / s.desc.records, i % s.desc.records, v);
         }
         Ok(out)
+    }
+
+    fn fork(&self, _position: u64) -> Result<Box<dyn State>, ExecError> {
+        let stores = self.stores.iter().map(Store::copied);
+        Ok(Box::new(Self {
+            descs: self.descs.clone(),
+            stores: stores.collect::<Result<_, _>>()?,
+            work: Default::default(),
+        }))
     }
 
     fn kv_bytes(&self, context: u64) -> Vec<(KvBytes, KvBytes)> {

@@ -119,6 +119,13 @@ fn weights_are_read_once_for_all() {
     assert_eq!(eight, (two.0, 4 * two.1));
 }
 
+#[test]
+fn sequences_fork() {
+    for name in ["tiny-llama", "tiny-v4"] {
+        batch::forks(&engine(name));
+    }
+}
+
 /// What the backend is asked for directly.
 #[test]
 fn states_that_do_not_fit_the_plan() {

@@ -43,8 +43,9 @@ pub fn sessions() -> Vec<Case> {
     for name in ["tiny-llama", "tiny-v4"] {
         all.push(Case::new(
             "sessions",
-            format!("batch, {name}: come and go, draw, refuse"),
+            format!("batch, {name}: come and go, fork, draw, refuse"),
             move |b| {
+                batch::forks(&golden(b, name, false));
                 batch::come_and_go(&golden(b, name, false), TOLERANCE);
                 batch::go_back(&golden(b, name, false));
                 batch::draws(&golden(b, name, false), 24);
