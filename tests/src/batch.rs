@@ -185,10 +185,10 @@ pub fn go_back(engine: &Arc<Engine>) {
     }
 }
 
-/// Forks of a sequence give the bits of others that read the same prompt: as soon as it is read, in mid-text, and after the
-/// sequence that they were taken from went on and back.
-pub fn forks(engine: &Arc<Engine>) {
-    for n in [5, 150] {
+/// Forks of a sequence give the bits of one that read the same prompt, of each of these lengths: forks in mid-text, of a sequence
+/// that goes on and back in between.
+pub fn forks(engine: &Arc<Engine>, prompts: &[usize]) {
+    for &n in prompts {
         let mut of_their_own = read(engine, &[n]);
         greedy(&mut of_their_own, 9);
         let want = of_their_own[0].bits();

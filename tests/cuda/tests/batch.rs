@@ -122,7 +122,7 @@ fn weights_are_read_once_for_all() {
 #[test]
 fn sequences_fork() {
     for name in ["tiny-llama", "tiny-v4"] {
-        batch::forks(&engine(name));
+        batch::forks(&engine(name), &[5, 150]);
     }
 }
 

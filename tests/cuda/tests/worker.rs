@@ -125,7 +125,7 @@ fn sequences_go_together_through_the_process() {
     assert_eq!(three(&engine).1, None);
     batch::come_and_go(&engine, 2e-4);
     batch::go_back(&engine);
-    batch::forks(&engine);
+    batch::forks(&engine, &[12]);
     batch::draws(&engine, 6);
     batch::refused_and_apart(&engine, &here);
     assert_eq!(all(&said), "");

@@ -45,7 +45,7 @@ pub fn sessions() -> Vec<Case> {
             "sessions",
             format!("batch, {name}: come and go, fork, draw, refuse"),
             move |b| {
-                batch::forks(&golden(b, name, false));
+                batch::forks(&golden(b, name, false), &[5, 150]);
                 batch::come_and_go(&golden(b, name, false), TOLERANCE);
                 batch::go_back(&golden(b, name, false));
                 batch::draws(&golden(b, name, false), 24);
