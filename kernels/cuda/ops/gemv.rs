@@ -88,10 +88,13 @@ struct GemvRowsArgs {
 }
 
 /// Kernels of products that have one with a chain of rows beside them.
-static WITH_ROWS: [(&str, &str); 3] = [
+static WITH_ROWS: [(&str, &str); 6] = [
     ("gemv_f32_x2", "gemv_f32_x2_rows"),
     ("gemv_bf16_x1", "gemv_bf16_x1_rows"),
     ("gemv_bf16_x2", "gemv_bf16_x2_rows"),
+    ("gemv_f8_m3x1", "gemv_f8_m3x1_rows"),
+    ("gemv_f8_m4x1", "gemv_f8_m4x1_rows"),
+    ("gemv_fp4_m3x1", "gemv_fp4_m3x1_rows"),
 ];
 
 /// Enqueues products of one token, with what is to be done beside them if anything is.

@@ -72,7 +72,11 @@ pub fn takes_rows(plan: &Plan, group: &Group) -> bool {
         Op::MatMul { weight, .. } => Some(plan.weight(*weight).format),
         _ => None,
     });
-    group.kind == GroupKind::Project && matches!(format, Some(Format::F32 | Format::Bf16))
+    let formats = matches!(
+        format,
+        Some(Format::F32 | Format::Bf16 | Format::F8E4m3 | Format::Fp4E2m1)
+    );
+    group.kind == GroupKind::Project && formats
 }
 
 /// Whether a group is launched as products that can hold the launch after them ([`super::schedule::holds`]).

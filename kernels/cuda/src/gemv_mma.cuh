@@ -323,6 +323,8 @@ __device__ __forceinline__ void gemv_mma(const GemvArgs& a) {
         const uint8_t* const zeros = memory + 16 * ((g / 2 + 1) % 4);  // in no bank that is read beside them
         const uint8_t* const place =
             parts + PIECE * PIECES * (begin + now_round * M) + 16 * piece_place<F>(0, t, F::APART ? g % 2 : g);
+        // From a part of x to the other one. Shared memory may begin anywhere: a kernel with more beside has more of its own.
+        const int32_t other = g % 2 == 0 ? 64 : -64;
         const bool scaled = F::APART && block.matrix[0].scales != nullptr;
         const auto ask = [&](uint32_t m) { w.ask(m, pass * most + first + min(m, count - 1), t, count != 0); };
         if (n == 0) {
@@ -336,7 +338,7 @@ __device__ __forceinline__ void gemv_mma(const GemvArgs& a) {
                 // steps are under way at once.
                 const bool real = own && m < mine;
                 const uint8_t* const even = real ? place : zeros;
-                const uint8_t* const odd = (const uint8_t*)((uintptr_t)even ^ (F::APART && real ? 64u : 0u));
+                const uint8_t* const odd = even + (F::APART && real ? other : 0);
                 // Sums of tensor cores are cut off, not rounded: no long ones.
                 if (F::APART || m == 0) clear(c);
 #pragma unroll

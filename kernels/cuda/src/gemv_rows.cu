@@ -1,6 +1,7 @@
 // Products of one token with a chain of its rows beside them: both read what the launch before them wrote, and one launch waits
 // for that.
 #include "chain.cuh"
+#include "gemv_mma.cuh"
 #include "gemv_one.cuh"
 
 struct GemvRowsArgs {
@@ -25,3 +26,6 @@ struct GemvRowsArgs {
 GEMV_ROWS(gemv_f32_x2, 2, (gemv_one<ChunkF32, 2>))
 GEMV_ROWS(gemv_bf16_x1, 2, (gemv_one<ChunkBf16, 1>))
 GEMV_ROWS(gemv_bf16_x2, 2, (gemv_one<ChunkBf16, 2>))
+GEMV_ROWS(gemv_f8_m3x1, 2, (gemv_mma<HalfF8, 3, 1, false>))
+GEMV_ROWS(gemv_f8_m4x1, 2, (gemv_mma<HalfF8, 4, 1, false>))
+GEMV_ROWS(gemv_fp4_m3x1, 2, (gemv_mma<HalfFp4, 3, 1, false>))
