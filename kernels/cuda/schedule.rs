@@ -5,8 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::ops::{Group, GroupKind, products, takes_rows};
-use super::ops::{reads, writes};
+use super::ops::{Group, joined, products, reads, writes};
 use crate::ir::{Op, Plan};
 
 /// Streams that launches are spread over where there are several sequences. A single one's step took 6 % longer on them.
@@ -119,20 +118,17 @@ pub fn order(plan: &Plan, groups: Vec<Group>) -> Vec<Group> {
     }
     let mut parts: Vec<Option<Group>> = groups.into_iter().map(Some).collect();
     let mut out: Vec<Group> = Vec::with_capacity(parts.len());
-    let mut at = 0;
-    while at < order.len() {
-        // A chain that the products behind it do not need is done beside them.
-        let pair = match (parts[order[at]].take(), order.get(at + 1)) {
-            (Some(chain), Some(&i)) if chain.kind == GroupKind::Chain && !deps[i].contains(&order[at]) => {
-                (Some(chain), parts[i].as_mut().filter(|g| takes_rows(plan, g)))
-            }
-            (group, _) => (group, None),
-        };
-        match pair {
-            (Some(chain), Some(products)) if plan.token_bucket == 1 => products.origin.extend(chain.origin),
-            (group, _) => out.extend(group),
+    let mut before = None;
+    for i in order {
+        let Some(group) = parts[i].take() else { continue };
+        // What the launch before has nothing to do with is done beside it.
+        let apart = plan.token_bucket == 1 && before.is_some_and(|b| !deps[i].contains(&b));
+        let both = out.last().filter(|_| apart).and_then(|b| joined(plan, b, &group));
+        match (both, out.last_mut()) {
+            (Some(both), Some(last)) => *last = both,
+            _ => out.push(group),
         }
-        at += 1;
+        before = Some(i);
     }
     out
 }

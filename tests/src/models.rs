@@ -87,3 +87,39 @@ pub fn one_head_llama(dir: &Path) {
     }
     write(dir, &config, &tensors);
 }
+
+/// Tensors of a golden as its file has them, scales among them.
+fn stored(name: &str) -> BTreeMap<String, Stored> {
+    let file = std::fs::read(folder(name).join("model.safetensors")).unwrap();
+    let (length, rest) = file.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
+    let numbers = |v: &serde_json::Value| -> Vec<usize> { serde_json::from_value(v.clone()).unwrap() };
+    let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
+    let stored = |(name, t): (&String, &serde_json::Value)| {
+        let at = numbers(&t["data_offsets"]);
+        let dtype = t["dtype"].as_str().unwrap().to_string();
+        (name.clone(), (dtype, numbers(&t["shape"]), data[at[0]..at[1]].to_vec()))
+    };
+    tensors.map(stored).collect()
+}
+
+/// tiny-v4-fp8 with queries that come out of 128 values instead of 24: the kernels of whole blocks take their product.
+pub fn wide_v4_fp8(dir: &Path) {
+    const WIDE: usize = 128;
+    let mut config = config("tiny-v4-fp8");
+    config["q_lora_rank"] = WIDE.into();
+    let mut tensors = stored("tiny-v4-fp8");
+    for (name, (_, shape, bytes)) in &mut tensors {
+        let ends = |ends: &[&str]| ends.iter().any(|e| name.ends_with(e));
+        let before: usize = shape.iter().product();
+        match shape.as_mut_slice() {
+            [rows, _] if ends(&["wq_a.weight"]) => *rows = WIDE,
+            [.., cols] if ends(&["wq_b.weight", "q_norm.weight"]) => *cols = WIDE,
+            _ => continue,
+        }
+        let all = bytes.len() / before * shape.iter().product::<usize>();
+        *bytes = bytes.iter().copied().cycle().take(all).collect();
+    }
+    write(dir, &config, &tensors);
+}

@@ -4,7 +4,6 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch};
-use super::chain::{Chain, ChainArgs};
 use super::gemv_mma;
 use super::pointwise::activation_code;
 use crate::cuda::cx::LaunchCx;
@@ -16,9 +15,9 @@ pub(super) const SEGMENTS: usize = 8;
 /// Most tokens of a step these kernels are for.
 pub(super) const TOKENS: usize = 8;
 /// Warps of a block.
-const WARPS: usize = 8;
+pub(super) const WARPS: usize = 8;
 /// Blocks per multiprocessor.
-const BLOCKS: usize = 2;
+pub(super) const BLOCKS: usize = 2;
 /// Floats of x kept in shared memory: below the 48 KiB every launch may ask for.
 const STAGED: usize = 12288;
 
@@ -77,51 +76,20 @@ pub(super) struct GemvArgs {
     pad: u32,
 }
 
-/// `GemvRowsArgs` of `src/gemv_rows.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct GemvRowsArgs {
-    products: GemvArgs,
-    chain: ChainArgs,
-    blocks: u32,
-    slices: u32,
+/// Products that are ready to be launched.
+pub(super) struct Ready {
+    pub kernel: &'static str,
+    pub grid: [usize; 3],
+    pub threads: usize,
+    pub shared: usize,
+    pub args: GemvArgs,
 }
 
-/// Kernels of products that have one with a chain of rows beside them.
-static WITH_ROWS: [(&str, &str); 6] = [
-    ("gemv_f32_x2", "gemv_f32_x2_rows"),
-    ("gemv_bf16_x1", "gemv_bf16_x1_rows"),
-    ("gemv_bf16_x2", "gemv_bf16_x2_rows"),
-    ("gemv_f8_m3x1", "gemv_f8_m3x1_rows"),
-    ("gemv_f8_m4x1", "gemv_f8_m4x1_rows"),
-    ("gemv_fp4_m3x1", "gemv_fp4_m3x1_rows"),
-];
-
-/// Enqueues products of one token, with what is to be done beside them if anything is.
-pub(super) fn launch_one(
-    cx: &LaunchCx<'_>,
-    kernel: &'static str,
-    grid: [usize; 3],
-    (threads, shared): (usize, usize),
-    args: &GemvArgs,
-    rows: Option<&Chain>,
-) -> Result<(), ExecError> {
-    let Some(chain) = rows else {
-        return launch(cx, kernel, grid, threads, shared, args);
-    };
-    let with = WITH_ROWS.iter().find(|w| w.0 == kernel);
-    let Some((_, with)) = with.filter(|_| threads == 256 && grid[1] == 1 && chain.grid[0] == 1) else {
-        chain.launch(cx)?;
-        return launch(cx, kernel, grid, threads, shared, args);
-    };
-    let both = GemvRowsArgs {
-        products: *args,
-        chain: chain.args,
-        blocks: grid[0] as u32,
-        slices: chain.grid[2] as u32,
-    };
-    let grid = [grid[0] + chain.blocks(), 1, 1];
-    launch(cx, with, grid, threads, shared.max(chain.shared), &both)
+impl Ready {
+    /// Enqueues them by themselves.
+    pub fn launch(&self, cx: &LaunchCx<'_>) -> Result<(), ExecError> {
+        launch(cx, self.kernel, self.grid, self.threads, self.shared, &self.args)
+    }
 }
 
 /// One matrix of a launch.
@@ -220,11 +188,11 @@ pub(super) fn takes_groups(plan: &Plan, weight: WeightId, groups: usize) -> bool
 }
 
 pub(super) fn project(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<(), ExecError> {
-    project_with(cx, x, p, None)
+    prepare(cx, x, p, 0)?.launch(cx)
 }
 
-/// Products, and what is to be done beside them.
-pub(super) fn project_with(cx: &LaunchCx<'_>, x: BufId, p: &Project, beside: Option<&Chain>) -> Result<(), ExecError> {
+/// Makes products ready to be launched; `kept`: blocks that something else beside them takes.
+pub(super) fn prepare(cx: &LaunchCx<'_>, x: BufId, p: &Project, kept: usize) -> Result<Ready, ExecError> {
     let x = cx.buf(x);
     let first = cx.weight(p.products[0].weight);
     let Some(kernels) = kernels_of(first.desc.format) else {
@@ -280,15 +248,10 @@ pub(super) fn project_with(cx: &LaunchCx<'_>, x: BufId, p: &Project, beside: Opt
     let groups = p.groups.max(1);
     if x.rows == 1 || slots.is_some() {
         let slots = slots.unwrap_or(1);
-        if gemv_mma::run(cx, first.desc, &mut args, slots, groups, beside)? {
-            return Ok(());
-        }
-        return one(cx, &kernels, first.desc, args, (slots, groups), beside);
+        let tensor = gemv_mma::prepare(cx, first.desc, &args, (slots, groups), kept);
+        return Ok(tensor.unwrap_or_else(|| one(cx, &kernels, first.desc, args, (slots, groups), kept)));
     }
-    if let Some(chain) = beside {
-        chain.launch(cx)?;
-    }
-    many(cx, &kernels, first.desc, args, x.rows, groups)
+    Ok(many(cx, &kernels, first.desc, args, x.rows, groups))
 }
 
 /// For one token, or one slot of a token's experts, per row of the grid.
@@ -298,13 +261,13 @@ fn one(
     d: &WeightDesc,
     mut args: GemvArgs,
     (slots, groups): (usize, usize),
-    beside: Option<&Chain>,
-) -> Result<(), ExecError> {
+    kept: usize,
+) -> Ready {
     let per = if args.glu != 0 { 2 } else { 1 };
     let units = args.rows as usize / groups;
     // No block more than there is room for: it would begin when all others have ended.
     let all = BLOCKS * cx.device.info().multiprocessors as usize;
-    let room = all.saturating_sub(beside.map_or(0, Chain::blocks));
+    let room = all.saturating_sub(kept);
     let resident = room / (groups * slots);
     let blocks = resident.clamp(1, units);
     let rows = units.div_ceil(blocks) * per;
@@ -322,8 +285,13 @@ fn one(
         .find(|k| k.0 >= held)
         .unwrap_or(&kernels.one[kernels.one.len() - 1]);
     (args.split, args.blocks) = (split as u32, (blocks * groups) as u32);
-    let grid = [blocks * groups, slots, 1];
-    launch_one(cx, kernel, grid, (32 * WARPS, 4 * split * rows), &args, beside)
+    Ready {
+        kernel,
+        grid: [blocks * groups, slots, 1],
+        threads: 32 * WARPS,
+        shared: 4 * split * rows,
+        args,
+    }
 }
 
 /// For up to 8 tokens at once.
@@ -334,7 +302,7 @@ fn many(
     mut args: GemvArgs,
     tokens: usize,
     groups: usize,
-) -> Result<(), ExecError> {
+) -> Ready {
     let rows = args.rows as usize;
     let units = if args.glu != 0 { rows } else { rows.div_ceil(2) };
     let step = 32 * kernels.len;
@@ -350,12 +318,11 @@ fn many(
     } else {
         resident.clamp(1, (units / groups).max(1))
     };
-    launch(
-        cx,
-        kernels.many,
-        [blocks * groups, rows_of_blocks, 1],
-        32 * WARPS,
-        4 * TOKENS * tile,
-        &args,
-    )
+    Ready {
+        kernel: kernels.many,
+        grid: [blocks * groups, rows_of_blocks, 1],
+        threads: 32 * WARPS,
+        shared: 4 * TOKENS * tile,
+        args,
+    }
 }

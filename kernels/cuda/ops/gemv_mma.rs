@@ -1,11 +1,10 @@
 //! Products for one token on tensor cores (`gemv_mma.cuh`): all of weights of 4 and 8 bits, and small ones of 16. Which kernel,
 //! how many blocks, how their warps share out the rows.
 
-use super::chain::Chain;
-use super::gemv::{GemvArgs, launch_one};
+use super::gemv::{GemvArgs, Ready};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::planes;
-use crate::ir::{ExecError, Format, ScaleFormat, WeightDesc};
+use crate::ir::{Format, ScaleFormat, WeightDesc};
 
 /// Rows of a tile.
 const TILE: usize = 16;
@@ -191,21 +190,18 @@ fn shares(k: &Kernels, cols: usize, units: &[usize], per: usize, (resident, kept
     best.map(|b| b.1)
 }
 
-/// Runs a product of one token (or one slot of its experts per row of the grid) where these kernels can; `false`: they cannot.
-pub(super) fn run(
+/// Makes a product of one token (or one slot of its experts per row of the grid) ready where these kernels can; `kept`: blocks
+/// that something else beside it takes.
+pub(super) fn prepare(
     cx: &LaunchCx<'_>,
     d: &WeightDesc,
-    args: &mut GemvArgs,
-    slots: usize,
-    groups: usize,
-    beside: Option<&Chain>,
-) -> Result<bool, ExecError> {
-    let Some(kernels) = kernels_of(d.format).filter(|k| d.cols.is_multiple_of(CHUNKS * k.len)) else {
-        return Ok(false);
-    };
-    let Some(scales) = scales_of(d) else {
-        return Ok(false);
-    };
+    args: &GemvArgs,
+    (slots, groups): (usize, usize),
+    kept: usize,
+) -> Option<Ready> {
+    let kernels = kernels_of(d.format).filter(|k| d.cols.is_multiple_of(CHUNKS * k.len))?;
+    let scales = scales_of(d)?;
+    let mut args = *args;
     let gate = args.glu != 0;
     // A gate's two matrices are one to the blocks.
     let matrices = if gate { 1 } else { args.n_segments as usize };
@@ -214,10 +210,7 @@ pub(super) fn run(
         .map(|s| s.rows as usize / groups)
         .collect();
     let resident = (cx.device.info().multiprocessors as usize).div_ceil(groups * slots);
-    let kept = beside.map_or(0, Chain::blocks);
-    let Some(s) = shares(&kernels, d.cols, &units, if gate { 2 } else { 1 }, (resident, kept)) else {
-        return Ok(false);
-    };
+    let s = shares(&kernels, d.cols, &units, if gate { 2 } else { 1 }, (resident, kept))?;
     (args.split, args.split_shift) = (s.split as u32, s.split.ilog2());
     (args.row_shift, args.col_shift, args.scale_pitch) = (scales.row_shift, scales.col_shift, scales.pitch as u32);
     (args.tile, args.passes) = (s.tile as u32, s.passes as u32);
@@ -225,9 +218,12 @@ pub(super) fn run(
         segment.blocks = blocks as u32;
         (segment.each, segment.more) = ((units / blocks) as u32, (units % blocks) as u32);
     }
-    let grid = [s.blocks.iter().sum::<usize>() * groups, slots, 1];
     let kernel = &kernels.kernels[s.kernel];
-    let name = if gate { kernel.gate } else { kernel.name };
-    launch_one(cx, name, grid, (s.threads, s.shared), args, beside)?;
-    Ok(true)
+    Some(Ready {
+        kernel: if gate { kernel.gate } else { kernel.name },
+        grid: [s.blocks.iter().sum::<usize>() * groups, slots, 1],
+        threads: s.threads,
+        shared: s.shared,
+        args,
+    })
 }

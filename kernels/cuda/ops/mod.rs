@@ -11,6 +11,7 @@ mod gemm;
 mod gemm_wg;
 mod gemv;
 mod gemv_mma;
+mod gemv_with;
 mod hc;
 mod index;
 mod matmul;
@@ -24,7 +25,7 @@ mod score;
 mod sparse;
 
 use super::cx::LaunchCx;
-use crate::ir::{ExecError, Format, Op, OpId, Plan};
+use crate::ir::{ExecError, Op, OpId, Plan};
 
 /// What a group of base ops is run as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub enum GroupKind {
     Single,
     /// Products of one input, with a norm before and a gate or a residual behind them; then ops of a chain beside them, if any.
     Project,
+    /// Products of one input and one token whose matrices have two formats.
+    Mixed,
     /// Products of one input for many tokens.
     Products,
     /// A product for many tokens and what it is added to.
@@ -66,23 +69,10 @@ impl GroupKind {
     }
 }
 
-/// Whether a group is launched as products that a chain of rows can be done beside: of formats that have such kernels.
-pub fn takes_rows(plan: &Plan, group: &Group) -> bool {
-    let format = group.origin.iter().find_map(|id| match &plan.ops[id.index()].op {
-        Op::MatMul { weight, .. } => Some(plan.weight(*weight).format),
-        _ => None,
-    });
-    let formats = matches!(
-        format,
-        Some(Format::F32 | Format::Bf16 | Format::F8E4m3 | Format::Fp4E2m1)
-    );
-    group.kind == GroupKind::Project && formats
-}
-
 /// Whether a group is launched as products that can hold the launch after them ([`super::schedule::holds`]).
 pub fn products(plan: &Plan, group: &Group) -> bool {
     match group.kind {
-        GroupKind::Project | GroupKind::Experts | GroupKind::Beside => true,
+        GroupKind::Project | GroupKind::Mixed | GroupKind::Experts | GroupKind::Beside => true,
         GroupKind::Single => matmul::fast(plan, &plan.ops[group.origin[0].index()].op),
         _ => false,
     }
@@ -103,6 +93,7 @@ pub fn groups(plan: &Plan) -> Vec<Group> {
 }
 
 pub(super) use fuse::{reads, writes};
+pub(super) use gemv_with::joined;
 pub(super) use pair::{Pair, Pairs, join as join_pairs};
 pub(super) use resident::{Resident, Run, join};
 
@@ -167,14 +158,16 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
             gemv::project(cx, x, &p)
         }
         GroupKind::Project => match fuse::describe(cx.plan, group.origin[0].index()) {
-            Some((p, n, x)) if n <= group.origin.len() => {
-                let rows = match &group.origin[n..] {
-                    [] => None,
-                    rows => Some(chain::prepare(cx, rows)?),
-                };
-                gemv::project_with(cx, x, &p, rows.as_ref())
+            Some((p, n, x)) if n == group.origin.len() => gemv::project(cx, x, &p),
+            Some((p, n, x)) if n < group.origin.len() => {
+                let rows = chain::prepare(cx, &group.origin[n..])?;
+                gemv_with::rows(cx, &gemv::prepare(cx, x, &p, rows.blocks())?, &rows)
             }
             _ => args::unsupported("a group that is none of the plan's"),
+        },
+        GroupKind::Mixed => match gemv_with::mixed(cx.plan, &group.origin) {
+            Some(([a, b], x)) => gemv_with::both(cx, [&gemv::prepare(cx, x, &a, 0)?, &gemv::prepare(cx, x, &b, 0)?]),
+            None => args::unsupported("a group that is none of the plan's"),
         },
     }
 }

@@ -145,10 +145,10 @@ struct MmaBlock {
     uint32_t segment, first, units, group;
 };
 
-// Blocks go from matrix to matrix, so that none has rows of two.
+// Blocks go from matrix to matrix, so that none has rows of two. Block b of the launch.
 template <bool GLU>
-__device__ __forceinline__ MmaBlock mma_block(const GemvArgs& a) {
-    uint32_t b = blockIdx.x, s = 0, group = 0;
+__device__ __forceinline__ MmaBlock mma_block(const GemvArgs& a, uint32_t b) {
+    uint32_t s = 0, group = 0;
     if (a.group_rows != 0) {
         group = b / a.segments[0].blocks;
         b -= group * a.segments[0].blocks;
@@ -172,7 +172,7 @@ __device__ __forceinline__ MmaBlock mma_block(const GemvArgs& a) {
 // ITEMS pieces of 8 values per thread. One loop does it all, so that every piece of code stands once: kernels of one token
 // wait for their instructions as much as for their weights.
 template <class F, uint32_t M, uint32_t ITEMS, bool GLU>
-__device__ __forceinline__ void gemv_mma(const GemvArgs& a) {
+__device__ __forceinline__ void gemv_mma(const GemvArgs& a, uint32_t number = blockIdx.x) {
     DYNAMIC_SHARED(memory);
     __shared__ float squares[16];
     __shared__ uint32_t tops[16];
@@ -185,7 +185,7 @@ __device__ __forceinline__ void gemv_mma(const GemvArgs& a) {
     float* const chunk_sums = (float*)(parts + 2 * F::PARTS * (size_t)a.tile);
     float* const partial = chunk_sums + (F::SUMS ? a.tile / LEN : 0);  // [rows of the block][split]
 
-    MmaBlock block = mma_block<GLU>(a);
+    MmaBlock block = mma_block<GLU>(a, number);
     const uint32_t tiles = (block.units + UNITS - 1) / UNITS;
     // Steps of a pass; this warp's are those from `begin` on, `each` of them but at the end.
     const uint32_t most = a.tile / STEP, each = (most + split - 1) >> a.split_shift, begin = share * each;

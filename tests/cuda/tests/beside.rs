@@ -1,0 +1,85 @@
+//! What MODEL1's products of one token take along in their launch where weights are FP8 or FP4: chains of rows, and products of
+//! the same input that are bf16.
+
+use std::sync::Arc;
+
+use engine::{Cancel, SessionOptions};
+use kernels::cpu::Cpu;
+use kernels::cpu::exec::CpuBackend;
+use kernels::cuda::{Cuda, CudaOptions};
+use kernels::ir::Backend;
+use model1_tests::goldens::{engine_with, relative};
+use model1_tests::models::wide_v4_fp8;
+use model1_tests_cuda::{Emulator, Order};
+
+/// Tokens read at once, and those read one by one behind them: compressed rows close among them.
+const PROMPT: usize = 21;
+const DECODE: usize = 9;
+
+/// Logits of the tokens that are read one by one.
+fn logits(backend: Arc<dyn Backend>, edits: &[&str]) -> Vec<Vec<f32>> {
+    let dir = tempfile::tempdir().unwrap();
+    wide_v4_fp8(dir.path());
+    let engine = engine_with(dir.path(), backend).unwrap();
+    let mut recipe = engine.recipe();
+    for edit in edits {
+        recipe.set(edit, engine.facts(), engine.registry()).unwrap();
+    }
+    let vocab = engine.facts().vocab as u32;
+    let id = |i: usize| (i as u32 * 37 + 3) % vocab;
+    let mut session = engine.session(recipe, SessionOptions::default()).unwrap();
+    let ids: Vec<u32> = (0..PROMPT).map(id).collect();
+    session.feed(&ids, None, &Cancel::default(), &mut ()).unwrap();
+    let each = (PROMPT..PROMPT + DECODE).map(|i| {
+        session.feed(&[id(i)], None, &Cancel::default(), &mut ()).unwrap();
+        session.output().logits.clone()
+    });
+    each.collect()
+}
+
+/// As many multiprocessors as Hopper has: the blocks of both formats find room.
+fn emulated(order: Order) -> (Arc<Emulator>, Arc<Cuda>) {
+    let device = Arc::new(Emulator::new(order, false).with_multiprocessors(132));
+    let options = CudaOptions {
+        graphs: false,
+        guarded: true,
+        ahead: false,
+        counted: true,
+        resident: true,
+    };
+    (device.clone(), Arc::new(Cuda::on(device, options)))
+}
+
+/// `kernels`: how often a token launches them.
+fn check(edits: &[&str], kernels: &[(&str, u64)]) {
+    let (device, one) = emulated(Order::Ascending);
+    let got = logits(one, edits);
+    let launched = device.launched();
+    for (kernel, times) in kernels {
+        assert_eq!(
+            launched.get(kernel).copied().unwrap_or(0),
+            times * DECODE as u64,
+            "{kernel}; these were launched: {launched:?}"
+        );
+    }
+    let (_, other) = emulated(Order::Descending);
+    assert!(logits(other, edits) == got, "{edits:?}: other bits in another order");
+    let cpu = logits(Arc::new(CpuBackend::with(Cpu::exact(1))), edits);
+    let worst = got.iter().zip(&cpu).map(|(a, b)| relative(a, b)).fold(0.0, f64::max);
+    println!("{edits:?}: relative difference {worst:.1e} from the CPU");
+    assert!(worst < 5e-5, "{edits:?}: logits differ from the CPU's by {worst:.1e}");
+}
+
+const CACHES: [&str; 2] = ["layers.*.kv_cache=f32", "layers.1.index_cache=f32"];
+
+/// Three layers, all but the first with compressed rows.
+#[test]
+fn fp8() {
+    check(&CACHES, &[("gemv_f8_m3x1_bf16_m6x1", 2), ("gemv_f8_m3x1_rows", 3)]);
+}
+
+#[test]
+fn fp4() {
+    let edits = [CACHES[0], CACHES[1], "weights.attention=fp4"];
+    check(&edits, &[("gemv_fp4_m3x1_rows", 3)]);
+}
