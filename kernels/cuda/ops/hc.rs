@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::args::{WeightArg, launch, unsupported};
 use super::mixing::RouteArgs;
 use super::pointwise::MAX_STREAMS;
-use super::{fuse, matmul, mixing};
+use super::{Group, GroupKind, fuse, matmul, mixing};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, ExecError, Format, Layout, NormKind, Op, OpId, Plan};
@@ -122,7 +122,7 @@ struct SiteArgs {
     k: u32,
     normed: u32,
     norm_eps: f32,
-    pad: u32,
+    raw: u32,
 }
 
 /// Most experts whose router a site can take along (`route_warp`).
@@ -304,6 +304,7 @@ pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> 
     if cx.device.info().clusters && near(hidden, args.mix.outputs as usize) {
         let mut near = NearSiteArgs::zeroed();
         near.site = args;
+        near.site.raw = u32::from(finisher(cx, cx.group).is_some());
         let mut shared = 0;
         if let Some([Op::MatMul { weight, .. }, choice]) = site.router {
             near.router = WeightArg::get(cx, *weight);
@@ -322,6 +323,49 @@ pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> 
         }
         None => Ok(()),
     }
+}
+
+/// The coefficients a site of blocks near each other leaves for the next one: buffer, sinkhorn's iterations and epsilon; and the op
+/// behind the site.
+fn leaves(plan: &Plan, group: &Group) -> Option<(BufId, usize, f32, usize)> {
+    let first = group.origin.first().filter(|_| group.kind == GroupKind::Site)?.index();
+    let (site, n) = describe(plan, first)?;
+    let (
+        Op::HcMix {
+            matrix,
+            comb: Some(comb),
+            iterations,
+            eps,
+            ..
+        },
+        Op::HcCollapse { out, .. },
+    ) = (site.mix, site.collapse)
+    else {
+        return None;
+    };
+    let fits = *iterations > 0 && near(plan.width(*out), plan.weight(*matrix).rows);
+    fits.then_some((*comb, *iterations, *eps, first + n))
+}
+
+/// The launch between site `group` and whoever reads its coefficients that finishes them: the first pair of products behind it,
+/// which has a warp to spare, where sinkhorn's iterations (2 us) would keep all others waiting at the site.
+fn finisher(cx: &LaunchCx<'_>, group: usize) -> Option<usize> {
+    if cx.plan.token_bucket != 1 || !cx.device.info().clusters {
+        return None;
+    }
+    let (comb, .., end) = leaves(cx.plan, cx.groups.get(group)?)?;
+    let pair = group + 1 + cx.groups[group + 1..].iter().position(|g| g.kind == GroupKind::Pair)?;
+    let own = |id: &&OpId| id.index() >= end;
+    let between = cx.groups[group..=pair].iter().flat_map(|g| &g.origin).filter(own);
+    let mut read = between.map(|id| fuse::reads(&cx.plan.ops[id.index()].op));
+    (!read.any(|r| r.contains(&comb))).then_some(pair)
+}
+
+/// The coefficients that this launch, a pair of products, finishes.
+pub(super) fn left(cx: &LaunchCx<'_>) -> Option<(DevPtr, u32, f32)> {
+    let site = cx.groups[..cx.group].iter().rposition(|g| g.kind == GroupKind::Site)?;
+    let (comb, iterations, eps, _) = leaves(cx.plan, &cx.groups[site])?;
+    (finisher(cx, site) == Some(cx.group)).then(|| (cx.buf(comb).ptr, iterations as u32, eps))
 }
 
 /// Where the choice of a site's router is noted: the last op's.

@@ -9,7 +9,7 @@ use super::args::{WeightArg, unsupported};
 use super::gemv::Project;
 use super::gemv_mma::{Scales, scales_of};
 use super::pointwise::activation_code;
-use super::{Group, GroupKind, fuse};
+use super::{Group, GroupKind, fuse, hc};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::{Arg, DevPtr, Device, DeviceInfo, Launch, Residency};
 use crate::cuda::memory::{Mem, Parts};
@@ -77,9 +77,12 @@ struct PairArgs {
     x: u32,
     partial: u32,
     n_experts: u32,
+    comb: DevPtr,
+    iterations: u32,
+    eps: f32,
 }
 
-const _: () = assert!(size_of::<HalfArg>() == 176 && size_of::<PairArgs>() == 408);
+const _: () = assert!(size_of::<HalfArg>() == 176 && size_of::<PairArgs>() == 424);
 
 /// How a format lies in shared memory: bytes of a row, what stands between two rows, bytes of x; see `src/pair.cuh`.
 struct Lies {
@@ -466,6 +469,9 @@ fn args(cx: &LaunchCx<'_>, pair: &Pair, room: &Room, uses: DevPtr, between: DevP
         if let Some(Op::ExpertMatMul { weights, .. }) = pair.halves[0].tables.first().map(|t| &cx.plan.ops[*t].op) {
             args.n_experts = weights.len() as u32;
         }
+    }
+    if let Some((comb, iterations, eps)) = hc::left(cx) {
+        (args.comb, args.iterations, args.eps) = (comb, iterations, eps);
     }
     args.uses = uses;
     args.hold = u32::from(cx.holds.get(cx.group).is_some_and(|h| *h));

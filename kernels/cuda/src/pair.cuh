@@ -10,6 +10,7 @@
 
 #include "gemv_halves.cuh"
 #include "resident_ring.cuh"
+#include "rows.cuh"
 
 constexpr uint32_t kPairWarps = kResidentWarps, kPairThreads = kResidentThreads, kPairTile = kResidentTile, kPairTiles = 8;
 
@@ -60,8 +61,21 @@ struct PairArgs {
     uint32_t x;                 // where the vector multiplied lies in shared memory
     uint32_t partial;           // [tiles][16][warps] sums
     uint32_t n_experts;         // of a table
+    float* comb;                // [4, 4] coefficients of a site before, unfinished (SiteArgs.raw), null = none
+    uint32_t iterations;        // what is left of them
+    float eps;
 };
-static_assert(sizeof(PairHalf) == 176 && sizeof(PairArgs) == 408, "../ops/pair.rs");
+static_assert(sizeof(PairHalf) == 176 && sizeof(PairArgs) == 424, "../ops/pair.rs");
+
+// Finishes the coefficients of a site before this launch, for one behind it, by a warp that has time for it.
+__device__ __forceinline__ void pair_finish(const PairArgs& a) {
+    __shared__ float comb[16];
+    const uint32_t lane = threadIdx.x & 31;
+    if (lane < 16) comb[lane] = a.comb[lane];
+    __syncwarp();
+    sinkhorn(comb, 4, a.iterations, a.eps);
+    if (lane < 16) a.comb[lane] = comb[lane];
+}
 
 // What a block has of a product.
 struct PairPart {
@@ -308,6 +322,9 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
 #pragma unroll 1
             for (uint32_t tile = 0; tile < part.tiles; tile++) pair_copy<F>(h, part, one, other, memory + h.weights, tile, ready[i][tile]);
         }
+        if (a.comb == nullptr || blockIdx.x != 0) return;
+        if (!waited) await_predecessor(a.hold != 0);
+        pair_finish(a);
         return;
     }
 #endif

@@ -58,7 +58,7 @@ __device__ __forceinline__ void route_warp(const RouteArgs& a, uint32_t t, float
         }
     } else {
 #pragma unroll 4
-        for (uint32_t j = 0; j < 32; j++) {
+        for (uint32_t j = 0; j < n; j++) {
             const uint32_t other = __shfl_sync(kAll, key, (int)j);
             if (other > key || (other == key && j < e)) place++;
         }

@@ -19,7 +19,7 @@ struct SiteArgs {
     uint32_t k;
     uint32_t normed;        // 1 = `out` gets the normalised values
     float norm_eps;
-    uint32_t pad;
+    uint32_t raw;           // 1 = `mix.comb` is left as it is before sinkhorn (site_near): a launch before it is needed finishes it
 };
 
 __device__ __forceinline__ float dot_columns(float2 m, const float* v) { return m.x * v[0] + m.y * v[1]; }

@@ -1,7 +1,8 @@
 // An mHC site as in site.cu by blocks that see each other's shared memory: every block has its columns at hand when the
 // coefficients are known. Blocks meet once: with the products they exchange those of the streams with each other, and the
-// collapsed input's length follows from these (the norm of a sum). Where a router follows, its product and its choice are made
-// here, too: launches of their own would take longer than all of the rest.
+// collapsed input's length follows from these (the norm of a sum). Where a router follows, it is multiplied by the streams one by
+// one, so that its logits follow from the same meeting, and the choice is made here, too: launches of their own would take longer
+// than all of the rest.
 #include "route.cuh"
 #include "site.cuh"
 
@@ -31,9 +32,9 @@ __device__ __forceinline__ float2 router_pair(const WeightRef& w, uint32_t row, 
 }
 
 struct NearSite {
-    float v[kSiteStreams][kNear * 64], normed[kNear * 64];
-    float parts[kNear][40];    // by block: products, then those of the streams; pushed by each block to all
-    float logits[kNear][32];   // by block, pushed to the first
+    float v[kSiteStreams][kNear * 64];
+    float parts[kNear][40];           // by block: products, then those of the streams; pushed by each block to all
+    float4 routed[kNear][32];         // by block: the router's products with each stream, pushed to the first
     float comb[16];
 };
 
@@ -85,7 +86,7 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
     hc_site_near(const __grid_constant__ NearSiteArgs args) {
     DYNAMIC_SHARED(memory);
     __shared__ NearSite s;
-    float2* router = (float2*)memory;  // [experts][pairs of columns of this block]
+    float2* router = (float2*)memory;  // [experts][pairs of columns of this block], times the norm's weights
     const SiteArgs& a = args.site;
     const HcMixArgs& m = a.mix;
     const RouteArgs& r = args.route;
@@ -112,7 +113,10 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
     if (routed) {
 #pragma unroll 4
         for (uint32_t i = threadIdx.x; i < r.experts * (n / 2); i += blockDim.x) {
-            router[i] = router_pair(args.router, i / (n / 2), from / 2 + i % (n / 2));
+            const uint32_t pair = i % (n / 2);
+            const float2 w = router_pair(args.router, i / (n / 2), from / 2 + pair);
+            const float2 by = weighted ? make_float2(vector_at(a.norm, from + 2 * pair), vector_at(a.norm, from + 2 * pair + 1)) : make_float2(1.0f, 1.0f);
+            router[i] = make_float2(w.x * by.x, w.y * by.y);
         }
     }
     float weight = weighted && threadIdx.x < n && warp < 7 ? vector_at(a.norm, from + threadIdx.x) : 1.0f;
@@ -161,6 +165,22 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
         near_store(&s.parts[rank][24 + grams[0]], lane, sums[kOutputs]);
         if (grams[1] < kGram) near_store(&s.parts[rank][24 + grams[1]], lane, sums[kOutputs + 1]);
     }
+    if (routed) {
+#pragma unroll 1
+        for (uint32_t e = warp; e < r.experts; e += 8) {
+            float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 3
+            for (uint32_t pair = lane; 2 * pair < n; pair += 32) {
+                const float2 w = router[e * (n / 2) + pair];
+                sum.x += dot_columns(w, &s.v[0][2 * pair]);
+                sum.y += dot_columns(w, &s.v[1][2 * pair]);
+                sum.z += dot_columns(w, &s.v[2][2 * pair]);
+                sum.w += dot_columns(w, &s.v[3][2 * pair]);
+            }
+            sum = make_float4(warp_sum(sum.x), warp_sum(sum.y), warp_sum(sum.z), warp_sum(sum.w));
+            if (lane == 0) near_store(&s.routed[rank][e], 0, sum);
+        }
+    }
     cluster_arrive();
     cluster_wait();
 
@@ -191,43 +211,29 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
         for (uint32_t i = threadIdx.x; i < n; i += kOthers) {
             if (i != threadIdx.x && weighted) weight = vector_at(a.norm, from + i);
             const float one = (pre[0] * s.v[0][i] + pre[1] * s.v[1][i]) + (pre[2] * s.v[2][i] + pre[3] * s.v[3][i]);
-            out[i] = s.normed[i] = one * factor * weight;
+            out[i] = one * factor * weight;
         }
-        if (routed) {
-            // The seven warps alone: the last one is at the coefficients.
-            asm volatile("bar.sync 1, 224;" ::: "memory");
-#pragma unroll 1
-            for (uint32_t e = warp; e < r.experts; e += 7) {
-                float sum = 0.0f;
-#pragma unroll 2
-                for (uint32_t pair = lane; 2 * pair < n; pair += 32) {
-                    sum += dot_columns(router[e * (n / 2) + pair], &s.normed[2 * pair]);
-                }
-                sum = warp_sum(sum);
-                if (lane == 0) near_store(&s.logits[rank][e], 0, sum);
-            }
-            cluster_arrive();
-            cluster_wait();
-            if (rank != 0 || warp != 0) return;
-            float logit = 0.0f;
+        if (!routed || rank != 0 || warp != 6) return;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-            for (uint32_t b = 0; b < kNear; b++) logit += s.logits[b][lane];
-            route_warp(r, t, logit, bias);
+        for (uint32_t b = 0; b < kNear; b++) {
+            const float4 part = s.routed[b][lane];
+            sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
         }
+        const float logit = ((pre[0] * sum.x + pre[1] * sum.y) + (pre[2] * sum.z + pre[3] * sum.w)) * factor;
+        route_warp(r, t, logit, bias);
         return;
     }
     // The last warp of the last block makes the coefficients for later.
-    if (routed) cluster_arrive();
     if (rank == kNear - 1) {
         if (lane < 4) m.pre[t * 4 + lane] = mine;
         else if (lane < 8 && m.post != nullptr) m.post[t * 4 + lane - 4] = 2.0f * gate;
         if (m.comb != nullptr) {
             if (lane >= 8 && lane < 24) s.comb[lane - 8] = z;
             __syncwarp();
-            sinkhorn(s.comb, kSiteStreams, m.iterations, m.eps);
+            if (a.raw == 0) sinkhorn(s.comb, kSiteStreams, m.iterations, m.eps);
             if (lane < 16) m.comb[(size_t)t * 16 + lane] = s.comb[lane];
         }
     }
-    if (routed) cluster_wait();
 }
 #endif
