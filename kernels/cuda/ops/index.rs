@@ -41,27 +41,30 @@ struct IndexScoreArgs {
     pad: u32,
 }
 
-/// The kernel that scores rows of this cache on tensor cores, where one does.
-fn on_tensor_cores(plan: &Plan, keys: CacheId, heads: usize, dim: usize) -> Option<&'static str> {
+/// The kernels that score rows of this cache on tensor cores, where some do: and the one that chooses at once among few.
+fn on_tensor_cores(plan: &Plan, keys: CacheId, heads: usize, dim: usize) -> Option<[&'static str; 2]> {
     let d = &plan.caches[keys.index()];
     let fits = dim == MMA_DIM && d.records == 1 && d.width == dim && d.rope == 0 && heads <= 64;
     let kernel = match d.format {
-        CacheFormat::Bf16 => "index_mma_bf16",
-        CacheFormat::Fp8Model1 | CacheFormat::Fp8B64 => "index_mma_fp8",
-        CacheFormat::Fp4 => "index_mma_fp4",
+        CacheFormat::Bf16 => ["index_mma_bf16", "index_near_bf16"],
+        CacheFormat::Fp8Model1 | CacheFormat::Fp8B64 => ["index_mma_fp8", "index_near_fp8"],
+        CacheFormat::Fp4 => ["index_mma_fp4", "index_near_fp4"],
         CacheFormat::F32 | CacheFormat::Fp8V32 => return None,
     };
     fits.then_some(kernel)
 }
 
-/// What the launch of a score does to its queries first: the rotation, and whether they go through a Hadamard transform and FP4.
-struct Before<'a> {
+/// What the launch of a score does besides: the rotation of its queries, whether they go through a Hadamard transform and FP4, and
+/// the choice of rows: how many, and where they go.
+#[derive(Default)]
+struct Besides<'a> {
     rope: Option<&'a Op>,
     rounded: bool,
+    choice: Option<(usize, BufId)>,
 }
 
-/// The ops from `first` on that one launch takes: a rotation of queries, their rounding, the scores.
-fn describe(plan: &Plan, first: usize) -> Option<(Before<'_>, usize)> {
+/// The ops from `first` on that go together: a rotation of queries, their rounding, the scores, the choice by them.
+fn describe(plan: &Plan, first: usize) -> Option<(Besides<'_>, usize)> {
     let op = |i: usize| plan.ops.get(first + i).map(|o| &o.op);
     let rope = op(0)?;
     let Op::Rope {
@@ -87,24 +90,39 @@ fn describe(plan: &Plan, first: usize) -> Option<(Before<'_>, usize)> {
     let rounded = rounds(1);
     let n = if rounded { 4 } else { 2 };
     let Some(Op::IndexScore {
-        q, keys, heads, dim, ..
+        q,
+        keys,
+        heads,
+        dim,
+        skip,
+        out: scored,
+        ..
     }) = op(n - 1)
     else {
         return None;
+    };
+    let choice = match op(n) {
+        Some(Op::SelectTopK { scores, k, out, .. })
+            if scores == scored && k == skip && fuse::dead(plan, *scored, first + n + 1) =>
+        {
+            Some((*k, *out))
+        }
+        _ => None,
     };
     let same = q == x && heads == h && dim == head_dim && plan.width(*q) == heads * dim;
     let fits = offset.is_multiple_of(4) && dims.is_multiple_of(4) && plan.token_bucket <= FEW;
     let taken = on_tensor_cores(plan, *keys, *heads, *dim).is_some();
     (same && fits && taken && fuse::dead(plan, *q, first + n)).then_some((
-        Before {
+        Besides {
             rope: Some(rope),
             rounded,
+            choice,
         },
-        n,
+        n + usize::from(choice.is_some()),
     ))
 }
 
-/// How many ops from `first` on are one launch of a score with what comes before; 0 = none.
+/// How many ops from `first` on go together with a score; 0 = none.
 pub(super) fn length(plan: &Plan, first: usize) -> usize {
     describe(plan, first).map_or(0, |(_, n)| n)
 }
@@ -113,21 +131,20 @@ pub(super) fn length(plan: &Plan, first: usize) -> usize {
 pub(super) fn group(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> {
     let first = origin.first().map_or(0, |id| id.index());
     match describe(cx.plan, first).filter(|(_, n)| *n == origin.len()) {
-        Some((before, n)) => scores(cx, &cx.plan.ops[first + n - 1].op, &before),
+        Some((besides, n)) => {
+            let score = first + n - 1 - usize::from(besides.choice.is_some());
+            scores(cx, &cx.plan.ops[score].op, &besides)
+        }
         None => unsupported(format!("a group of {} ops as an indexer", origin.len())),
     }
 }
 
 /// Enqueues `IndexScore` by itself.
 pub(super) fn score(cx: &LaunchCx<'_>, op: &Op) -> Result<(), ExecError> {
-    let nothing = Before {
-        rope: None,
-        rounded: false,
-    };
-    scores(cx, op, &nothing)
+    scores(cx, op, &Besides::default())
 }
 
-fn scores(cx: &LaunchCx<'_>, op: &Op, before: &Before<'_>) -> Result<(), ExecError> {
+fn scores(cx: &LaunchCx<'_>, op: &Op, besides: &Besides<'_>) -> Result<(), ExecError> {
     let Op::IndexScore {
         q,
         weights,
@@ -145,8 +162,8 @@ fn scores(cx: &LaunchCx<'_>, op: &Op, before: &Before<'_>) -> Result<(), ExecErr
     if !dim.is_multiple_of(4) {
         return unsupported(format!("an indexer dimension of {dim} (multiples of 4)"));
     }
-    let kernel = on_tensor_cores(cx.plan, *keys, *heads, *dim);
-    let (q, out) = (cx.buf(*q), cx.buf(*out));
+    let kernels = on_tensor_cores(cx.plan, *keys, *heads, *dim);
+    let (scored, q, out) = (*out, cx.buf(*q), cx.buf(*out));
     let mut args = IndexScoreArgs {
         keys: CacheArg::of(&cx.cache(*keys)),
         q: q.ptr,
@@ -159,29 +176,49 @@ fn scores(cx: &LaunchCx<'_>, op: &Op, before: &Before<'_>) -> Result<(), ExecErr
         skip: *skip as u32,
         width: out.width as u32,
         scale: *scale,
-        rounded: u32::from(before.rounded),
+        rounded: u32::from(besides.rounded),
         ..IndexScoreArgs::zeroed()
     };
     if let Some(Op::Rope {
         table, offset, dims, ..
-    }) = before.rope
+    }) = besides.rope
     {
         args.turn_freqs = cx.rope(*table).freqs;
         (args.turn_offset, args.turn_dims) = (*offset as u32, *dims as u32);
     }
-    let blocks = out.width.div_ceil(if kernel.is_some() { MMA_ROWS } else { ROWS });
+    let shared = heads.div_ceil(16) * MMA_SET;
+    // One sequence's few rows; several sequences share the launches that have a form for that.
+    let alone = cx.device.info().clusters && cx.plan.token_bucket == 1 && cx.noted.is_none();
+    if let (Some([_, near]), Some((_, chosen)), true) = (kernels, besides.choice, alone && out.width <= NEAR * MMA_ROWS)
+    {
+        let args = IndexSelectArgs {
+            score: args,
+            out: cx.buf(chosen).ptr,
+        };
+        return launch(cx, near, [NEAR, 1, 1], 256, shared, &args);
+    }
+    let blocks = out.width.div_ceil(if kernels.is_some() { MMA_ROWS } else { ROWS });
     // Few rows: the tokens are shared out over more blocks. Many tokens: 16 each, since the last rows are seen by few.
     let shares = q.rows.min(264usize.div_ceil(blocks.max(1)).max(q.rows / 16));
-    match kernel {
-        Some(kernel) => {
-            let shared = heads.div_ceil(16) * MMA_SET;
-            launch(cx, kernel, [blocks, shares, 1], 256, shared, &args)
-        }
+    match kernels {
+        Some([kernel, _]) => launch(cx, kernel, [blocks, shares, 1], 256, shared, &args)?,
         None => {
             let shared = 4 * (ROWS * (dim + 4) + 16 * dim + 16 + 256);
-            launch(cx, "index_score", [blocks, shares, 1], 256, shared, &args)
+            launch(cx, "index_score", [blocks, shares, 1], 256, shared, &args)?;
         }
     }
+    match besides.choice {
+        Some((k, chosen)) => select(cx, scored, k, *rate, chosen),
+        None => Ok(()),
+    }
+}
+
+/// What `index_near` is given.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct IndexSelectArgs {
+    score: IndexScoreArgs,
+    out: DevPtr,
 }
 
 #[repr(C)]

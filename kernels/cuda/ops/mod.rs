@@ -51,7 +51,7 @@ pub enum GroupKind {
     /// What is done with the queries of an attention first (norm and rotation, if any), attention, and the rotation of what
     /// comes out.
     Attend,
-    /// The rotation and rounding of an indexer's queries, and its scores.
+    /// The rotation and rounding of an indexer's queries, its scores, and the choice of rows by them.
     Index,
     /// The layers of a dense model for one token, and its output layer, in one launch that is made ready with the plan
     /// ([`resident`]).
