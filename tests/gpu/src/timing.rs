@@ -72,7 +72,7 @@ pub fn by_depth() -> Vec<Case> {
                         .unwrap();
                     s.set_trace(false);
                     let t = median(draw(&engine, &mut s));
-                    text += &format!("text at {depth}: {:.0} tokens/s\n", 1.0 / self::text(&mut s));
+                    text += &format!("text at {depth}: {:.0} tokens/s\n", 1.0 / mean(&self::text(&mut s)));
                     text += &format!("decode at {depth}: {:.0} tokens/s ({:.3} ms)\n", 1.0 / t, t * 1e3);
                     text += &groups_of(&engine, &mut s, &format!("decode at {depth}"), 1, 6, 40);
                     fed = s.tokens().len();
@@ -225,19 +225,30 @@ fn draw(engine: &Engine, s: &mut Session) -> Vec<f64> {
     each
 }
 
-/// Mean seconds of a token of a text: each is the one drawn before, so that the GPU goes on with it before it is read here.
-fn text(s: &mut Session) -> f64 {
+/// Seconds of each token of a text: each is the one drawn before, so that the GPU goes on with it before it is read here.
+fn text(s: &mut Session) -> Vec<f64> {
     let (sampler, cancel) = (SamplerParams::default(), Cancel::default());
     let mut token = 5;
-    let mut begin = Instant::now();
+    let mut each = Vec::new();
     for i in 0..STEPS + 8 {
-        if i == 8 {
-            begin = Instant::now();
-        }
+        let begin = Instant::now();
         s.go_on(token, &sampler, i + 1 == STEPS + 8, &cancel, &mut ()).unwrap();
         token = s.sampled().unwrap().token;
+        if i >= 8 {
+            each.push(begin.elapsed().as_secs_f64());
+        }
     }
-    begin.elapsed().as_secs_f64() / STEPS as f64
+    each
+}
+
+fn mean(v: &[f64]) -> f64 {
+    v.iter().sum::<f64>() / v.len() as f64
+}
+
+/// The longest of some times, and how many of them came before it.
+fn longest(v: &[f64]) -> (f64, usize) {
+    let all = v.iter().copied().enumerate();
+    all.fold((0.0, 0), |best, (i, t)| if t > best.0 { (t, i) } else { best })
 }
 
 fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
@@ -254,11 +265,14 @@ fn decode(engine: &Arc<Engine>, read: f64, limit: u64, depth: usize) -> String {
     let t = median(each);
     let written = text(&mut behind(engine, limit, depth));
     format!(
-        "text at {depth}: {:.0} tokens/s (mean {:.3} ms)\n\
+        "text at {depth}: {:.0} tokens/s (mean {:.3} ms, median {:.3} ms, longest {:.3} ms behind {} tokens)\n\
          decode at {depth}: {:.0} tokens/s (median {:.3} ms, p95 {:.3} ms), {:.1} MB a token = {:.0} % of \
          reads at {:.2} TB/s\n",
-        1.0 / written,
-        written * 1e3,
+        1.0 / mean(&written),
+        mean(&written) * 1e3,
+        median(written.clone()) * 1e3,
+        longest(&written).0 * 1e3,
+        longest(&written).1,
         1.0 / t,
         t * 1e3,
         p95 * 1e3,
