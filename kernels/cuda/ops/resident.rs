@@ -20,9 +20,8 @@ pub(in crate::cuda) use records::Resident;
 const SEGMENTS: usize = 3;
 /// Columns in which everything comes: those of eight warps, in runs of 32.
 const COLUMNS: usize = 256;
-/// Products from which on a launch of its own is worth it; one alone, from so many bytes of weights on.
+/// Products from which on a launch of its own is worth it.
 const LEAST: usize = 3;
-const LARGE: usize = 64 << 20;
 
 /// How a vector is written and read (`ExchangeKind`).
 const PLAIN: u32 = 0;
@@ -63,8 +62,7 @@ pub(in crate::cuda) struct Run {
     items: Vec<Item>,
     format: Format,
     head_dim: usize,
-    /// None where there is no attention.
-    rope: Option<(RopeId, RopeStyle)>,
+    rope: (RopeId, RopeStyle),
     /// By item: kind of x, of what comes out, and of what is added.
     kinds: Vec<[u32; 3]>,
 }
@@ -152,15 +150,10 @@ fn run_at(plan: &Plan, groups: &[Group], first: usize, info: &DeviceInfo) -> Opt
         at += 2;
     }
     let products = items.iter().filter(|i| matches!(i.work, Work::Product { .. })).count();
-    let format = format?;
-    if rope.is_none() {
-        // Of products alone the last one may be worth it: an output layer.
-        return large(plan, groups, first, items, format, info);
-    }
+    let (format, rope, head_dim) = (format?, rope?, dim?);
     if products < LEAST {
         return None;
     }
-    let head_dim = dim?;
     let end = items.iter().flat_map(|i| &i.origin).map(|o| o.index() + 1).max()?;
     let kinds = kinds(plan, &items, end)?;
     let run = Run {
@@ -171,37 +164,6 @@ fn run_at(plan: &Plan, groups: &[Group], first: usize, info: &DeviceInfo) -> Opt
         kinds,
     };
     records::fits(plan, &run, info).then_some((first..at, run))
-}
-
-/// The first of some products as a launch of its own: its weights fill the ring while what is before it ends.
-fn large(
-    plan: &Plan,
-    groups: &[Group],
-    first: usize,
-    mut items: Vec<Item>,
-    format: Format,
-    info: &DeviceInfo,
-) -> Option<(Range<usize>, Run)> {
-    items.truncate(1);
-    let Work::Product { project, .. } = &items.first()?.work else {
-        return None;
-    };
-    let bytes = project.products.iter().filter_map(|p| {
-        let d = plan.weight(p.weight);
-        Some(d.rows * d.format.row_bytes(d.cols)?)
-    });
-    let plain = project.norm.is_none() && project.residual.is_none() && project.glu.is_none();
-    if !plain || bytes.sum::<usize>() < LARGE || groups[first].origin.len() != project.products.len() {
-        return None;
-    }
-    let run = Run {
-        items,
-        format,
-        head_dim: 128,
-        rope: None,
-        kinds: vec![[PLAIN; 3]],
-    };
-    records::fits(plan, &run, info).then_some((first..first + 1, run))
 }
 
 /// Whether matrices of a format can be in a launch whose other ones are of format `run`.

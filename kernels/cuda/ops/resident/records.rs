@@ -293,12 +293,12 @@ impl Resident {
             ops: at(ops),
             serial: at(serial),
             step: cx.step,
-            freqs: run.rope.map_or(0, |r| cx.rope(r.0).freqs),
+            freqs: cx.rope(run.rope.0).freqs,
             slots: room.slots as u32,
             slot_bytes: room.slot_bytes as u32,
             scratch: room.scratch as u32,
             dims: run.head_dim as u32,
-            half: u32::from(run.rope.is_some_and(|r| r.1 == RopeStyle::Half)),
+            half: u32::from(run.rope.1 == RopeStyle::Half),
             total: n as u32,
             ..ResidentArgs::zeroed()
         };
