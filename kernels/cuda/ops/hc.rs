@@ -305,11 +305,13 @@ pub(super) fn site(cx: &LaunchCx<'_>, origin: &[OpId]) -> Result<(), ExecError> 
         let mut near = NearSiteArgs::zeroed();
         near.site = args;
         near.site.raw = u32::from(finisher(cx, cx.group).is_some());
+        let mut shared = 0;
         if let Some([Op::MatMul { weight, .. }, choice]) = site.router {
             near.router = WeightArg::get(cx, *weight);
+            shared = 4 * near.router.rows as usize * columns(hidden);
             near.route = mixing::route_args(cx, choice, chosen(cx, origin))?;
         }
-        return launch(cx, "hc_site_near", [NEAR, cx.buf(*x).rows, 1], 256, 0, &near);
+        return launch(cx, "hc_site_near", [NEAR, cx.buf(*x).rows, 1], 256, shared, &near);
     }
     let slices = hidden.div_ceil(COLUMNS);
     args.mix.slices = slices as u32;

@@ -9,9 +9,9 @@
 #if !defined(MODEL1_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
 #include "cluster.cuh"
 
-// Blocks; threads with columns; pairs of columns whose coefficients a lane holds; outputs of the mixing matrix per warp; products of
-// streams; rows of the router per warp: those held, and all.
-constexpr uint32_t kNear = 8, kOthers = 224, kPairs = 3, kOutputs = 3, kGram = 10, kRows = 2, kMostRows = 4;
+// Blocks; threads with columns; pairs of columns whose coefficients a lane holds; outputs of the mixing matrix per warp;
+// products of streams.
+constexpr uint32_t kNear = 8, kOthers = 224, kPairs = 3, kOutputs = 3, kGram = 10;
 
 struct NearSiteArgs {
     SiteArgs site;
@@ -80,11 +80,13 @@ __device__ __forceinline__ void near_streams(const SiteArgs& a, NearSite& s, uin
     }
 }
 
-// grid (8, rows), in clusters of 8; blocks share out the columns, an even number
+// grid (8, rows), in clusters of 8, shared: 4 * experts * columns of a block; blocks share out the columns, an even number
 // each, at most 512. At most 24 outputs: what four streams have.
 extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 1)
     hc_site_near(const __grid_constant__ NearSiteArgs args) {
+    DYNAMIC_SHARED(memory);
     __shared__ NearSite s;
+    float2* router = (float2*)memory;  // [experts][pairs of columns of this block], times the norm's weights
     const SiteArgs& a = args.site;
     const HcMixArgs& m = a.mix;
     const RouteArgs& r = args.route;
@@ -108,18 +110,14 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
             for (uint32_t j = 0; j < kSiteStreams; j++) held[i][j][k] = coefficient(warp + 8 * i, j, lane + 32 * k);
         }
     }
-    // A row of the router at a pair of columns, times the norm's weights.
-    const auto router = [&](uint32_t expert, uint32_t pair) {
-        if (!routed || expert >= r.experts || 2 * pair >= n) return make_float2(0.0f, 0.0f);
-        const float2 w = router_pair(args.router, expert, from / 2 + pair);
-        if (!weighted) return w;
-        return make_float2(w.x * vector_at(a.norm, from + 2 * pair), w.y * vector_at(a.norm, from + 2 * pair + 1));
-    };
-    float2 rows[kRows][kPairs];
-#pragma unroll
-    for (uint32_t i = 0; i < kRows; i++) {
-#pragma unroll
-        for (uint32_t k = 0; k < kPairs; k++) rows[i][k] = router(warp + 8 * i, lane + 32 * k);
+    if (routed) {
+#pragma unroll 4
+        for (uint32_t i = threadIdx.x; i < r.experts * (n / 2); i += blockDim.x) {
+            const uint32_t pair = i % (n / 2);
+            const float2 w = router_pair(args.router, i / (n / 2), from / 2 + pair);
+            const float2 by = weighted ? make_float2(vector_at(a.norm, from + 2 * pair), vector_at(a.norm, from + 2 * pair + 1)) : make_float2(1.0f, 1.0f);
+            router[i] = make_float2(w.x * by.x, w.y * by.y);
+        }
     }
     float weight = weighted && threadIdx.x < n && warp < 7 ? vector_at(a.norm, from + threadIdx.x) : 1.0f;
     const float base = lane < m.outputs ? vector_at(m.base, lane) : 0.0f;
@@ -168,23 +166,17 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
         if (grams[1] < kGram) near_store(&s.parts[rank][24 + grams[1]], lane, sums[kOutputs + 1]);
     }
     if (routed) {
-#pragma unroll
-        for (uint32_t i = 0; i < kMostRows; i++) {
-            const uint32_t e = warp + 8 * i;
-            if (e >= r.experts) break;
+#pragma unroll 1
+        for (uint32_t e = warp; e < r.experts; e += 8) {
             float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            const auto add = [&](float2 w, uint32_t pair) {
+#pragma unroll 3
+            for (uint32_t pair = lane; 2 * pair < n; pair += 32) {
+                const float2 w = router[e * (n / 2) + pair];
                 sum.x += dot_columns(w, &s.v[0][2 * pair]);
                 sum.y += dot_columns(w, &s.v[1][2 * pair]);
                 sum.z += dot_columns(w, &s.v[2][2 * pair]);
                 sum.w += dot_columns(w, &s.v[3][2 * pair]);
-            };
-#pragma unroll
-            for (uint32_t k = 0; k < kPairs; k++) {
-                if (i < kRows && 2 * (lane + 32 * k) < n) add(rows[i % kRows][k], lane + 32 * k);
             }
-#pragma unroll 1
-            for (uint32_t pair = lane + (i < kRows ? 32 * kPairs : 0); 2 * pair < n; pair += 32) add(router(e, pair), pair);
             sum = make_float4(warp_sum(sum.x), warp_sum(sum.y), warp_sum(sum.z), warp_sum(sum.w));
             if (lane == 0) near_store(&s.routed[rank][e], 0, sum);
         }
