@@ -117,6 +117,14 @@ pub trait Device: Send + Sync {
     /// Waits for all work enqueued so far, then copies out of device memory.
     fn download(&self, from: DevPtr, out: &mut [u8]) -> Result<(), ExecError>;
 
+    /// The same piece by piece, in order, each as it comes: fresh memory for all of it at once takes longer than the transfer.
+    fn download_pieces(&self, from: DevPtr, bytes: usize, take: &mut dyn FnMut(&[u8])) -> Result<(), ExecError> {
+        let mut all = vec![0; bytes];
+        self.download(from, &mut all)?;
+        take(&all);
+        Ok(())
+    }
+
     /// Copies within device memory; the ranges do not overlap.
     fn copy(&self, to: DevPtr, from: DevPtr, bytes: usize) -> Result<(), ExecError>;
 

@@ -350,19 +350,30 @@ impl Device for Driver {
         if out.is_empty() {
             return self.synchronise();
         }
+        let mut rest = &mut out[..];
+        self.download_pieces(from, rest.len(), &mut |piece| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
+            now.copy_from_slice(piece);
+            rest = later;
+        })
+    }
+
+    fn download_pieces(&self, from: DevPtr, bytes: usize, take: &mut dyn FnMut(&[u8])) -> Result<(), ExecError> {
         self.current()?;
         let staging = lock(&self.staging);
-        let mut at = from;
-        for part in out.chunks_mut(STAGING) {
+        let mut at = 0;
+        while at < bytes {
+            let n = (bytes - at).min(STAGING);
             // SAFETY: the staging buffer has STAGING bytes and is ours while locked; it is read after the copy ended.
-            unsafe {
-                sys::cuMemcpyDtoHAsync_v2(*staging, at, part.len(), self.stream)
+            let piece = unsafe {
+                sys::cuMemcpyDtoHAsync_v2(*staging, from + at as u64, n, self.stream)
                     .result()
                     .map_err(failed("copying from the GPU"))?;
                 result::stream::synchronize(self.stream).map_err(failed("running on the GPU"))?;
-                std::ptr::copy_nonoverlapping((*staging).cast::<u8>(), part.as_mut_ptr(), part.len());
-            }
-            at += part.len() as u64;
+                std::slice::from_raw_parts((*staging).cast::<u8>(), n)
+            };
+            take(piece);
+            at += n;
         }
         Ok(())
     }

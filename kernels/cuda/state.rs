@@ -366,11 +366,25 @@ impl CudaState {
         for &(_, from, at, bytes) in &pieces {
             self.device.copy(room.ptr() + at as u64, from, bytes)?;
         }
-        let mut all = vec![0u8; parts.bytes()];
-        self.device.download(room.ptr(), &mut all)?;
-        for (i, _, at, bytes) in pieces {
-            out[i].extend_from_slice(&all[at..at + bytes]);
+        for (i, part) in out.iter_mut().enumerate() {
+            part.reserve_exact(pieces.iter().filter(|p| p.0 == i).map(|p| p.3).sum());
         }
+        // Pieces lie in the order of their offsets.
+        let (mut start, mut next) = (0, 0);
+        self.device.download_pieces(room.ptr(), parts.bytes(), &mut |came| {
+            let end = start + came.len();
+            while let Some(&(i, _, at, bytes)) = pieces.get(next) {
+                let here = at.max(start)..(at + bytes).min(end);
+                if here.start < here.end {
+                    out[i].extend_from_slice(&came[here.start - start..here.end - start]);
+                }
+                if at + bytes > end {
+                    break;
+                }
+                next += 1;
+            }
+            start = end;
+        })?;
         Ok(out)
     }
 }
