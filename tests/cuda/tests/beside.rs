@@ -72,14 +72,15 @@ fn check(edits: &[&str], kernels: &[(&str, u64)]) {
 
 const CACHES: [&str; 2] = ["layers.*.kv_cache=f32", "layers.1.index_cache=f32"];
 
-/// Three layers, all but the first with compressed rows.
+/// Three layers, all but the first with compressed rows. The chain of the one with an indexer rotates queries, so that it comes
+/// behind their product.
 #[test]
 fn fp8() {
-    check(&CACHES, &[("gemv_f8_m3x1_bf16_m6x1", 2), ("gemv_f8_m3x1_rows", 3)]);
+    check(&CACHES, &[("gemv_f8_m3x1_bf16_m6x1", 2), ("gemv_f8_m3x1_rows", 2)]);
 }
 
 #[test]
 fn fp4() {
     let edits = [CACHES[0], CACHES[1], "weights.attention=fp4"];
-    check(&edits, &[("gemv_fp4_m3x1_rows", 3)]);
+    check(&edits, &[("gemv_fp4_m3x1_rows", 2)]);
 }
