@@ -94,6 +94,7 @@ fn describe(plan: &Plan, first: usize) -> Option<(Besides<'_>, usize)> {
         keys,
         heads,
         dim,
+        rate,
         skip,
         out: scored,
         ..
@@ -102,11 +103,12 @@ fn describe(plan: &Plan, first: usize) -> Option<(Besides<'_>, usize)> {
         return None;
     };
     let choice = match op(n) {
-        Some(Op::SelectTopK { scores, k, out, .. })
-            if scores == scored && k == skip && fuse::dead(plan, *scored, first + n + 1) =>
-        {
-            Some((*k, *out))
-        }
+        Some(Op::SelectTopK {
+            scores,
+            k,
+            rate: of,
+            out,
+        }) if (scores, k, of) == (scored, skip, rate) && fuse::dead(plan, *scored, first + n + 1) => Some((*k, *out)),
         _ => None,
     };
     let same = q == x && heads == h && dim == head_dim && plan.width(*q) == heads * dim;
