@@ -9,7 +9,7 @@ use crate::cuda::device::DevPtr;
 use crate::cuda::schedule::FEW;
 use crate::ir::{BufId, CacheFormat, CacheId, ExecError, Op, OpId, Plan, Positions, RopeStyle};
 
-/// Values of a head on tensor cores (`kDim` of `src/index_mma.cu`); shared memory there per 16 heads: queries in two parts, as
+/// Values of a head on tensor cores (`kDim` of `src/index_mma.cuh`); shared memory there per 16 heads: queries in two parts, as
 /// fragments, and factors.
 const MMA_DIM: usize = 128;
 const MMA_SET: usize = 16 * MMA_DIM * 2 * 2 + 16 * 4;
