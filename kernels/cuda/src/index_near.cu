@@ -36,10 +36,7 @@ __device__ __forceinline__ void index_select(const IndexSelectArgs& args) {
     cluster_arrive();
     cluster_wait();
     if (blockIdx.x != 0) return;
-    if (n <= k) {
-        for (uint32_t i = threadIdx.x; i < k; i += kThreads) args.out[i] = i < n ? (int32_t)i : -1;
-        return;
-    }
+    if (n <= k) return select_all(args.out, n, k, threadIdx.x, kThreads);
     select_held(s.held, HeldKeys<1, kThreads>(s.scores, n), k, args.out);
 }
 

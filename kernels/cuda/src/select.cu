@@ -22,10 +22,7 @@ __device__ __forceinline__ void select_rows(const SelectArgs& a) {
     const uint32_t n = (uint32_t)rows_visible(s, a.rate, t);
     const float* scores = a.scores + (size_t)t * a.width;
     int32_t* out = a.out + (size_t)t * a.k;
-    if (n <= a.k) {
-        for (uint32_t i = threadIdx.x; i < a.k; i += blockDim.x) out[i] = i < n ? (int32_t)i : -1;
-        return;
-    }
+    if (n <= a.k) return select_all(out, n, a.k, threadIdx.x, blockDim.x);
     top_k_threshold(top, n, a.k, [&](uint32_t i) { return ordered_key(scores[i]); });
     const uint32_t key = top.key, ties = top.ties;
     uint32_t kept = 0, equal = 0;
@@ -58,10 +55,7 @@ __device__ __forceinline__ void select_held_rows(const SelectArgs& a) {
     if (t >= s.tokens) return;
     const uint32_t n = (uint32_t)rows_visible(s, a.rate, t);
     int32_t* out = a.out + (size_t)t * a.k;
-    if (n <= a.k) {
-        for (uint32_t i = me; i < a.k; i += blockDim.x) out[i] = i < n ? (int32_t)i : -1;
-        return;
-    }
+    if (n <= a.k) return select_all(out, n, a.k, me, blockDim.x);
     select_held(sh, HeldKeys<2, kBins>(a.scores + (size_t)t * a.width, n), a.k, out);
 }
 
@@ -90,10 +84,7 @@ __device__ __forceinline__ void select_near_rows(const SelectArgs& a) {
     if (t >= s.tokens) return;
     const uint32_t n = (uint32_t)rows_visible(s, a.rate, t);
     int32_t* out = a.out + (size_t)t * a.k;
-    if (n <= a.k) {
-        for (uint32_t i = rank * blockDim.x + me; i < a.k; i += kNear * blockDim.x) out[i] = i < n ? (int32_t)i : -1;
-        return;
-    }
+    if (n <= a.k) return select_all(out, n, a.k, rank * blockDim.x + me, kNear * blockDim.x);
     const uint32_t share = (n + 4 * kNear - 1) / (4 * kNear) * 4, from = min(rank * share, n), mine = min(share, n - from);
     const HeldKeys<4, kBins> keys(a.scores + (size_t)t * a.width + from, mine);
     keys.bounds(sh.lows, sh.highs);

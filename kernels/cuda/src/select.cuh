@@ -4,6 +4,11 @@
 
 #include "numeric.cuh"
 
+// All of n rows where there is nothing to choose, and -1 behind them: by thread `first` of `threads`.
+__device__ __forceinline__ void select_all(int32_t* out, uint32_t n, uint32_t k, uint32_t first, uint32_t threads) {
+    for (uint32_t i = first; i < k; i += threads) out[i] = i < n ? (int32_t)i : -1;
+}
+
 // Total of the threads before this one, and of all BINS of them.
 template <uint32_t BINS>
 __device__ __forceinline__ uint2 scan_block(uint32_t v, uint32_t* shared) {

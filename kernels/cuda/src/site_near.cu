@@ -23,8 +23,8 @@ struct NearSiteArgs {
 __device__ __forceinline__ uint32_t gram_first(uint32_t g) { return g < 4 ? g : g < 7 ? 0 : g < 9 ? 1 : 2; }
 __device__ __forceinline__ uint32_t gram_second(uint32_t g) { return g < 4 ? g : g < 7 ? g - 3 : g < 9 ? g - 5 : 3; }
 
-// Elements 2 i and 2 i + 1 of a row of the router.
-__device__ __forceinline__ float2 router_pair(const WeightRef& w, uint32_t row, uint32_t pair) {
+// Elements 2 i and 2 i + 1 of a row of f32 or bf16.
+__device__ __forceinline__ float2 row_pair(const WeightRef& w, uint32_t row, uint32_t pair) {
     const uint8_t* p = w.data + (size_t)row * w.row_bytes;
     if (w.format == kF32) return ((const float2*)p)[pair];
     const uint32_t two = ((const uint32_t*)p)[pair];
@@ -114,8 +114,8 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
 #pragma unroll 4
         for (uint32_t i = threadIdx.x; i < r.experts * (n / 2); i += blockDim.x) {
             const uint32_t pair = i % (n / 2);
-            const float2 w = router_pair(args.router, i / (n / 2), from / 2 + pair);
-            const float2 by = weighted ? make_float2(vector_at(a.norm, from + 2 * pair), vector_at(a.norm, from + 2 * pair + 1)) : make_float2(1.0f, 1.0f);
+            const float2 w = row_pair(args.router, i / (n / 2), from / 2 + pair);
+            const float2 by = weighted ? row_pair(a.norm, 0, from / 2 + pair) : make_float2(1.0f, 1.0f);
             router[i] = make_float2(w.x * by.x, w.y * by.y);
         }
     }
