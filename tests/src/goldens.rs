@@ -86,6 +86,24 @@ pub fn engine_with(path: &Path, backend: Arc<dyn Backend>) -> Result<Arc<Engine>
     Engine::with_backend(Checkpoint::open(path, &Silent)?, backend, Registry::default())
 }
 
+/// Logits of `decode` tokens that are read one by one behind `prompt` that are read at once, under the engine's recipe with `edits`.
+pub fn one_by_one(engine: &Arc<Engine>, edits: &[impl AsRef<str>], prompt: usize, decode: usize) -> Vec<Vec<f32>> {
+    let mut recipe = engine.recipe();
+    for edit in edits {
+        recipe.set(edit.as_ref(), engine.facts(), engine.registry()).unwrap();
+    }
+    let vocab = engine.facts().vocab as u32;
+    let id = |i: usize| (i as u32 * 37 + 3) % vocab;
+    let mut session = engine.session(recipe, SessionOptions::default()).unwrap();
+    let ids: Vec<u32> = (0..prompt).map(id).collect();
+    session.feed(&ids, None, &Cancel::default(), &mut ()).unwrap();
+    let each = (prompt..prompt + decode).map(|i| {
+        session.feed(&[id(i)], None, &Cancel::default(), &mut ()).unwrap();
+        session.output().logits.clone()
+    });
+    each.collect()
+}
+
 /// An engine on the CPU backend with `threads` threads, no activation rounded.
 pub fn engine(name: &str, threads: usize) -> Arc<Engine> {
     engine_on(name, Cpu::exact(threads))

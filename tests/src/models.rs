@@ -5,6 +5,8 @@ use std::path::Path;
 
 use checkpoint::write::{Spec, write_safetensors};
 use checkpoint::{Checkpoint, Silent};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 use crate::goldens::folder;
 
@@ -91,17 +93,12 @@ pub fn one_head_llama(dir: &Path) {
 /// Tensors of a golden as its file has them, scales among them.
 fn stored(name: &str) -> BTreeMap<String, Stored> {
     let file = std::fs::read(folder(name).join("model.safetensors")).unwrap();
-    let (length, rest) = file.split_at(8);
-    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
-    let numbers = |v: &serde_json::Value| -> Vec<usize> { serde_json::from_value(v.clone()).unwrap() };
-    let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
-    let stored = |(name, t): (&String, &serde_json::Value)| {
-        let at = numbers(&t["data_offsets"]);
-        let dtype = t["dtype"].as_str().unwrap().to_string();
-        (name.clone(), (dtype, numbers(&t["shape"]), data[at[0]..at[1]].to_vec()))
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let stored = |(name, t): (&str, TensorView<'_>)| {
+        let parts = (t.dtype().to_string(), t.shape().to_vec(), t.data().to_vec());
+        (name.to_string(), parts)
     };
-    tensors.map(stored).collect()
+    file.iter().map(stored).collect()
 }
 
 /// tiny-v4-fp8 with queries that come out of 128 values instead of 24: the kernels of whole blocks take their product.

@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use engine::{Cancel, SessionOptions};
 use kernels::cpu::Cpu;
 use kernels::cpu::exec::CpuBackend;
 use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::Backend;
-use model1_tests::goldens::{engine_with, relative};
+use model1_tests::goldens::{engine_with, one_by_one, relative};
 use model1_tests::models::wide_v4_fp8;
 use model1_tests_cuda::{Emulator, Order};
 
@@ -20,21 +19,7 @@ const DECODE: usize = 9;
 fn logits(backend: Arc<dyn Backend>, edits: &[&str]) -> Vec<Vec<f32>> {
     let dir = tempfile::tempdir().unwrap();
     wide_v4_fp8(dir.path());
-    let engine = engine_with(dir.path(), backend).unwrap();
-    let mut recipe = engine.recipe();
-    for edit in edits {
-        recipe.set(edit, engine.facts(), engine.registry()).unwrap();
-    }
-    let vocab = engine.facts().vocab as u32;
-    let id = |i: usize| (i as u32 * 37 + 3) % vocab;
-    let mut session = engine.session(recipe, SessionOptions::default()).unwrap();
-    let ids: Vec<u32> = (0..PROMPT).map(id).collect();
-    session.feed(&ids, None, &Cancel::default(), &mut ()).unwrap();
-    let each = (PROMPT..PROMPT + DECODE).map(|i| {
-        session.feed(&[id(i)], None, &Cancel::default(), &mut ()).unwrap();
-        session.output().logits.clone()
-    });
-    each.collect()
+    one_by_one(&engine_with(dir.path(), backend).unwrap(), edits, PROMPT, DECODE)
 }
 
 /// As many multiprocessors as Hopper has: the blocks of both formats find room.

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use engine::recipe::Recipe;
-use engine::{Cancel, Engine, SessionOptions};
 use kernels::cuda::device::Residency;
 use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::Backend;
-use model1_tests::goldens::{engine_with, folder, relative};
+use model1_tests::goldens::{engine_with, folder, one_by_one, relative};
 use model1_tests_cuda::{Emulator, Order};
 
 /// Tokens read at once, and those read one by one behind them: compressed rows close among them.
@@ -26,29 +24,14 @@ fn cuda(emulator: Emulator) -> (Arc<Emulator>, Arc<Cuda>) {
     (device.clone(), Arc::new(Cuda::on(device, options)))
 }
 
-fn recipe(engine: &Engine, edits: &[String]) -> Recipe {
-    let mut recipe = engine.recipe();
-    for edit in edits {
-        recipe.set(edit, engine.facts(), engine.registry()).unwrap();
-    }
-    recipe
-}
-
 /// Logits of the tokens that are read one by one.
 fn logits(backend: Arc<dyn Backend>, edits: &[String]) -> Vec<Vec<f32>> {
-    let engine = engine_with(&folder("tiny-v4"), backend).unwrap();
-    let vocab = engine.facts().vocab as u32;
-    let id = |i: usize| (i as u32 * 37 + 3) % vocab;
-    let mut session = engine
-        .session(recipe(&engine, edits), SessionOptions::default())
-        .unwrap();
-    let ids: Vec<u32> = (0..PROMPT).map(id).collect();
-    session.feed(&ids, None, &Cancel::default(), &mut ()).unwrap();
-    let each = (PROMPT..PROMPT + DECODE).map(|i| {
-        session.feed(&[id(i)], None, &Cancel::default(), &mut ()).unwrap();
-        session.output().logits.clone()
-    });
-    each.collect()
+    one_by_one(
+        &engine_with(&folder("tiny-v4"), backend).unwrap(),
+        edits,
+        PROMPT,
+        DECODE,
+    )
 }
 
 /// Weights of attention and of the experts in a format whose pairs are `kernel`, `pairs` of them in a token.
