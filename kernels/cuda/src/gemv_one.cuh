@@ -83,9 +83,9 @@ struct GemvBlock {
     uint32_t first, units, group;
 };
 
-__device__ __forceinline__ GemvBlock gemv_block(const GemvArgs& a) {
+__device__ __forceinline__ GemvBlock gemv_block(const GemvArgs& a, uint32_t number) {
     const uint32_t units = a.group_rows != 0 ? a.group_rows : a.rows, groups = a.rows / units;
-    const uint32_t blocks = a.blocks / groups, group = blockIdx.x / blocks, b = blockIdx.x % blocks;
+    const uint32_t blocks = a.blocks / groups, group = number / blocks, b = number % blocks;
     const uint32_t each = units / blocks, more = units % blocks;
     return {group * units + each * b + min(b, more), each + (b < more ? 1 : 0), group};
 }
@@ -180,7 +180,7 @@ __device__ __forceinline__ float norm_weights(const GemvArgs& a, float4 (&xs)[XI
 
 // XI chunks of x per lane; columns beyond 32 * split * XI chunks take another pass over the rows.
 template <class F, uint32_t XI, bool BESIDE = true>
-__device__ __forceinline__ void gemv_one(const GemvArgs& a) {
+__device__ __forceinline__ void gemv_one(const GemvArgs& a, uint32_t number = blockIdx.x) {
     DYNAMIC_SHARED(memory);
     __shared__ float squares[8];
     float* partial = (float*)memory;  // [rows of the block][split]
@@ -189,7 +189,7 @@ __device__ __forceinline__ void gemv_one(const GemvArgs& a) {
     const uint32_t share = warp % split, team = warp / split, step = 32 * split, mine = share * 32 + lane;
     const uint32_t chunks = a.w.cols / F::LEN, passes = (chunks + step * XI - 1) / (step * XI);
 
-    const GemvBlock block = gemv_block(a);
+    const GemvBlock block = gemv_block(a, number);
     const uint32_t two = a.glu != 0 ? 1 : 0, per = 1 + two, rows = block.units * per, unit0 = block.first;
 
     DevExpert one = {}, other = {};

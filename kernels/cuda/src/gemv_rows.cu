@@ -11,15 +11,16 @@ struct GemvRowsArgs {
     uint32_t slices;  // most of a part
 };
 
-// grid (blocks + parts * slices of the chain, 1), else as the kernels of the products alone; shared: the larger of both
+// grid (parts * slices of the chain + blocks, 1), else as the kernels of the products alone; shared: the larger of both. Those of
+// the chain come first: they have most to do before their predecessor has ended.
 #define GEMV_ROWS(name, count, product)                                                          \
     EARLY_KERNEL(name##_rows, GemvRowsArgs, 256, count) {                                        \
-        if (blockIdx.x < a.blocks) {                                                             \
-            product(a.products);                                                                 \
+        const uint32_t b = blockIdx.x, beside = gridDim.x - a.blocks;                            \
+        if (b >= beside) {                                                                       \
+            product(a.products, b - beside);                                                     \
             return;                                                                              \
         }                                                                                        \
         DYNAMIC_SHARED(memory);                                                                  \
-        const uint32_t b = blockIdx.x - a.blocks;                                                \
         chain_block(a.chain, 0, b / a.slices, b % a.slices, (float*)memory);                     \
     }
 

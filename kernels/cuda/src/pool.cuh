@@ -33,8 +33,8 @@ __device__ __forceinline__ void pool_entry(const PoolArgs& a, const DevStep& s, 
 // Tokens of a row that are asked for together.
 constexpr uint32_t kPoolAhead = 4;
 
-// One channel of row `n` of those that close.
-__device__ __forceinline__ void pool_row(const PoolArgs& a, const DevStep& s, uint32_t n, uint32_t channel) {
+// One channel of row `n` of those that close; `near`: a second place for it.
+__device__ __forceinline__ void pool_row(const PoolArgs& a, const DevStep& s, uint32_t n, uint32_t channel, float* near = nullptr) {
     const bool overlap = a.c != a.d;
     const uint64_t start = (first_closed(s, a.rate) + n) * a.rate;
     const uint32_t before = overlap && start >= a.rate ? a.rate : 0, own = overlap ? a.d : 0;
@@ -65,6 +65,7 @@ __device__ __forceinline__ void pool_row(const PoolArgs& a, const DevStep& s, ui
         }
     }
     a.out[(size_t)n * a.d + channel] = total / sum;
+    if (near != nullptr) near[channel] = total / sum;
 }
 
 // One channel of token t of the step goes into the state.
@@ -76,8 +77,8 @@ __device__ __forceinline__ void pool_keep(const PoolArgs& a, const DevStep& s, u
 }
 
 // Both for a step of one token: a row's tokens are the last `slots` ones with the new one among them, so that the slot that is
-// written anew is none of those the row reads.
-__device__ __forceinline__ void pool_channel(const PoolArgs& a, const DevStep& s, uint32_t channel) {
-    if (channel < a.d && closed_rows(s, a.rate) > 0) pool_row(a, s, 0, channel);
+// written anew is none of those the row reads. A row that closes goes to `near`, too.
+__device__ __forceinline__ void pool_channel(const PoolArgs& a, const DevStep& s, uint32_t channel, float* near = nullptr) {
+    if (channel < a.d && closed_rows(s, a.rate) > 0) pool_row(a, s, 0, channel, near);
     if (channel < a.c) pool_keep(a, s, s.position, channel);
 }

@@ -1,6 +1,7 @@
 // Ops on one row by one block: what kernels/cuda/src/chain.cu strings together. Every function is called by all threads
 // of the block and begins where the row's earlier values are visible to all of them. Ops that treat a row's runs (heads)
-// alike can be shared out: block `slice` of `slices` takes its share of the runs.
+// alike can be shared out: block `slice` of `slices` takes its share of the runs. A block that takes a row through several ops
+// may have its values in shared memory, too (`near`): an op reads them there and writes them to both places.
 #pragma once
 
 #include "records.cuh"
@@ -115,17 +116,21 @@ __device__ __forceinline__ void rope_turns(const RopeArgs& a, const DevStep& ste
 
 // Rotates a row; called when all threads see `turns`.
 __device__ __forceinline__ void rope_row(const RopeArgs& a, uint32_t row, const float2* turns, uint32_t slice = 0,
-                                         uint32_t slices = 1) {
+                                         uint32_t slices = 1, float* near = nullptr) {
     const uint32_t pairs = a.dims / 2;
-    float* x = a.x + (size_t)row * a.width;
+    float* const x = a.x + (size_t)row * a.width;
     const uint2 heads = runs_of(a.heads, slice, slices);
     for (uint32_t n = heads.x * pairs + threadIdx.x; n < heads.y * pairs; n += blockDim.x) {
-        const uint32_t head = n / pairs, i = n % pairs;
-        float* v = x + head * a.head_dim + a.offset;
-        const uint32_t first = a.half != 0 ? i : 2 * i, second = a.half != 0 ? i + pairs : 2 * i + 1;
-        const float p = v[first], q = v[second];
-        v[first] = p * turns[i].y - q * turns[i].x;
-        v[second] = p * turns[i].x + q * turns[i].y;
+        const uint32_t head = n / pairs, i = n % pairs, v = head * a.head_dim + a.offset;
+        const uint32_t first = v + (a.half != 0 ? i : 2 * i), second = v + (a.half != 0 ? i + pairs : 2 * i + 1);
+        const float* const from = near != nullptr ? near : x;
+        const float p = from[first], q = from[second];
+        const float y = p * turns[i].y - q * turns[i].x, z = p * turns[i].x + q * turns[i].y;
+        x[first] = y;
+        x[second] = z;
+        if (near == nullptr) continue;
+        near[first] = y;
+        near[second] = z;
     }
 }
 
@@ -147,13 +152,14 @@ __device__ inline void write_stats(const RoundTrip& trip, DevRowStats* out) {
 // Warps take blocks of values that share a scale.
 // Plain formats can be shared out by records; others are written by slice 0 of 1.
 __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& step, uint32_t row, uint32_t slice = 0,
-                                       uint32_t slices = 1) {
+                                       uint32_t slices = 1, const float* near = nullptr) {
     const CacheRef& c = a.cache;
     const uint32_t rows = step_rows(step, a.src_rows);
     const uint64_t index = (a.rate == 0 ? step.position : first_closed(step, a.rate)) + row;
     // A later row of the step takes the same slot: the last one stays.
     const bool hidden = c.ring != 0 && row + c.ring < rows;
     const size_t slot = cache_slot(c, index);
+    const float* const values = near != nullptr ? near : a.src + (size_t)row * c.records * c.width;
     RoundTrip trip;
     const bool v32 = c.format == kCacheFp8V32;
     const uint32_t nope =
@@ -162,7 +168,7 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     if (c.format <= kCacheBf16) {
         // Records of a row lie side by side; nothing is lost that would have to be counted.
         const uint2 mine = runs_of(c.records, slice, slices);
-        const float* v = a.src + (size_t)row * c.records * c.width;
+        const float* v = values;
         uint8_t* data = c.data + slot * c.records * c.data_bytes;
         if (hidden) return;
 #pragma unroll 4
@@ -180,7 +186,7 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     const uint32_t block = four ? 32 : v32 ? 128 : 64, blocks = (nope + block - 1) / block;
     for (uint32_t n = warp; n < c.records * blocks && !hidden; n += warps) {
         const uint32_t r = n / blocks, b = n % blocks, from = b * block;
-        const float* v = a.src + ((size_t)row * c.records + r) * c.width;
+        const float* v = values + r * c.width;
         const size_t at = slot * c.records + r;
         uint8_t *data = c.data + at * c.data_bytes, *scales = c.scales + at * c.scale_bytes;
         uint8_t* scale = v32 ? data + nope + 4 * b : scales + b;
@@ -256,15 +262,22 @@ __device__ __forceinline__ void norm_run(const NormArgs& a, const float* x, floa
     norm_values(a, x, me, width, sum, [&](uint32_t i, float y) { out[i] = y; });
 }
 
-// One warp per run, or the whole block where there is one run.
-__device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice = 0, uint32_t slices = 1) {
+// One warp per run, or the whole block where there is one run: of that, what it comes to goes to `near`, too; `there`: its
+// values lie there before.
+__device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice = 0, uint32_t slices = 1, float* near = nullptr,
+                                bool there = false) {
     __shared__ float sums[32];
     const size_t at = (size_t)row * a.groups * a.group;
     if (a.groups == 1) {
-        norm_run(a, a.x + at, a.out + at, threadIdx.x, blockDim.x, [&](float v) {
+        float* const out = a.out + at;
+        const auto sum = [&](float v) {
             v = block_sum(v, sums);
             __syncthreads();
             return v;
+        };
+        norm_values(a, there ? near : a.x + at, threadIdx.x, blockDim.x, sum, [&](uint32_t i, float y) {
+            out[i] = y;
+            if (near != nullptr) near[i] = y;
         });
         return;
     }
@@ -276,10 +289,15 @@ __device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice 
 }
 
 // Rounds runs of values to a cache format and back.
-__device__ inline void round_trip_run(const RunsArgs& a, float* x) {
+__device__ inline void round_trip_run(const RunsArgs& a, float* x, float* near = nullptr) {
     if (a.format == kCacheF32) return;
+    const float* const from_x = near != nullptr ? near : x;
+    const auto store = [&](uint32_t i, float v) {
+        x[i] = v;
+        if (near != nullptr) near[i] = v;
+    };
     if (a.format == kCacheBf16) {
-        for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
+        for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) store(i, bf16_to_f32(f32_to_bf16(from_x[i])));
         return;
     }
     const bool four = a.format == kCacheFp4;
@@ -288,25 +306,25 @@ __device__ inline void round_trip_run(const RunsArgs& a, float* x) {
     for (uint32_t from = threadIdx.x / 32 * block; from < a.width; from += blockDim.x / 32 * block) {
         const uint32_t n = min(block, a.width - from);
         float amax = 0.0f;
-        for (uint32_t k = lane; k < n; k += 32) amax = fmaxf(amax, finite_magnitude(x[from + k]));
+        for (uint32_t k = lane; k < n; k += 32) amax = fmaxf(amax, finite_magnitude(from_x[from + k]));
         amax = warp_max(amax);
         const uint32_t byte = four ? e2m1_scale_byte(amax) : e4m3_scale_byte(amax);
         for (uint32_t k = lane; k < n; k += 32) {
             float stored;
             if (four) {
-                e2m1_encode(x[from + k], byte, &stored, trip);
+                e2m1_encode(from_x[from + k], byte, &stored, trip);
             } else {
-                e4m3_encode(x[from + k], byte, &stored, trip);
+                e4m3_encode(from_x[from + k], byte, &stored, trip);
             }
-            x[from + k] = stored;
+            store(from + k, stored);
         }
     }
 }
 
 // Normalised Walsh-Hadamard transform of a run of 2^n values in shared memory, strides 1, 2, 4, ... as on the CPU: the
 // same bits.
-__device__ inline void hadamard_run(const RunsArgs& a, float* x, float* v) {
-    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) v[i] = x[i];
+__device__ inline void hadamard_run(const RunsArgs& a, float* x, float* v, float* near = nullptr) {
+    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) v[i] = near != nullptr ? near[i] : x[i];
     for (uint32_t half = 1; half < a.width; half *= 2) {
         __syncthreads();
         for (uint32_t p = threadIdx.x; p < a.width / 2; p += blockDim.x) {
@@ -318,7 +336,10 @@ __device__ inline void hadamard_run(const RunsArgs& a, float* x, float* v) {
     }
     __syncthreads();
     const float norm = (float)(1.0 / sqrt((double)a.width));
-    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) x[i] = __fmul_rn(v[i], norm);
+    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) {
+        x[i] = __fmul_rn(v[i], norm);
+        if (near != nullptr) near[i] = x[i];
+    }
 }
 
 __device__ inline void expert_sum_row(const ExpertSumArgs& a, uint32_t t) {
