@@ -126,6 +126,7 @@ mod tests {
         let ring = CacheRows::Ring {
             capacity: 256,
             live: 128,
+            block: 1,
         };
         let caches = [
             cache(Component::Window, ring, 512, CacheFormat::Fp8Model1),

@@ -36,8 +36,8 @@ pub fn of_caches(caches: &[CacheDesc], context: u64) -> u64 {
     for d in caches {
         let (data, scales) = d.row_bytes();
         let rows = match d.rows {
-            CacheRows::Ring { capacity, live } => {
-                let live = live.min(capacity).min(context as usize);
+            CacheRows::Ring { capacity, live, .. } => {
+                let live = (live - 1).min(capacity).min(context as usize);
                 gathered.add(live * data);
                 gathered.add(live * scales);
                 capacity

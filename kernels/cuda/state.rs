@@ -93,13 +93,13 @@ impl Store {
         ]
     }
 
-    /// Slots that a rewind to `position` needs: the last `live` tokens of a ring, in at most two runs.
+    /// Slots that a rewind to `position` needs: the last tokens of a ring, in at most two runs.
     fn live(&self, position: u64) -> Vec<Run> {
-        let CacheRows::Ring { capacity, live } = self.desc.rows else {
+        let CacheRows::Ring { capacity, .. } = self.desc.rows else {
             return Vec::new();
         };
-        let from = position.saturating_sub(live.min(capacity) as u64);
-        let (first, count) = ((from % capacity as u64) as usize, (position - from) as usize);
+        let count = self.desc.rows.kept(position);
+        let first = ((position - count as u64) % capacity as u64) as usize;
         let head = count.min(capacity - first);
         let runs = [(first, head), (0, count - head)].map(|(first, count)| Run { first, count });
         runs.into_iter().filter(|r| r.count > 0).collect()

@@ -166,7 +166,23 @@ pub enum CacheRows {
         capacity: usize,
         /// Rows visible to a query.
         live: usize,
+        /// Tokens of a block: when one is full nothing is needed of it, or, where a query sees more than one, no more than the
+        /// last of them (1 = a window, of which a query brings the newest row itself).
+        block: usize,
     },
+}
+
+impl CacheRows {
+    /// Rows of a ring that steps behind `position` tokens may still read: the last ones. What grows keeps all, and this is 0.
+    pub fn kept(&self, position: u64) -> usize {
+        match *self {
+            Self::Growing { .. } => 0,
+            Self::Ring { capacity, live, block } => {
+                let last = live - block + (position % block as u64) as usize;
+                last.min(capacity).min(position as usize)
+            }
+        }
+    }
 }
 
 /// One component of one layer's cache.

@@ -130,8 +130,7 @@ impl Writer {
             // (first row, rows)
             let runs: Vec<(usize, usize)> = match desc.rows {
                 CacheRows::Growing { rate } => vec![(0, position / rate)],
-                // The oldest is not read by the query that comes next, which writes to its slot.
-                CacheRows::Ring { capacity, live } => (position.saturating_sub(live - 1)..position)
+                CacheRows::Ring { capacity, .. } => (position - desc.rows.kept(position as u64)..position)
                     .map(|t| (t % capacity, 1))
                     .collect(),
             };

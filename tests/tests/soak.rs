@@ -79,14 +79,11 @@ fn held(session: &mut Session) -> Vec<Vec<u32>> {
     let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
     let mut all = vec![bits(&session.output().logits)];
     for i in 0..session.state().caches().len() {
-        let rows = match session.state().caches()[i].rows {
-            CacheRows::Growing { rate } => position as usize / rate,
-            CacheRows::Ring { capacity, live } => (position as usize).min(live.min(capacity)),
-        };
-        // Rings: the slots of the rows that are still seen.
-        let slots: Vec<usize> = match session.state().caches()[i].rows {
-            CacheRows::Growing { .. } => (0..rows).collect(),
-            CacheRows::Ring { capacity, .. } => (position as usize - rows..position as usize)
+        // Rings: the slots of the rows that may still be read.
+        let rows = session.state().caches()[i].rows;
+        let slots: Vec<usize> = match rows {
+            CacheRows::Growing { rate } => (0..position as usize / rate).collect(),
+            CacheRows::Ring { capacity, .. } => (position as usize - rows.kept(position)..position as usize)
                 .map(|p| p % capacity)
                 .collect(),
         };

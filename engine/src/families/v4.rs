@@ -366,6 +366,7 @@ impl Family for DeepseekV4 {
             let ring = CacheRows::Ring {
                 capacity,
                 live: c.window,
+                block: 1,
             };
             caches.push(row(Component::Window, ring, c.head_dim, c.rope_dim, kv));
             if f.rate == 0 {
@@ -378,6 +379,7 @@ impl Family for DeepseekV4 {
             let pool = CacheRows::Ring {
                 capacity: f.rate * overlap,
                 live: f.rate * overlap,
+                block: f.rate,
             };
             caches.push(row(
                 Component::Pooling,

@@ -251,12 +251,12 @@ impl CpuState {
     }
 }
 
-/// Slots of a ring that matter at `position`: the last `live - 1` tokens (the next query brings its own).
+/// Slots of a ring that matter at `position`.
 fn ring_slots(desc: &CacheDesc, position: u64) -> Vec<usize> {
-    let CacheRows::Ring { capacity, live } = desc.rows else {
+    let CacheRows::Ring { capacity, .. } = desc.rows else {
         return Vec::new();
     };
-    let from = position.saturating_sub(live as u64);
+    let from = position - desc.rows.kept(position) as u64;
     (from..position).map(|t| (t % capacity as u64) as usize).collect()
 }
 

@@ -13,6 +13,7 @@ mod gemv;
 mod gemv_mma;
 mod gemv_with;
 mod hc;
+mod held;
 mod index;
 mod matmul;
 mod mixing;
@@ -161,6 +162,9 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
             Some((p, n, x)) if n == group.origin.len() => gemv::project(cx, x, &p),
             Some((p, n, x)) if n < group.origin.len() => {
                 let rows = chain::prepare(cx, &group.origin[n..])?;
+                if held::launch(cx, x, &p, &rows)? {
+                    return Ok(());
+                }
                 gemv_with::rows(cx, &gemv::prepare(cx, x, &p, rows.blocks())?, &rows)
             }
             _ => args::unsupported("a group that is none of the plan's"),

@@ -16,31 +16,31 @@ use crate::cuda::memory::{Mem, Parts};
 use crate::ir::{Activation, BufId, ExecError, Format, Layout, Op, OpId, Plan, WeightDesc, WeightId};
 
 /// Threads that multiply, and those that copy.
-const THREADS: (u32, u32) = (256, 32);
+pub(super) const THREADS: (u32, u32) = (256, 32);
 /// Rows of a tile, tiles of a block (`kPairTiles`), warps.
-const TILE: usize = 16;
-const TILES: usize = 8;
-const WARPS: usize = 8;
+pub(super) const TILE: usize = 16;
+pub(super) const TILES: usize = 8;
+pub(super) const WARPS: usize = 8;
 /// Columns of a run.
 const RUN: usize = 32;
 /// Shared memory of a block that is no part of what it asks for.
-const STATIC: usize = 256;
+const STATIC: usize = 1536;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct MatrixArg {
+pub(super) struct MatrixArg {
     data: DevPtr,
     scales: DevPtr,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct HalfArg {
+pub(super) struct HalfArg {
     matrices: [MatrixArg; 2],
     beside: [MatrixArg; 2],
     experts: [DevPtr; 2],
-    x: DevPtr,
-    out: DevPtr,
+    pub x: DevPtr,
+    pub out: DevPtr,
     beside_out: DevPtr,
     cols: u32,
     row_bytes: u32,
@@ -64,18 +64,18 @@ struct HalfArg {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct PairArgs {
-    halves: [HalfArg; 2],
+pub(super) struct PairArgs {
+    pub halves: [HalfArg; 2],
     slot_weights: DevPtr,
     chosen: DevPtr,
     uses: DevPtr,
     k: u32,
     settled: u32,
-    hold: u32,
+    pub hold: u32,
     first: u32,
     last: u32,
-    x: u32,
-    partial: u32,
+    pub x: u32,
+    pub partial: u32,
     n_experts: u32,
     comb: DevPtr,
     iterations: u32,
@@ -85,15 +85,15 @@ struct PairArgs {
 const _: () = assert!(size_of::<HalfArg>() == 176 && size_of::<PairArgs>() == 424);
 
 /// How a format lies in shared memory: bytes of a row, what stands between two rows, bytes of x; see `src/pair.cuh`.
-struct Lies {
-    kernel: &'static str,
-    row: usize,
-    pad: usize,
-    x: usize,
-    scales: Option<Scales>,
+pub(super) struct Lies {
+    pub kernel: &'static str,
+    pub row: usize,
+    pub pad: usize,
+    pub x: usize,
+    pub scales: Option<Scales>,
 }
 
-fn lies(d: &WeightDesc) -> Option<Lies> {
+pub(super) fn lies(d: &WeightDesc) -> Option<Lies> {
     if d.layout != Layout::OutIn || d.cols == 0 || !d.cols.is_multiple_of(RUN) {
         return None;
     }
@@ -118,19 +118,19 @@ fn lies(d: &WeightDesc) -> Option<Lies> {
 }
 
 /// One of the two products.
-struct Half {
+pub(super) struct Half {
     /// A matrix, or gate and up; of experts the first one's.
-    weights: Vec<WeightId>,
+    pub weights: Vec<WeightId>,
     /// Those of the group beside experts.
-    beside: Vec<WeightId>,
+    pub beside: Vec<WeightId>,
     /// Ops whose tables of experts these are.
-    tables: Vec<usize>,
-    input: BufId,
+    pub tables: Vec<usize>,
+    pub input: BufId,
     /// Whether every group has columns of its own.
-    apart: bool,
-    groups: usize,
-    group_rows: usize,
-    glu: Option<(Activation, Option<f32>)>,
+    pub apart: bool,
+    pub groups: usize,
+    pub group_rows: usize,
+    pub glu: Option<(Activation, Option<f32>)>,
 }
 
 /// Two products that can be one launch.
@@ -143,10 +143,10 @@ pub(in crate::cuda) struct Pair {
 }
 
 /// Where a half's rows and weights go.
-struct Place {
-    blocks: usize,
-    weights: usize,
-    scales: usize,
+pub(super) struct Place {
+    pub blocks: usize,
+    pub weights: usize,
+    pub scales: usize,
 }
 
 /// How a pair is shared out: kernel, its halves, and bytes of shared memory.
@@ -479,7 +479,7 @@ fn args(cx: &LaunchCx<'_>, pair: &Pair, room: &Room, uses: DevPtr, between: DevP
     Ok(args)
 }
 
-fn half_arg(cx: &LaunchCx<'_>, half: &Half, place: &Place) -> Result<HalfArg, ExecError> {
+pub(super) fn half_arg(cx: &LaunchCx<'_>, half: &Half, place: &Place) -> Result<HalfArg, ExecError> {
     let w = WeightArg::get(cx, half.weights[0]);
     let Some(lies) = lies(cx.plan.weight(half.weights[0])) else {
         return unsupported("this format in two products of one launch");

@@ -47,7 +47,7 @@ __device__ __forceinline__ const T& link_args(const Link& l) {
 constexpr uint32_t kNearRow = 1024;
 
 // Brings weights into the second-level cache: each of them is read once per step, from the slowest memory.
-__device__ __forceinline__ void bring_near(const WeightRef& w, size_t first, uint32_t n) {
+__device__ __forceinline__ void bring_near([[maybe_unused]] const WeightRef& w, [[maybe_unused]] size_t first, [[maybe_unused]] uint32_t n) {
 #ifndef MODEL1_EMULATE
     if (w.data == nullptr) return;
     const uint32_t each = w.format == kF32 ? 4 : 2;

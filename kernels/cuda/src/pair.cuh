@@ -82,8 +82,9 @@ struct PairPart {
     uint32_t group, first, units, tiles;
 };
 
-__device__ __forceinline__ PairPart pair_part(const PairHalf& h) {
-    const uint32_t group = blockIdx.x / h.blocks, b = blockIdx.x % h.blocks, shift = h.glu != 0 ? 3 : 4;
+// That of block `number` of those of the product.
+__device__ __forceinline__ PairPart pair_part(const PairHalf& h, uint32_t number) {
+    const uint32_t group = number / h.blocks, b = number % h.blocks, shift = h.glu != 0 ? 3 : 4;
     const uint32_t units = group < h.groups ? h.each + (b < h.more ? 1 : 0) : 0;
     return {group, h.each * b + min(b, h.more), units, (units + (1u << shift) - 1) >> shift};
 }
@@ -195,10 +196,12 @@ struct PairF8 {
     }
 };
 
-// Brings a product's vector into shared memory as the format wants it; with `marked` it waits for every number of it.
-template <class F>
-__device__ __forceinline__ void pair_lay_out(unsigned char* to, const float* from, uint32_t cols, bool marked, uint32_t bit) {
+// Brings a product's vector into shared memory as the format wants it; MARKED: it waits for every number of it.
+// `meanwhile` is done once, while the first numbers are on their way.
+template <class F, bool MARKED, class M>
+__device__ __forceinline__ void pair_lay_out(unsigned char* to, const float* from, uint32_t cols, uint32_t bit, M meanwhile) {
     constexpr uint32_t SOME = 2;
+    bool done = false;
     const uint4* const x = (const uint4*)from;
     const uint32_t quads = cols / 4, wrong = bit != 0 ? 0u : 1u;
 #pragma unroll 1
@@ -213,35 +216,68 @@ __device__ __forceinline__ void pair_lay_out(unsigned char* to, const float* fro
                 raw[i] = make_uint4(bit, bit, bit, bit);
                 if (quad < quads) raw[i] = load_shared(x + quad);
             }
+            if (!done) meanwhile();
+            done = true;
 #pragma unroll
             for (uint32_t i = 0; i < SOME; i++) {
                 // A number is there where its last bit is `bit`.
                 bad |= wrong != 0 ? raw[i].x | raw[i].y | raw[i].z | raw[i].w : ~(raw[i].x & raw[i].y & raw[i].z & raw[i].w);
             }
-        } while (__any_sync(kAll, marked && (bad & 1u) != 0));
+        } while (MARKED && __any_sync(kAll, (bad & 1u) != 0));
 #pragma unroll
         for (uint32_t i = 0; i < SOME; i++) {
-            const uint32_t quad = base + i * kPairThreads + (threadIdx.x & 31), keep = marked ? ~1u : ~0u;
+            const uint32_t quad = base + i * kPairThreads + (threadIdx.x & 31), keep = MARKED ? ~1u : ~0u;
             const float4 v = make_float4(__uint_as_float(raw[i].x & keep), __uint_as_float(raw[i].y & keep), __uint_as_float(raw[i].z & keep),
                                          __uint_as_float(raw[i].w & keep));
             F::store(to, cols, quad, v, quad < quads);
         }
     }
+    if (!done) meanwhile();
 }
+
+// Scale `i` of those a block needs of one of its matrices, as it lies: row by row. Experts' rows are their own, others' those of
+// the block's group.
+__device__ __forceinline__ uint32_t pair_scale(const PairHalf& h, const PairPart& part, const uint8_t* scales, uint32_t per, uint32_t i) {
+    const uint32_t row = (h.experts[0] == nullptr ? part.group * h.group_rows : 0) + part.first + i / per;
+    return scale_bits(h.scale_format, scales + (size_t)(row >> h.row_shift) * h.scale_pitch, i % per);
+}
+
+// A block's scales of a product, in the order of its rows, on their way: what a thread has of each matrix first.
+struct PairScales {
+    const uint8_t* from[2];
+    uint32_t bits[2];
+
+    // Of matrices at `one` and `other`.
+    __device__ __forceinline__ void ask(const PairHalf& h, const PairPart& part, uint32_t per, const uint8_t* one, const uint8_t* other) {
+        from[0] = one;
+        from[1] = h.glu != 0 ? other : nullptr;
+#pragma unroll
+        for (uint32_t m = 0; m < 2; m++) {
+            if (from[m] != nullptr && threadIdx.x < part.units * per) bits[m] = pair_scale(h, part, from[m], per, threadIdx.x);
+        }
+    }
+    // Leaves them in shared memory as f32.
+    __device__ __forceinline__ void leave(const PairHalf& h, const PairPart& part, uint32_t per, float* to) const {
+#pragma unroll
+        for (uint32_t m = 0; m < 2; m++) {
+            if (from[m] == nullptr) break;
+#pragma unroll 1
+            for (uint32_t i = threadIdx.x; i < part.units * per; i += kPairThreads) {
+                const uint32_t b = i == threadIdx.x ? bits[m] : pair_scale(h, part, from[m], per, i);
+                to[m * part.units * per + i] = scale_of_bits(h.scale_format, b);
+            }
+        }
+    }
+};
+
+// Columns with a scale of their own.
+__device__ __forceinline__ uint32_t pair_scale_columns(const PairHalf& h) { return (h.cols + (1u << h.col_shift) - 1) >> h.col_shift; }
 
 // A block's scales as f32, in the order of its rows.
 __device__ __forceinline__ void pair_scales(const PairArgs& a, const PairHalf& h, const PairPart& part, float* to) {
-    const uint32_t per = (h.cols + (1u << h.col_shift) - 1) >> h.col_shift, matrices = h.glu != 0 ? 2 : 1;
-#pragma unroll 1
-    for (uint32_t m = 0; m < matrices; m++) {
-        const DevExpert of = pair_matrix(a, h, part, m);
-        const bool grouped = h.experts[0] == nullptr;
-#pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < part.units * per; i += kPairThreads) {
-            const uint32_t row = (grouped ? part.group * h.group_rows : 0) + part.first + i / per;
-            to[m * part.units * per + i] = scale_value(h.scale_format, of.scales + (size_t)(row >> h.row_shift) * h.scale_pitch, i % per);
-        }
-    }
+    PairScales scales;
+    scales.ask(h, part, pair_scale_columns(h), pair_matrix(a, h, part, 0).scales, h.glu != 0 ? pair_matrix(a, h, part, 1).scales : nullptr);
+    scales.leave(h, part, pair_scale_columns(h), to);
 }
 
 // Where the rows of tile `tile` lie among the block's rows that lane group g multiplies, the last ones again beyond the end.
@@ -274,12 +310,46 @@ __device__ __forceinline__ void pair_copy(const PairHalf& h, const PairPart& par
 #endif
 }
 
+// A block's tiles times the vector at `x`, as they arrive: an eighth of the columns per warp, whose sums go to `partial`.
+template <class F>
+__device__ __forceinline__ void pair_tiles(const PairHalf& h, const PairPart& part, const unsigned char* memory, const unsigned char* x,
+                                           float* partial, [[maybe_unused]] uint64_t* ready, const uint4& zero) {
+    const uint32_t warp = warp_number(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+    const uint32_t runs = h.cols / 32, share = (runs + kPairWarps - 1) / kPairWarps, first = min(warp * share, runs);
+    const uint32_t count = min(share, runs - first), pitch = h.row_bytes + F::PAD;
+    const uint32_t per = F::SCALED ? pair_scale_columns(h) : 0;
+    const float* const factors = (const float*)(memory + h.scales);
+#pragma unroll 1
+    for (uint32_t tile = 0; tile < part.tiles; tile++) {
+        const uint2 rows = pair_rows(h, part, tile, g);
+        F product;
+        product.begin();
+#ifndef MODEL1_EMULATE
+        barrier_await(barrier_at(ready[tile]), 0);
+#endif
+        const unsigned char* const weights = memory + h.weights;
+        product.multiply(weights + rows.x * pitch, weights + rows.y * pitch, x, h.cols, &zero, first, count, factors + rows.x * per,
+                         factors + rows.y * per, h.col_shift);
+        const float2 sums = product.end();
+        if (t == 0) {
+            partial[(tile * kPairTile + g) * kPairWarps + warp] = sums.x;
+            partial[(tile * kPairTile + 8 + g) * kPairWarps + warp] = sums.y;
+        }
+    }
+}
+
+// What the warps' sums of a row come to.
+__device__ __forceinline__ float pair_sum(const float* partial, uint32_t row) {
+    const float4 *p = (const float4*)(partial + row * kPairWarps), v = p[0], w = p[1];
+    return ((v.x + v.y) + (v.z + v.w)) + ((w.x + w.y) + (w.z + w.w));
+}
+
 template <class F>
 __device__ __forceinline__ void pair(const PairArgs& a) {
     DYNAMIC_SHARED(memory);
     __shared__ uint64_t ready[2][kPairTiles];
     __shared__ uint4 zero;
-    const uint32_t warp = warp_number(), lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+    [[maybe_unused]] const uint32_t warp = warp_number(), lane = threadIdx.x & 31;
     const bool late = a.chosen != nullptr && a.settled == 0;
     float* const partial = (float*)(memory + a.partial);
     if (threadIdx.x == 0) zero = make_uint4(0, 0, 0, 0);
@@ -302,7 +372,7 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
 #pragma unroll 1
         for (uint32_t i = a.first; i <= a.last; i++) {
             const PairHalf& h = a.halves[i];
-            const PairPart part = pair_part(h);
+            const PairPart part = pair_part(h, blockIdx.x);
             if (part.units == 0) continue;
             const bool chosen = pair_chosen(a, h, part);
             if (late && !waited && chosen) {
@@ -328,20 +398,60 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
         return;
     }
 #endif
-    const auto scales = [&] {
-        if constexpr (F::SCALED) {
-#pragma unroll 1
-            for (uint32_t i = a.first; i <= a.last; i++) pair_scales(a, a.halves[i], pair_part(a.halves[i]), (float*)(memory + a.halves[i].scales));
-        }
+    // Scales of chosen experts are looked for when the choice is there, others before; those of all experts are brought near.
+    __shared__ const uint8_t* tables[4][32];  // by half: gate, up; or one
+    PairScales scales[2] = {};
+    const bool known = a.n_experts <= 32;
+    const auto chosen_late = [&](uint32_t i) {
+        return late && i >= a.first && i <= a.last && pair_chosen(a, a.halves[i], pair_part(a.halves[i], blockIdx.x));
     };
-    if (!late) scales();
+    if constexpr (F::SCALED) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) {
+            const PairHalf& h = a.halves[i];
+            const PairPart part = pair_part(h, blockIdx.x);
+            if (i < a.first || i > a.last) continue;
+            if (!chosen_late(i)) {
+                pair_scales(a, h, part, (float*)(memory + h.scales));
+            } else if (known && threadIdx.x < a.n_experts) {
+#pragma unroll
+                for (uint32_t m = 0; m < 2; m++) {
+                    if (m != 0 && h.glu == 0) break;
+                    const uint8_t* at = h.experts[m][threadIdx.x].scales;
+                    tables[2 * i + m][threadIdx.x] = at;
+#ifndef MODEL1_EMULATE
+#pragma unroll 1
+                    for (uint32_t row = part.first >> h.row_shift; row <= (part.first + part.units - 1) >> h.row_shift; row++) {
+                        asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (size_t)row * h.scale_pitch));
+                    }
+#endif
+                }
+            }
+        }
+        if (late) sync_workers();
+    }
     await_predecessor(a.hold != 0);
     const uint32_t serial = load_shared_one(a.uses + 1), bit = (serial & 1u) ^ 1u;
-    if (late) scales();
+    const auto ask_scales = [&] {
+        if constexpr (F::SCALED) {
+            int expert[2] = {};
+#pragma unroll
+            for (uint32_t i = 0; i < 2; i++) {
+                if (chosen_late(i)) expert[i] = a.chosen[pair_part(a.halves[i], blockIdx.x).group];
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < 2; i++) {
+                const PairHalf& h = a.halves[i];
+                if (!chosen_late(i)) continue;
+                const auto of = [&](uint32_t m) { return known ? tables[2 * i + m][expert[i]] : h.experts[m][expert[i]].scales; };
+                scales[i].ask(h, pair_part(h, blockIdx.x), pair_scale_columns(h), of(0), h.glu != 0 ? of(1) : nullptr);
+            }
+        }
+    };
 #pragma unroll 1
     for (uint32_t i = a.first; i <= a.last; i++) {
         const PairHalf& h = a.halves[i];
-        const PairPart part = pair_part(h);
+        const PairPart part = pair_part(h, blockIdx.x);
         const bool idle = part.units == 0;
 #ifdef MODEL1_EMULATE
         if (!idle && threadIdx.x < 32) {
@@ -352,40 +462,33 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
         float slot_weight = 1.0f;
         if (a.slot_weights != nullptr && h.glu != 0 && part.group < a.k) slot_weight = a.slot_weights[part.group];
         unsigned char* const x = memory + a.x;
-        if (!idle) pair_lay_out<F>(x, h.x + (size_t)part.group * h.x_step, h.cols, i != 0, bit);
-        sync_workers();
-        if (idle) continue;
-        const uint32_t runs = h.cols / 32, share = (runs + kPairWarps - 1) / kPairWarps, first = min(warp * share, runs);
-        const uint32_t count = min(share, runs - first), pitch = h.row_bytes + F::PAD;
-        const uint32_t per = F::SCALED ? (h.cols + (1u << h.col_shift) - 1) >> h.col_shift : 0;
-        const float* const factors = (const float*)(memory + h.scales);
-#pragma unroll 1
-        for (uint32_t tile = 0; tile < part.tiles; tile++) {
-            const uint2 rows = pair_rows(h, part, tile, g);
-            F product;
-            product.begin();
-#ifndef MODEL1_EMULATE
-            barrier_await(barrier_at(ready[i][tile]), 0);
-#endif
-            const unsigned char* const weights = memory + h.weights;
-            product.multiply(weights + rows.x * pitch, weights + rows.y * pitch, x, h.cols, &zero, first, count, factors + rows.x * per,
-                             factors + rows.y * per, h.col_shift);
-            const float2 sums = product.end();
-            if (t == 0) {
-                partial[(tile * kPairTile + g) * kPairWarps + warp] = sums.x;
-                partial[(tile * kPairTile + 8 + g) * kPairWarps + warp] = sums.y;
+        const float* const from = h.x + (size_t)part.group * h.x_step;
+        const auto meanwhile = [&] {
+            if (i == a.first) ask_scales();
+        };
+        if (idle) {
+            meanwhile();
+        } else if (i == 0) {
+            pair_lay_out<F, false>(x, from, h.cols, 0, meanwhile);
+        } else {
+            pair_lay_out<F, true>(x, from, h.cols, bit, meanwhile);
+        }
+        if constexpr (F::SCALED) {
+#pragma unroll
+            for (uint32_t k = 0; k < 2; k++) {
+                const PairHalf& of = a.halves[k];
+                if (i == a.first) scales[k].leave(of, pair_part(of, blockIdx.x), pair_scale_columns(of), (float*)(memory + of.scales));
             }
         }
         sync_workers();
+        if (idle) continue;
+        pair_tiles<F>(h, part, memory, x, partial, ready[i], zero);
+        sync_workers();
 #pragma unroll 1
         for (uint32_t u = threadIdx.x; u < part.units; u += kPairThreads) {
-            const auto sum = [&](uint32_t row) {
-                const float4 *p = (const float4*)(partial + row * kPairWarps), v = p[0], w = p[1];
-                return ((v.x + v.y) + (v.z + v.w)) + ((w.x + w.y) + (w.z + w.w));
-            };
-            float value = sum(h.glu != 0 ? u / 8 * kPairTile + u % 8 : u);
+            float value = pair_sum(partial, h.glu != 0 ? u / 8 * kPairTile + u % 8 : u);
             if (h.glu != 0) {
-                const float other = sum(u / 8 * kPairTile + 8 + u % 8);
+                const float other = pair_sum(partial, u / 8 * kPairTile + 8 + u % 8);
                 value = activate(h.activation, fminf(value, h.limit)) * fminf(fmaxf(other, -h.limit), h.limit) * slot_weight;
             }
             const bool beside = h.beside_out != nullptr && part.group == a.k;

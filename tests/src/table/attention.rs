@@ -56,6 +56,7 @@ pub(super) fn indexer(
     let ring = CacheRows::Ring {
         capacity: rate,
         live: rate,
+        block: 1,
     };
     let (kv, gate) = (c.input(dim, 1.0), c.input(dim, 1.0));
     let ape = c.normal(rate, dim, 0.1);
@@ -325,6 +326,7 @@ fn sparse(
     let ring = CacheRows::Ring {
         capacity: 8 + 40,
         live: 8,
+        block: 1,
     };
     let window = c.rows(Component::Window, ring, 1, (d, rope), format);
     c.op(Op::CacheWrite {
@@ -335,6 +337,7 @@ fn sparse(
     let pool = CacheRows::Ring {
         capacity: rate,
         live: rate,
+        block: 1,
     };
     let gate = c.input(d, 1.0);
     let ape = c.normal(rate, d, 0.1);

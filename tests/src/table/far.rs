@@ -297,6 +297,7 @@ pub(super) fn pooling(on: &On) {
         let ring = CacheRows::Ring {
             capacity: slots,
             live: slots,
+            block: 1,
         };
         let state = c.rows(Component::Pooling, ring, 1, (2 * width, 0), CacheFormat::F32);
         let out = c.buffer(Dim::Closed(rate), Dim::Const(d), ElemType::F32);
@@ -346,6 +347,7 @@ pub(super) fn cache_rows(on: &On) {
             CacheRows::Ring {
                 capacity: 1150,
                 live: 128,
+                block: 1,
             },
         ] {
             let cache = c.rows(Component::Keys, rows, 3, (width, rope), format);

@@ -133,6 +133,7 @@ impl Latents {
         let ring = CacheRows::Ring {
             capacity: rate,
             live: rate,
+            block: 1,
         };
         let state = c.rows(Component::Pooling, ring, 1, (2 * d, 0), CacheFormat::F32);
         let out = c.buffer(Dim::Closed(rate), Dim::Const(d), ElemType::F32);
@@ -160,6 +161,7 @@ impl Latents {
         let ring = CacheRows::Ring {
             capacity: self.window + c.plan.token_bucket,
             live: self.window,
+            block: 1,
         };
         let cache = c.rows(Component::Window, ring, 1, (self.width, self.rope), self.format);
         c.op(Op::CacheWrite {

@@ -1,0 +1,92 @@
+// Products of one token whose weights all lie in shared memory before their input is there (pair.cuh says how), with a norm of
+// that input on the way and a chain of rows beside them: one or two matrices of the same input, each with blocks of its own.
+#pragma once
+
+#include "chain.cuh"
+#include "pair.cuh"
+
+// `HeldArgs` in ../ops/held.rs.
+struct HeldArgs {
+    PairArgs products;   // a half per matrix, of one group each
+    WeightRef norm;      // [cols] f32 or bf16, of an RMSNorm of x; null data = 1
+    ChainArgs chain;
+    uint32_t normed;     // 1 = x is normalised
+    float eps;
+    uint32_t beside;     // blocks of the chain
+    uint32_t slices;     // most of a part of it
+};
+static_assert(sizeof(HeldArgs) == sizeof(PairArgs) + sizeof(ChainArgs) + 64, "../ops/held.rs");
+
+// Brings x times the norm's weights into shared memory as the format wants it, and returns this thread's squares of x. `mine`:
+// the weights of the thread's first four.
+template <class F, class W>
+__device__ __forceinline__ float held_lay_out(unsigned char* to, const float* from, uint32_t cols, float4 mine, W weights) {
+    float square = 0.0f;
+#pragma unroll 1
+    for (uint32_t base = threadIdx.x & ~31u; base < cols / 4; base += kPairThreads) {
+        const uint32_t quad = base + (threadIdx.x & 31);
+        const bool there = quad < cols / 4;
+        const float4 v = there ? ((const float4*)from)[quad] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const float4 w = quad == threadIdx.x ? mine : weights(quad);
+        square += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+        F::store(to, cols, quad, make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w), there);
+    }
+    return square;
+}
+
+// Block `number` of the products.
+template <class F>
+__device__ __forceinline__ void held_products(const HeldArgs& args, uint32_t number) {
+    DYNAMIC_SHARED(memory);
+    __shared__ uint64_t ready[kPairTiles];
+    __shared__ uint4 zero;
+    __shared__ float squares[kPairWarps];
+    const PairArgs& a = args.products;
+    const uint32_t warp = warp_number(), lane = threadIdx.x & 31, second = number >= a.halves[0].blocks ? 1 : 0;
+    const PairHalf& h = a.halves[second];
+    const PairPart part = pair_part(h, second != 0 ? number - a.halves[0].blocks : number);
+    if (threadIdx.x == 0) zero = make_uint4(0, 0, 0, 0);
+    const DevExpert one = h.matrices.of[0];
+#ifdef MODEL1_EMULATE
+    if (threadIdx.x < 32) {
+        for (uint32_t tile = 0; tile < part.tiles; tile++) pair_copy<F>(h, part, one, one, memory + h.weights, tile, ready[tile]);
+    }
+#else
+    if (threadIdx.x < kPairTiles) {
+        barrier_init(barrier_at(ready[threadIdx.x]), 1);
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncthreads();
+    if (warp == kPairWarps) {
+#pragma unroll 1
+        for (uint32_t tile = 0; tile < part.tiles; tile++) pair_copy<F>(h, part, one, one, memory + h.weights, tile, ready[tile]);
+        return;
+    }
+#endif
+    if constexpr (F::SCALED) pair_scales(a, h, part, (float*)(memory + h.scales));
+    const auto weights = [&](uint32_t quad) {
+        if (args.norm.data == nullptr || quad >= h.cols / 4) return make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+        if (args.norm.format == kF32) return ((const float4*)args.norm.data)[quad];
+        const uint2 four = ((const uint2*)args.norm.data)[quad];
+        return make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u), __uint_as_float(four.y << 16),
+                           __uint_as_float(four.y & 0xffff0000u));
+    };
+    const float4 mine = weights(threadIdx.x);
+    await_predecessor(a.hold != 0);
+    float square = held_lay_out<F>(memory + a.x, h.x, h.cols, mine, weights);
+    square = warp_sum(square);
+    if (lane == 0) squares[warp] = square;
+    sync_workers();
+    float* const partial = (float*)(memory + a.partial);
+    pair_tiles<F>(h, part, memory, memory + a.x, partial, ready, zero);
+    float factor = 1.0f;
+    if (args.normed != 0) {
+        float all = 0.0f;
+#pragma unroll
+        for (uint32_t w = 0; w < kPairWarps; w++) all += squares[w];
+        factor = rsqrtf(all / (float)h.cols + args.eps);
+    }
+    sync_workers();
+#pragma unroll 1
+    for (uint32_t u = threadIdx.x; u < part.units; u += kPairThreads) h.out[part.first + u] = pair_sum(partial, u) * factor;
+}
