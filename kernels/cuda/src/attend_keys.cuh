@@ -120,14 +120,13 @@ struct KeyFp8 {
             w[2 * i + 1] = v.y;
         }
     }
+    // Both ways without a branch: some lanes of every warp go the other one.
     __device__ __forceinline__ float4 four(uint32_t i) const {
-        if (plain) {
-            return make_float4(__uint_as_float(w[2 * i] << 16), __uint_as_float(w[2 * i] & 0xffff0000u),
-                               __uint_as_float(w[2 * i + 1] << 16), __uint_as_float(w[2 * i + 1] & 0xffff0000u));
-        }
         const float2 low = e4m3_pair(w[i] & 0xffffu), high = e4m3_pair(w[i] >> 16);
         const float s = ue8m0_to_f32(scale);
-        return make_float4(low.x * s, low.y * s, high.x * s, high.y * s);
+        const uint32_t one = w[2 * i], other = w[2 * i + 1];
+        return make_float4(plain ? __uint_as_float(one << 16) : low.x * s, plain ? __uint_as_float(one & 0xffff0000u) : low.y * s,
+                           plain ? __uint_as_float(other << 16) : high.x * s, plain ? __uint_as_float(other & 0xffff0000u) : high.y * s);
     }
 };
 
@@ -137,8 +136,8 @@ __device__ __forceinline__ float weight_of_log2(float value, float top) { return
 // How the shares of a token's heads are put together: by finish_heads, or (attend_near.cu) by blocks that see each other's
 // shared memory.
 struct FinishHeads {
-    // Whether there is nothing to gain by what can be done before the predecessor ends.
-    static constexpr bool QUERIES_FIRST = false;
+    // Whether keys are brought into the second-level cache before the predecessor ends.
+    static constexpr bool NEAR = false;
     static __device__ __forceinline__ void begin(const AttendArgs&) { await_predecessor(); }
     template <uint32_t L, uint32_t C, uint32_t G>
     static __device__ __forceinline__ void finish(const AttendArgs& a, float* pool, HeadShares<L>& s, const float (&top)[L],
@@ -170,19 +169,33 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
             }
         }
     };
-    if (Finish::QUERIES_FIRST) {
-        Finish::begin(a);
-        ask_queries();
-    }
     if (threadIdx.x < kSources && threadIdx.x < a.n_sources) {
         s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
     }
     s.heads.make_turns(a, a.step->position);
     __syncthreads();
-    if (!Finish::QUERIES_FIRST) Finish::begin(a);
     const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
     const uint32_t per = (total + a.splits - 1) / a.splits;
     const uint32_t begin = min(blockIdx.z * per, total), end = min(begin + per, total);
+#ifndef MODEL1_EMULATE
+    if constexpr (Finish::NEAR) {
+        // Those that are known beforehand.
+        for (uint32_t j = begin + team; j < end; j += TEAMS) {
+            const KeySpan& span = s.spans[j >= first ? 1 : 0];
+            const uint32_t n = j >= first ? j - first : j;
+            if (span.selection != nullptr) break;
+            uint32_t slot = n < span.kept ? n : span.start + n - span.kept;
+            if (span.ring != 0 && slot >= span.ring) slot -= span.ring;
+            for (uint32_t at = threadIdx.x % G * 128; at < span.row_bytes; at += G * 128) {
+                asm volatile("prefetch.global.L2 [%0];" ::"l"(span.keys + (size_t)slot * span.row_bytes + at));
+            }
+            if (span.scale_row != 0 && threadIdx.x % G == 0) {
+                asm volatile("prefetch.global.L2 [%0];" ::"l"(span.key_scales + (size_t)slot * span.scale_row));
+            }
+        }
+    }
+#endif
+    Finish::begin(a);
 
     const auto prepare_queries = [&] {
 #pragma unroll
@@ -299,7 +312,7 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
         if (kTwo) ask(two, next[1]);
     };
     find_both(begin + team);
-    if (!Finish::QUERIES_FIRST) ask_queries();
+    ask_queries();
     ask_both();
     find_both(begin + STEP + team);
     prepare_queries();

@@ -15,8 +15,7 @@ struct NearShares {
 };
 
 struct FinishNear {
-    // The products before fill the device: these blocks begin when those have ended.
-    static constexpr bool QUERIES_FIRST = true;
+    static constexpr bool NEAR = true;
     static __device__ __forceinline__ void begin(const AttendArgs&) {
         cluster_arrive();
         cluster_wait();
