@@ -213,6 +213,8 @@ pub struct LaunchCx<'a> {
     pub groups: &'a [Group],
     /// Which of them hold the launch after them ([`holds`](super::schedule::holds)).
     pub holds: &'a [bool],
+    /// Whether weights may be kept in shared memory until their input is there.
+    pub held: bool,
     /// The one at hand.
     pub group: usize,
     /// By op: where `CacheWrite` puts [`DevRowStats`] `[rows of src in the bucket]` and `Route` a copy of its i32

@@ -183,6 +183,8 @@ pub(super) struct Prepared {
     pairs: Pairs,
     /// Which groups hold the launch after them.
     holds: Vec<bool>,
+    /// Whether products may keep their weights in shared memory until their input is there.
+    held: bool,
     base: DevPtr,
     bufs: Vec<DevBuf>,
     weights: Vec<(DevPtr, DevPtr)>,
@@ -259,6 +261,7 @@ impl Prepared {
             key: key(plan),
             generation,
             holds: Vec::new(),
+            held: false,
             groups,
             spans: Vec::new(),
             residents: Vec::new(),
@@ -343,6 +346,7 @@ impl Prepared {
     pub fn alone(&mut self, plan: &Plan, one_launch: Option<&DeviceInfo>) {
         self.groups = order(plan, std::mem::take(&mut self.groups));
         if let Some(info) = one_launch {
+            self.held = !info.resident.is_none();
             (self.groups, self.found) = join_pairs(plan, std::mem::take(&mut self.groups), info);
             (self.groups, self.spans) = join(plan, std::mem::take(&mut self.groups), info);
         }
@@ -393,6 +397,7 @@ impl Prepared {
             stats: &self.counters,
             groups: &self.groups,
             holds: &self.holds,
+            held: self.held,
             group: 0,
         }
     }

@@ -193,4 +193,5 @@ inline uint64_t max(uint64_t a, uint64_t b) { return a > b ? a : b; }
                                             [](const void* p) { kernel_##name(*(const Args*)p); }); \
     static void kernel_##name(const Args a)
 #define EARLY_KERNEL(name, Args, threads, blocks) KERNEL(name, Args, threads)
+#define SMALL_KERNEL(name, Args, registers) KERNEL(name, Args, 1024)
 inline void await_predecessor(bool = false) {}

@@ -159,10 +159,15 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
             gemv::project(cx, x, &p)
         }
         GroupKind::Project => match fuse::describe(cx.plan, group.origin[0].index()) {
-            Some((p, n, x)) if n == group.origin.len() => gemv::project(cx, x, &p),
+            Some((p, n, x)) if n == group.origin.len() => {
+                if held::launch(cx, x, &[&p], None)? {
+                    return Ok(());
+                }
+                gemv::project(cx, x, &p)
+            }
             Some((p, n, x)) if n < group.origin.len() => {
                 let rows = chain::prepare(cx, &group.origin[n..])?;
-                if held::launch(cx, x, &p, &rows)? {
+                if held::launch(cx, x, &[&p], Some(&rows))? {
                     return Ok(());
                 }
                 gemv_with::rows(cx, &gemv::prepare(cx, x, &p, rows.blocks())?, &rows)
@@ -170,6 +175,7 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
             _ => args::unsupported("a group that is none of the plan's"),
         },
         GroupKind::Mixed => match gemv_with::mixed(cx.plan, &group.origin) {
+            Some(([a, b], x)) if held::launch(cx, x, &[&a, &b], None)? => Ok(()),
             Some(([a, b], x)) => gemv_with::both(cx, [&gemv::prepare(cx, x, &a, 0)?, &gemv::prepare(cx, x, &b, 0)?]),
             None => args::unsupported("a group that is none of the plan's"),
         },

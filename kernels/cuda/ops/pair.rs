@@ -29,8 +29,8 @@ const STATIC: usize = 1536;
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(super) struct MatrixArg {
-    data: DevPtr,
-    scales: DevPtr,
+    pub data: DevPtr,
+    pub scales: DevPtr,
 }
 
 #[repr(C)]
@@ -64,18 +64,18 @@ pub(super) struct HalfArg {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-pub(super) struct PairArgs {
-    pub halves: [HalfArg; 2],
+struct PairArgs {
+    halves: [HalfArg; 2],
     slot_weights: DevPtr,
     chosen: DevPtr,
     uses: DevPtr,
     k: u32,
     settled: u32,
-    pub hold: u32,
+    hold: u32,
     first: u32,
     last: u32,
-    pub x: u32,
-    pub partial: u32,
+    x: u32,
+    partial: u32,
     n_experts: u32,
     comb: DevPtr,
     iterations: u32,

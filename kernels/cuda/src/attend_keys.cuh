@@ -67,7 +67,8 @@ __device__ __forceinline__ KeySpan key_span(const AttendArgs& a, const Source& f
     return s;
 }
 
-// C neighbouring values of a record: loaded as they lie, turned into values later.
+// C neighbouring values of a record: loaded as they lie, turned into values later, which `factor` multiplies. What stands in a slot
+// that is not meant may be anything, NaN too: `clear` makes it 0.
 template <uint32_t C>
 struct KeyF32 {
     float4 v[C / 4];
@@ -75,7 +76,12 @@ struct KeyF32 {
 #pragma unroll
         for (uint32_t i = 0; i < C / 4; i++) v[i] = *(const float4*)(record + 4 * column + 16 * i);
     }
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (uint32_t i = 0; i < C / 4; i++) v[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
     __device__ __forceinline__ float4 four(uint32_t i) const { return v[i]; }
+    __device__ __forceinline__ float factor() const { return 1.0f; }
 };
 
 template <uint32_t C>
@@ -91,10 +97,15 @@ struct KeyBf16 {
             w[4 * i + 3] = v.w;
         }
     }
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (uint32_t i = 0; i < C / 2; i++) w[i] = 0;
+    }
     __device__ __forceinline__ float4 four(uint32_t i) const {
         return make_float4(__uint_as_float(w[2 * i] << 16), __uint_as_float(w[2 * i] & 0xffff0000u),
                            __uint_as_float(w[2 * i + 1] << 16), __uint_as_float(w[2 * i + 1] & 0xffff0000u));
     }
+    __device__ __forceinline__ float factor() const { return 1.0f; }
 };
 
 // e4m3 with a scale per 64 values, the last values bf16: a thread's columns are of one kind (`fits_keys` in ../ops/attend.rs).
@@ -120,14 +131,19 @@ struct KeyFp8 {
             w[2 * i + 1] = v.y;
         }
     }
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (uint32_t i = 0; i < C / 2; i++) w[i] = 0;
+        scale = 127;
+    }
     // Both ways without a branch: some lanes of every warp go the other one.
     __device__ __forceinline__ float4 four(uint32_t i) const {
         const float2 low = e4m3_pair(w[i] & 0xffffu), high = e4m3_pair(w[i] >> 16);
-        const float s = ue8m0_to_f32(scale);
         const uint32_t one = w[2 * i], other = w[2 * i + 1];
-        return make_float4(plain ? __uint_as_float(one << 16) : low.x * s, plain ? __uint_as_float(one & 0xffff0000u) : low.y * s,
-                           plain ? __uint_as_float(other << 16) : high.x * s, plain ? __uint_as_float(other & 0xffff0000u) : high.y * s);
+        return make_float4(plain ? __uint_as_float(one << 16) : low.x, plain ? __uint_as_float(one & 0xffff0000u) : low.y,
+                           plain ? __uint_as_float(other << 16) : high.x, plain ? __uint_as_float(other & 0xffff0000u) : high.y);
     }
+    __device__ __forceinline__ float factor() const { return plain ? 1.0f : ue8m0_to_f32(scale); }
 };
 
 // The same as weight_of for logarithms to base 2, as scores are while keys are looked at.
@@ -169,6 +185,7 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
             }
         }
     };
+    if constexpr (Finish::NEAR) touch_parameters(a);
     if (threadIdx.x < kSources && threadIdx.x < a.n_sources) {
         s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
     }
@@ -248,10 +265,14 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
     // Scores and sums of N keys at once: what they wait for, they wait for together.
     const auto look = [&](auto... now) {
         constexpr uint32_t N = sizeof...(now);
-        const Pair* const keys[N] = {&now...};
+        Pair* const keys[N] = {&now...};
         float z[N][L] = {}, keep[L], e[N][L];
 #pragma unroll
         for (uint32_t n = 0; n < N; n++) {
+            if (!keys[n]->there) {
+                keys[n]->key.clear();
+                if (!SAME) keys[n]->value.clear();
+            }
 #pragma unroll
             for (uint32_t i = 0; i < F; i++) {
                 const float4 k = keys[n]->key.four(i);
@@ -260,6 +281,8 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
                     z[n][l] += q[l][i].x * k.x + q[l][i].y * k.y + q[l][i].z * k.z + q[l][i].w * k.w;
                 }
             }
+#pragma unroll
+            for (uint32_t l = 0; l < L; l++) z[n][l] *= keys[n]->key.factor();
         }
 #pragma unroll
         for (uint32_t m = G / 2; m > 0; m >>= 1) {
@@ -279,14 +302,14 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
             sum[l] *= keep[l];
 #pragma unroll
             for (uint32_t n = 0; n < N; n++) sum[l] += e[n][l] = weight_of_log2(z[n][l], best);
+#pragma unroll
+            for (uint32_t n = 0; n < N; n++) e[n][l] *= SAME ? keys[n]->key.factor() : keys[n]->value.factor();
         }
 #pragma unroll
         for (uint32_t i = 0; i < F; i++) {
 #pragma unroll
             for (uint32_t n = 0; n < N; n++) {
-                float4 v = SAME ? keys[n]->key.four(i) : keys[n]->value.four(i);
-                // What stands in a slot that is not meant may be anything, NaN too.
-                if (!keys[n]->there) v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                const float4 v = SAME ? keys[n]->key.four(i) : keys[n]->value.four(i);
 #pragma unroll
                 for (uint32_t l = 0; l < L; l++) {
                     const float f = n == 0 ? keep[l] : 1.0f;

@@ -34,9 +34,26 @@ __device__ __forceinline__ void await_predecessor(bool hold = false) {
         name##_body(a);                                                                                \
     }                                                                                                  \
     static __device__ __forceinline__ void name##_body(const Args& a)
+// The same with so many registers at most, so that there is room for another launch's blocks beside its own.
+#define SMALL_KERNEL(name, Args, registers)                                                            \
+    static __device__ __forceinline__ void name##_body(const Args& a);                                 \
+    extern "C" __global__ void __maxnreg__(registers) name(const __grid_constant__ Args a) {           \
+        name##_body(a);                                                                                \
+    }                                                                                                  \
+    static __device__ __forceinline__ void name##_body(const Args& a)
 #endif
 
 constexpr unsigned kAll = 0xffffffffu;
+
+// Reads a word of each line of a launch's parameters: the first to read one waits for it, and before the predecessor has ended
+// nobody does.
+template <class T>
+__device__ __forceinline__ void touch_parameters([[maybe_unused]] const T& a) {
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+    for (unsigned i = 0; i < sizeof(T) / 4; i += 16) asm volatile("" ::"r"(((const uint32_t*)&a)[i]));
+#endif
+}
 
 // Number of this thread's warp, known to be the same in all of its lanes.
 __device__ __forceinline__ uint32_t warp_number() {

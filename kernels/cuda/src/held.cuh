@@ -1,21 +1,48 @@
 // Products of one token whose weights all lie in shared memory before their input is there (pair.cuh says how), with a norm of
-// that input on the way and a chain of rows beside them: one or two matrices of the same input, each with blocks of its own.
+// that input on the way and a chain of rows beside them: matrices of the same input, each with blocks of its own, in one format
+// or two.
 #pragma once
+
+#include <type_traits>
 
 #include "chain.cuh"
 #include "pair.cuh"
 
-// `HeldArgs` in ../ops/held.rs.
+constexpr uint32_t kHeldMatrices = 8;
+
+struct HeldMatrix {
+    DevExpert of;
+    float* out;      // [rows]
+    uint32_t blocks;
+    uint32_t each;   // rows of a block, one more if it is one of the first `more`
+    uint32_t more;
+    uint32_t pad;
+};
+
+// Matrices of a format.
+struct HeldProducts {
+    PairHalf half;                         // what they share; of one group
+    HeldMatrix matrices[kHeldMatrices];
+    uint32_t count;
+    uint32_t blocks;                       // of all
+    uint32_t x;                            // where the vector multiplied lies in shared memory
+    uint32_t partial;                      // [tiles][16][warps] sums
+};
+
+// `HeldArgs` in ../ops/held.rs, as all of these records.
 struct HeldArgs {
-    PairArgs products;   // a half per matrix, of one group each
+    HeldProducts products[2];
     WeightRef norm;      // [cols] f32 or bf16, of an RMSNorm of x; null data = 1
     ChainArgs chain;
     uint32_t normed;     // 1 = x is normalised
     float eps;
+    uint32_t hold;       // see `await_predecessor`
     uint32_t beside;     // blocks of the chain
     uint32_t slices;     // most of a part of it
+    uint32_t pad;
 };
-static_assert(sizeof(HeldArgs) == sizeof(PairArgs) + sizeof(ChainArgs) + 64, "../ops/held.rs");
+static_assert(sizeof(HeldProducts) == 176 + 40 * kHeldMatrices + 16, "../ops/held.rs");
+static_assert(sizeof(HeldArgs) == 2 * sizeof(HeldProducts) + sizeof(WeightRef) + sizeof(ChainArgs) + 24, "../ops/held.rs");
 
 // Brings x times the norm's weights into shared memory as the format wants it, and returns this thread's squares of x. `mine`:
 // the weights of the thread's first four.
@@ -34,17 +61,24 @@ __device__ __forceinline__ float held_lay_out(unsigned char* to, const float* fr
     return square;
 }
 
-// Block `number` of the products.
+// Block `number` of the products of a format.
 template <class F>
-__device__ __forceinline__ void held_products(const HeldArgs& args, uint32_t number) {
+__device__ __forceinline__ void held_products(const HeldArgs& args, const HeldProducts& a, uint32_t number) {
     DYNAMIC_SHARED(memory);
     __shared__ uint64_t ready[kPairTiles];
     __shared__ uint4 zero;
     __shared__ float squares[kPairWarps];
-    const PairArgs& a = args.products;
-    const uint32_t warp = warp_number(), lane = threadIdx.x & 31, second = number >= a.halves[0].blocks ? 1 : 0;
-    const PairHalf& h = a.halves[second];
-    const PairPart part = pair_part(h, second != 0 ? number - a.halves[0].blocks : number);
+    const uint32_t warp = warp_number(), lane = threadIdx.x & 31;
+    uint32_t m = 0;
+#pragma unroll 1
+    while (m + 1 < a.count && number >= a.matrices[m].blocks) number -= a.matrices[m++].blocks;
+    PairHalf h = a.half;
+    h.matrices.of[0] = a.matrices[m].of;
+    h.out = a.matrices[m].out;
+    h.blocks = a.matrices[m].blocks;
+    h.each = a.matrices[m].each;
+    h.more = a.matrices[m].more;
+    const PairPart part = pair_part(h, number);
     if (threadIdx.x == 0) zero = make_uint4(0, 0, 0, 0);
     const DevExpert one = h.matrices.of[0];
 #ifdef MODEL1_EMULATE
@@ -63,7 +97,11 @@ __device__ __forceinline__ void held_products(const HeldArgs& args, uint32_t num
         return;
     }
 #endif
-    if constexpr (F::SCALED) pair_scales(a, h, part, (float*)(memory + h.scales));
+    if constexpr (F::SCALED) {
+        PairScales scales;
+        scales.ask(h, part, pair_scale_columns(h), one.scales, nullptr);
+        scales.leave(h, part, pair_scale_columns(h), (float*)(memory + h.scales));
+    }
     const auto weights = [&](uint32_t quad) {
         if (args.norm.data == nullptr || quad >= h.cols / 4) return make_float4(1.0f, 1.0f, 1.0f, 1.0f);
         if (args.norm.format == kF32) return ((const float4*)args.norm.data)[quad];
@@ -72,7 +110,7 @@ __device__ __forceinline__ void held_products(const HeldArgs& args, uint32_t num
                            __uint_as_float(four.y & 0xffff0000u));
     };
     const float4 mine = weights(threadIdx.x);
-    await_predecessor(a.hold != 0);
+    await_predecessor(args.hold != 0);
     float square = held_lay_out<F>(memory + a.x, h.x, h.cols, mine, weights);
     square = warp_sum(square);
     if (lane == 0) squares[warp] = square;
@@ -89,4 +127,21 @@ __device__ __forceinline__ void held_products(const HeldArgs& args, uint32_t num
     sync_workers();
 #pragma unroll 1
     for (uint32_t u = threadIdx.x; u < part.units; u += kPairThreads) h.out[part.first + u] = pair_sum(partial, u) * factor;
+}
+
+// The chain comes first: it has most to do before its predecessor has ended.
+template <class First, class Second>
+__device__ __forceinline__ void held(const HeldArgs& a) {
+    uint32_t b = blockIdx.x;
+    if (b < a.beside) {
+        DYNAMIC_SHARED(memory);
+        chain_block(a.chain, 0, b / a.slices, b % a.slices, (float*)memory);
+        return;
+    }
+    b -= a.beside;
+    if (std::is_same<First, Second>::value || b < a.products[0].blocks) {
+        held_products<First>(a, a.products[0], b);
+    } else {
+        held_products<Second>(a, a.products[1], b - a.products[0].blocks);
+    }
 }

@@ -398,6 +398,7 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
         return;
     }
 #endif
+    touch_parameters(a);
     // Scales of chosen experts are looked for when the choice is there, others before; those of all experts are brought near.
     __shared__ const uint8_t* tables[4][32];  // by half: gate, up; or one
     PairScales scales[2] = {};

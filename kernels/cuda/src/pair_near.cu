@@ -1,7 +1,8 @@
-// See pair.cuh. grid: a block per multiprocessor, 288 threads (emulated: 256, which copy, too), shared: ../ops/pair.rs
+// See pair.cuh. grid: a block per multiprocessor, 288 threads (emulated: 256, which copy, too), shared: ../ops/pair.rs. They begin
+// while attention runs, whose blocks leave room for so many registers.
 #include "pair.cuh"
 
 #if defined(MODEL1_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 EARLY_KERNEL(pair_bf16, PairArgs, 288, 1) { pair<PairBf16>(a); }
-EARLY_KERNEL(pair_f8, PairArgs, 288, 1) { pair<PairF8>(a); }
+SMALL_KERNEL(pair_f8, PairArgs, 96) { pair<PairF8>(a); }
 #endif

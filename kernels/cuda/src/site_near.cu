@@ -101,6 +101,7 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
     };
     // What the predecessor does not change.
     cluster_arrive();
+    touch_parameters(args);
     float2 held[kOutputs][kSiteStreams][kPairs];
 #pragma unroll
     for (uint32_t k = 0; k < kPairs; k++) {
