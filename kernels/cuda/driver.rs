@@ -234,6 +234,11 @@ impl Driver {
                 .map_err(failed("asking about a kernel"))?;
             let rest = (self.info.shared_per_block as i32 - fixed).max(0);
             result::function::set_function_attribute(f, A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, rest)
+                .map_err(failed("shared memory of a kernel"))?;
+            // All alike: a multiprocessor that would have to share its memory out anew takes blocks of the next launch when
+            // those of the last have ended.
+            let most = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32;
+            result::function::set_function_attribute(f, A::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, most)
                 .map_err(failed("shared memory of a kernel"))
         }
     }

@@ -24,7 +24,7 @@ pub(super) const WARPS: usize = 8;
 /// Columns of a run.
 const RUN: usize = 32;
 /// Shared memory of a block that is no part of what it asks for.
-const STATIC: usize = 1536;
+const STATIC: usize = 6 * 1024;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -363,7 +363,8 @@ fn room(plan: &Plan, pair: &Pair, info: &DeviceInfo) -> Option<Room> {
         places,
         partial,
         shared: end,
-        grid,
+        // One with nothing to multiply, where there is room: it has time for what a site before has left.
+        grid: (grid + 1).min(info.multiprocessors as usize),
     })
 }
 

@@ -43,8 +43,8 @@ __device__ __forceinline__ const T& link_args(const Link& l) {
     return *(const T*)l.args;
 }
 
-// Values of a row that a block keeps in shared memory from op to op.
-constexpr uint32_t kNearRow = 1024;
+// Values of a row that a block keeps in shared memory from op to op, and of a state that is brought near whole.
+constexpr uint32_t kNearRow = 1024, kNearState = 32768;
 
 // Brings weights into the second-level cache: each of them is read once per step, from the slowest memory.
 __device__ __forceinline__ void bring_near([[maybe_unused]] const WeightRef& w, [[maybe_unused]] size_t first, [[maybe_unused]] uint32_t n) {
@@ -78,6 +78,8 @@ __device__ __forceinline__ void chain_block(const ChainArgs& a, uint32_t row, ui
         if (l.kind == kLinkPool) {
             const PoolArgs& p = link_args<PoolArgs>(l);
             bring_near(p.ape, (size_t)((uint32_t)step.position % p.rate) * p.c, p.c);
+            const uint32_t state = 2 * p.slots * p.c;
+            if (closed_rows(step, p.rate) > 0 && state <= kNearState) bring_near({(const uint8_t*)p.state, nullptr, 0, 0, kF32}, 0, state);
         }
     }
     if (rope < count) rope_turns(link_args<RopeArgs>(links[rope]), step, row, turns);
@@ -133,7 +135,7 @@ __device__ __forceinline__ void chain_block(const ChainArgs& a, uint32_t row, ui
             case kLinkPool: {
                 const PoolArgs& p = link_args<PoolArgs>(l);
                 const bool fits = slices == 1 && p.d <= kNearRow;
-                for (uint32_t c = threadIdx.x; c < p.c; c += blockDim.x) pool_channel(p, step, c, fits ? near : nullptr);
+                pool_token(p, step, threadIdx.x, blockDim.x, fits ? near : nullptr);
                 held = fits ? p.out : nullptr;
                 break;
             }

@@ -97,11 +97,7 @@ __device__ __forceinline__ void held_products(const HeldArgs& args, const HeldPr
         return;
     }
 #endif
-    if constexpr (F::SCALED) {
-        PairScales scales;
-        scales.ask(h, part, pair_scale_columns(h), one.scales, nullptr);
-        scales.leave(h, part, pair_scale_columns(h), (float*)(memory + h.scales));
-    }
+    if constexpr (F::SCALED) pair_scales_of(h, part, 0, one.scales, (float*)(memory + h.scales));
     const auto weights = [&](uint32_t quad) {
         if (args.norm.data == nullptr || quad >= h.cols / 4) return make_float4(1.0f, 1.0f, 1.0f, 1.0f);
         if (args.norm.format == kF32) return ((const float4*)args.norm.data)[quad];

@@ -235,49 +235,54 @@ __device__ __forceinline__ void pair_lay_out(unsigned char* to, const float* fro
     if (!done) meanwhile();
 }
 
-// Scale `i` of those a block needs of one of its matrices, as it lies: row by row. Experts' rows are their own, others' those of
-// the block's group.
-__device__ __forceinline__ uint32_t pair_scale(const PairHalf& h, const PairPart& part, const uint8_t* scales, uint32_t per, uint32_t i) {
-    const uint32_t row = (h.experts[0] == nullptr ? part.group * h.group_rows : 0) + part.first + i / per;
-    return scale_bits(h.scale_format, scales + (size_t)(row >> h.row_shift) * h.scale_pitch, i % per);
-}
-
-// A block's scales of a product, in the order of its rows, on their way: what a thread has of each matrix first.
-struct PairScales {
-    const uint8_t* from[2];
-    uint32_t bits[2];
-
-    // Of matrices at `one` and `other`.
-    __device__ __forceinline__ void ask(const PairHalf& h, const PairPart& part, uint32_t per, const uint8_t* one, const uint8_t* other) {
-        from[0] = one;
-        from[1] = h.glu != 0 ? other : nullptr;
-#pragma unroll
-        for (uint32_t m = 0; m < 2; m++) {
-            if (from[m] != nullptr && threadIdx.x < part.units * per) bits[m] = pair_scale(h, part, from[m], per, threadIdx.x);
-        }
-    }
-    // Leaves them in shared memory as f32.
-    __device__ __forceinline__ void leave(const PairHalf& h, const PairPart& part, uint32_t per, float* to) const {
-#pragma unroll
-        for (uint32_t m = 0; m < 2; m++) {
-            if (from[m] == nullptr) break;
-#pragma unroll 1
-            for (uint32_t i = threadIdx.x; i < part.units * per; i += kPairThreads) {
-                const uint32_t b = i == threadIdx.x ? bits[m] : pair_scale(h, part, from[m], per, i);
-                to[m * part.units * per + i] = scale_of_bits(h.scale_format, b);
-            }
-        }
-    }
-};
-
 // Columns with a scale of their own.
 __device__ __forceinline__ uint32_t pair_scale_columns(const PairHalf& h) { return (h.cols + (1u << h.col_shift) - 1) >> h.col_shift; }
 
-// A block's scales as f32, in the order of its rows.
+// A block's scales of matrix `m` of its group, which lie at `from`, as f32 in the order of its rows.
+__device__ __forceinline__ void pair_scales_of(const PairHalf& h, const PairPart& part, uint32_t m, const uint8_t* from, float* to) {
+    const uint32_t per = pair_scale_columns(h), row0 = (h.experts[0] == nullptr ? part.group * h.group_rows : 0) + part.first;
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < part.units * per; i += kPairThreads) {
+        to[m * part.units * per + i] = scale_value(h.scale_format, from + (size_t)((row0 + i / per) >> h.row_shift) * h.scale_pitch, i % per);
+    }
+}
+
 __device__ __forceinline__ void pair_scales(const PairArgs& a, const PairHalf& h, const PairPart& part, float* to) {
-    PairScales scales;
-    scales.ask(h, part, pair_scale_columns(h), pair_matrix(a, h, part, 0).scales, h.glu != 0 ? pair_matrix(a, h, part, 1).scales : nullptr);
-    scales.leave(h, part, pair_scale_columns(h), to);
+#pragma unroll 1
+    for (uint32_t m = 0; m < (h.glu != 0 ? 2 : 1); m++) pair_scales_of(h, part, m, pair_matrix(a, h, part, m).scales, to);
+}
+
+// The scales that a block may need of experts' matrices (gate, up, and the second product's), of all experts, for those are known
+// before the choice is: what is asked for with the chosen weights comes behind them.
+struct PairTable {
+    static constexpr uint32_t ROOM = 1024;
+    const uint8_t* places[3][32];
+    uint32_t bits[ROOM];  // [matrix][experts][rows of scales][columns], as they lie
+    struct Rows {
+        uint32_t begin, end, first, rows, per;  // where the matrix's lie in the table; the first row and how many; columns
+    } rows[3];
+};
+
+// Whether a block has rows of matrix j (0 and 1 of the first product, 2 of the second one) of a chosen expert.
+__device__ __forceinline__ bool pair_has(const PairArgs& a, uint32_t j, const PairPart& part) {
+    const PairHalf& h = a.halves[j / 2];
+    return j / 2 >= a.first && j / 2 <= a.last && pair_chosen(a, h, part) && (j != 1 || h.glu != 0);
+}
+
+__device__ __forceinline__ void pair_table_rows(const PairArgs& a, PairTable& table) {
+    uint32_t begin = 0;
+#pragma unroll 1
+    for (uint32_t j = 0; j < 3; j++) {
+        const PairHalf& h = a.halves[j / 2];
+        const PairPart part = pair_part(h, blockIdx.x);
+        PairTable::Rows& r = table.rows[j];
+        r = {begin, begin, 0, 0, 0};
+        if (!pair_has(a, j, part)) continue;
+        r.first = part.first >> h.row_shift;
+        r.rows = ((part.first + part.units - 1) >> h.row_shift) - r.first + 1;
+        r.per = pair_scale_columns(h);
+        begin = r.end = begin + a.n_experts * r.rows * r.per;
+    }
 }
 
 // Where the rows of tile `tile` lie among the block's rows that lane group g multiplies, the last ones again beyond the end.
@@ -359,6 +364,8 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
+    // The launch before this one of the same plan has ended: between them lies the begin of a step, which waits for all of the last.
+    const uint32_t serial = load_shared_one(a.uses + 1);
     if (warp == kPairWarps) {
         // A lane has an entry of each table before the choice is there.
         const bool known = late && a.n_experts <= 32;
@@ -392,60 +399,79 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
 #pragma unroll 1
             for (uint32_t tile = 0; tile < part.tiles; tile++) pair_copy<F>(h, part, one, other, memory + h.weights, tile, ready[i][tile]);
         }
-        if (a.comb == nullptr || blockIdx.x != 0) return;
+        // The last block whose threads have read the launch's number counts it.
+        asm volatile("bar.sync 2, 288;" ::: "memory");
+        if (lane == 0 && atomicAdd(a.uses, 1u) + 1 == gridDim.x) {
+            a.uses[0] = 0;
+            a.uses[1] = serial + 1;
+        }
+        if (a.comb == nullptr || blockIdx.x + 1 != gridDim.x) return;
         if (!waited) await_predecessor(a.hold != 0);
         pair_finish(a);
         return;
     }
+#else
+    const uint32_t serial = a.uses[1];
 #endif
+    const uint32_t bit = (serial & 1u) ^ 1u;
     touch_parameters(a);
-    // Scales of chosen experts are looked for when the choice is there, others before; those of all experts are brought near.
-    __shared__ const uint8_t* tables[4][32];  // by half: gate, up; or one
-    PairScales scales[2] = {};
-    const bool known = a.n_experts <= 32;
-    const auto chosen_late = [&](uint32_t i) {
-        return late && i >= a.first && i <= a.last && pair_chosen(a, a.halves[i], pair_part(a.halves[i], blockIdx.x));
-    };
+    __shared__ PairTable table;
+    bool tabled = false;
     if constexpr (F::SCALED) {
-#pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
+#pragma unroll 1
+        for (uint32_t i = a.first; i <= a.last; i++) {
             const PairHalf& h = a.halves[i];
             const PairPart part = pair_part(h, blockIdx.x);
-            if (i < a.first || i > a.last) continue;
-            if (!chosen_late(i)) {
-                pair_scales(a, h, part, (float*)(memory + h.scales));
-            } else if (known && threadIdx.x < a.n_experts) {
-#pragma unroll
-                for (uint32_t m = 0; m < 2; m++) {
-                    if (m != 0 && h.glu == 0) break;
-                    const uint8_t* at = h.experts[m][threadIdx.x].scales;
-                    tables[2 * i + m][threadIdx.x] = at;
-#ifndef MODEL1_EMULATE
-#pragma unroll 1
-                    for (uint32_t row = part.first >> h.row_shift; row <= (part.first + part.units - 1) >> h.row_shift; row++) {
-                        asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (size_t)row * h.scale_pitch));
-                    }
-#endif
-                }
-            }
+            if (!late || !pair_chosen(a, h, part)) pair_scales(a, h, part, (float*)(memory + h.scales));
         }
-        if (late) sync_workers();
-    }
-    await_predecessor(a.hold != 0);
-    const uint32_t serial = load_shared_one(a.uses + 1), bit = (serial & 1u) ^ 1u;
-    const auto ask_scales = [&] {
-        if constexpr (F::SCALED) {
-            int expert[2] = {};
-#pragma unroll
-            for (uint32_t i = 0; i < 2; i++) {
-                if (chosen_late(i)) expert[i] = a.chosen[pair_part(a.halves[i], blockIdx.x).group];
+        if (late && a.n_experts <= 32) {
+            if (threadIdx.x == 0) pair_table_rows(a, table);
+            if (threadIdx.x < a.n_experts) {
+                table.places[0][threadIdx.x] = a.halves[0].experts[0][threadIdx.x].scales;
+                table.places[1][threadIdx.x] = a.halves[0].glu != 0 ? a.halves[0].experts[1][threadIdx.x].scales : nullptr;
+                table.places[2][threadIdx.x] = a.halves[1].experts[0][threadIdx.x].scales;
             }
-#pragma unroll
-            for (uint32_t i = 0; i < 2; i++) {
-                const PairHalf& h = a.halves[i];
-                if (!chosen_late(i)) continue;
-                const auto of = [&](uint32_t m) { return known ? tables[2 * i + m][expert[i]] : h.experts[m][expert[i]].scales; };
-                scales[i].ask(h, pair_part(h, blockIdx.x), pair_scale_columns(h), of(0), h.glu != 0 ? of(1) : nullptr);
+            sync_workers();
+            const uint32_t all = table.rows[2].end;
+            tabled = all <= PairTable::ROOM;
+#pragma unroll 3
+            for (uint32_t n = threadIdx.x; n < all && tabled; n += kPairThreads) {
+                const uint32_t j = n < table.rows[0].end ? 0 : n < table.rows[1].end ? 1 : 2;
+                const PairTable::Rows& r = table.rows[j];
+                const PairHalf& h = a.halves[j / 2];
+                const uint32_t each = r.rows * r.per, e = (n - r.begin) / each, at = (n - r.begin) % each;
+                table.bits[n] = scale_bits(h.scale_format, table.places[j][e] + (size_t)(r.first + at / r.per) * h.scale_pitch, at % r.per);
+            }
+            sync_workers();
+        }
+    }
+#ifndef MODEL1_EMULATE
+    // With the number at hand.
+    asm volatile("{ .reg .pred p; setp.lt.u32 p, %0, 2; @p bar.arrive 2, 288; }" ::"r"(bit) : "memory");
+#endif
+    await_predecessor(a.hold != 0);
+    // Scales of chosen experts, when the choice is there.
+    const auto late_scales = [&] {
+        if constexpr (F::SCALED) {
+            if (!late) return;
+#pragma unroll 1
+            for (uint32_t j = 0; j < 3; j++) {
+                const PairHalf& h = a.halves[j / 2];
+                const PairPart part = pair_part(h, blockIdx.x);
+                if (!pair_has(a, j, part)) continue;
+                float* const to = (float*)(memory + h.scales);
+                const uint32_t expert = (uint32_t)a.chosen[part.group];
+                if (!tabled) {
+                    pair_scales_of(h, part, j % 2, h.experts[j % 2][expert].scales, to);
+                    continue;
+                }
+                const PairTable::Rows& r = table.rows[j];
+                const uint32_t* const bits = table.bits + r.begin + expert * r.rows * r.per;
+#pragma unroll 1
+                for (uint32_t i = threadIdx.x; i < part.units * r.per; i += kPairThreads) {
+                    const uint32_t row = ((part.first + i / r.per) >> h.row_shift) - r.first;
+                    to[j % 2 * part.units * r.per + i] = scale_of_bits(h.scale_format, bits[row * r.per + i % r.per]);
+                }
             }
         }
     };
@@ -465,7 +491,7 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
         unsigned char* const x = memory + a.x;
         const float* const from = h.x + (size_t)part.group * h.x_step;
         const auto meanwhile = [&] {
-            if (i == a.first) ask_scales();
+            if (i == a.first) late_scales();
         };
         if (idle) {
             meanwhile();
@@ -473,13 +499,6 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
             pair_lay_out<F, false>(x, from, h.cols, 0, meanwhile);
         } else {
             pair_lay_out<F, true>(x, from, h.cols, bit, meanwhile);
-        }
-        if constexpr (F::SCALED) {
-#pragma unroll
-            for (uint32_t k = 0; k < 2; k++) {
-                const PairHalf& of = a.halves[k];
-                if (i == a.first) scales[k].leave(of, pair_part(of, blockIdx.x), pair_scale_columns(of), (float*)(memory + of.scales));
-            }
         }
         sync_workers();
         if (idle) continue;
@@ -497,10 +516,11 @@ __device__ __forceinline__ void pair(const PairArgs& a) {
             store_shared(to + part.first + u, i == 0 ? marked(value, bit) : __float_as_uint(value));
         }
     }
-    // The last block through counts the launch: all have read its number by then.
-    if (a.last == 0 || threadIdx.x != 0) return;
-    if (atomicAdd(a.uses, 1u) + 1 == gridDim.x) {
+#ifdef MODEL1_EMULATE
+    // Blocks one after the other: the last one counts the launch.
+    if (a.last == 1 && threadIdx.x == 0 && atomicAdd(a.uses, 1u) + 1 == gridDim.x) {
         a.uses[0] = 0;
         a.uses[1] = serial + 1;
     }
+#endif
 }

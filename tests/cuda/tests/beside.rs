@@ -1,5 +1,5 @@
-//! What MODEL1's products of one token take along in their launch where weights are FP8 or FP4: chains of rows, and products of
-//! the same input that are bf16.
+//! What MODEL1's products of one token take along in their launch: chains of rows, and products of the same input that are bf16
+//! beside FP8. On Hopper such launches keep their weights in shared memory.
 
 use std::sync::Arc;
 
@@ -23,21 +23,21 @@ fn logits(backend: Arc<dyn Backend>, edits: &[&str]) -> Vec<Vec<f32>> {
 }
 
 /// As many multiprocessors as Hopper has: the blocks of both formats find room.
-fn emulated(order: Order) -> (Arc<Emulator>, Arc<Cuda>) {
+fn emulated(order: Order, resident: bool) -> (Arc<Emulator>, Arc<Cuda>) {
     let device = Arc::new(Emulator::new(order, false).with_multiprocessors(132));
     let options = CudaOptions {
         graphs: false,
         guarded: true,
         ahead: false,
         counted: true,
-        resident: true,
+        resident,
     };
     (device.clone(), Arc::new(Cuda::on(device, options)))
 }
 
 /// `kernels`: how often a token launches them.
-fn check(edits: &[&str], kernels: &[(&str, u64)]) {
-    let (device, one) = emulated(Order::Ascending);
+fn check(edits: &[&str], resident: bool, kernels: &[(&str, u64)]) {
+    let (device, one) = emulated(Order::Ascending, resident);
     let got = logits(one, edits);
     let launched = device.launched();
     for (kernel, times) in kernels {
@@ -47,7 +47,7 @@ fn check(edits: &[&str], kernels: &[(&str, u64)]) {
             "{kernel}; these were launched: {launched:?}"
         );
     }
-    let (_, other) = emulated(Order::Descending);
+    let (_, other) = emulated(Order::Descending, resident);
     assert!(logits(other, edits) == got, "{edits:?}: other bits in another order");
     let cpu = logits(Arc::new(CpuBackend::with(Cpu::exact(1))), edits);
     let worst = got.iter().zip(&cpu).map(|(a, b)| relative(a, b)).fold(0.0, f64::max);
@@ -61,11 +61,26 @@ const CACHES: [&str; 2] = ["layers.*.kv_cache=f32", "layers.1.index_cache=f32"];
 /// behind their product.
 #[test]
 fn fp8() {
-    check(&CACHES, &[("gemv_f8_m3x1_bf16_m6x1", 2), ("gemv_f8_m3x1_rows", 2)]);
+    check(
+        &CACHES,
+        false,
+        &[("gemv_f8_m3x1_bf16_m6x1", 2), ("gemv_f8_m3x1_rows", 2), ("held_f8", 0)],
+    );
+}
+
+#[test]
+fn held_fp8() {
+    check(&CACHES, true, &[("held_f8_bf16", 2), ("held_f8", 4), ("gemv_f8_m3x1_rows", 0)]);
+}
+
+#[test]
+fn held_bf16() {
+    let edits = [CACHES[0], CACHES[1], "weights.attention=bf16"];
+    check(&edits, true, &[("held_bf16", 6), ("gemv_bf16_x1_rows", 0)]);
 }
 
 #[test]
 fn fp4() {
     let edits = [CACHES[0], CACHES[1], "weights.attention=fp4"];
-    check(&edits, &[("gemv_fp4_m3x1_rows", 2)]);
+    check(&edits, true, &[("gemv_fp4_m3x1_rows", 2)]);
 }
