@@ -140,7 +140,8 @@ fn kernel(plan: &Plan, x: BufId, all: &[&Project]) -> Option<&'static str> {
             && p.norm == norm
             && p.products.len() <= MATRICES
             && p.products.iter().all(|p| p.bias.is_none())
-            && first.is_some_and(|d| d.cols == plan.width(x) && p.products.iter().all(|p| alike(plan.weight(p.weight), d)))
+            && first
+                .is_some_and(|d| d.cols == plan.width(x) && p.products.iter().all(|p| alike(plan.weight(p.weight), d)))
     };
     let weights = norm.and_then(|n| n.0).map(|w| plan.weight(w).format);
     if !all.iter().all(plain) || !weights.is_none_or(|f| matches!(f, Format::F32 | Format::Bf16)) {
@@ -157,7 +158,10 @@ fn kernel(plan: &Plan, x: BufId, all: &[&Project]) -> Option<&'static str> {
 
 /// How products find room in so many blocks and so much shared memory, if they do.
 fn room(plan: &Plan, all: &[&Project], most: usize, shared: usize) -> Option<Room> {
-    let formats: Vec<Lies> = all.iter().map(|p| lies(plan.weight(p.products[0].weight))).collect::<Option<_>>()?;
+    let formats: Vec<Lies> = all
+        .iter()
+        .map(|p| lies(plan.weight(p.products[0].weight)))
+        .collect::<Option<_>>()?;
     // (format, rows) of each matrix.
     let rows: Vec<(usize, usize)> = all
         .iter()

@@ -1,17 +1,20 @@
-// Attention of one token with heads of 512 values as in attend_keys.cuh, its keys split over eight blocks that see each other's
-// shared memory: each of them puts an eighth of two heads together, and nobody goes to memory for what others have summed up.
+// Attention of one token with heads of 512 values as in attend_keys.cuh, the keys of one or two heads split over eight blocks that
+// see each other's shared memory: each of them puts an eighth of the heads together, and nobody goes to memory for what others have
+// summed up.
 #include "attend_keys.cuh"
 
 #if !defined(MODEL1_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
 #include "cluster.cuh"
 #include "each.cuh"
 
-constexpr uint32_t kNear = 8, kNearHeads = 2, kNearDim = 512, kNearFours = kNearHeads * kNearDim / 4 / kNear;
+constexpr uint32_t kNear = 8, kNearDim = 512;
 
 // What the blocks of a cluster push to the one that puts these four columns together, and to all.
+template <uint32_t L>
 struct NearShares {
-    float4 v[kNear][kNearFours];
-    float best[kNear][kNearHeads], all[kNear][kNearHeads];
+    static constexpr uint32_t FOURS = L * kNearDim / 4 / kNear;
+    float4 v[kNear][FOURS];
+    float best[kNear][L], all[kNear][L];
 };
 
 struct FinishNear {
@@ -24,20 +27,23 @@ struct FinishNear {
     template <uint32_t L, uint32_t C, uint32_t G>
     static __device__ __forceinline__ void finish(const AttendArgs& a, float* pool, HeadShares<L>& s, const float (&top)[L],
                                                   float (&sum)[L], const float4 (&acc)[L][C / 4], uint32_t at0) {
-        static_assert(L == kNearHeads && C * G == kNearDim && L * C * G / 4 == 256, "a thread per four columns");
-        __shared__ NearShares near;
+        static_assert(L <= 2 && C * G == kNearDim, "a thread per four columns");
+        constexpr uint32_t PER = kNearDim / 4, FOURS = NearShares<L>::FOURS;
+        __shared__ NearShares<L> near;
         const uint32_t me = threadIdx.x, rank = blockIdx.z, first = me % G * C / 4;
         leave_warps<L, C, G>(a, pool, s, top, sum, acc, [&](uint32_t i) { return first + i; });
         __syncthreads();
-        const HeadShare mine = block_share<L, kNearDim>(pool, s, me / (kNearDim / 4), me % (kNearDim / 4), kLowest);
-        near_store(&near.v[rank][me % kNearFours], me / kNearFours, mine.v);
-        if (me % (kNearDim / 4) < kNear) {
-            near_store(&near.best[rank][me / (kNearDim / 4)], me % kNear, mine.best);
-            near_store(&near.all[rank][me / (kNearDim / 4)], me % kNear, mine.all);
+        if (me < L * PER) {
+            const HeadShare mine = block_share<L, kNearDim>(pool, s, me / PER, me % PER, kLowest);
+            near_store(&near.v[rank][me % FOURS], me / FOURS, mine.v);
+            if (me % PER < kNear) {
+                near_store(&near.best[rank][me / PER], me % kNear, mine.best);
+                near_store(&near.all[rank][me / PER], me % kNear, mine.all);
+            }
         }
-        // The place of these four among those of both heads.
-        const uint32_t n = rank * kNearFours + me, l = n / (kNearDim / 4), c = n % (kNearDim / 4);
-        const bool last = me < kNearFours, sunk = last && a.sinks.data != nullptr;
+        // The place of these four among those of all heads.
+        const uint32_t n = rank * FOURS + me, l = n / PER, c = n % PER;
+        const bool last = me < FOURS, sunk = last && a.sinks.data != nullptr;
         const float sink = sunk ? vector_at(a.sinks, at0 + l) : kLowest;
         cluster_arrive();
         cluster_wait();
@@ -61,18 +67,20 @@ struct FinishNear {
     }
 };
 
-// grid (1, query heads / 2, 8), in clusters of 8 shares, 256 threads, or (sequences, ...) for `_each`; shared: `KeysShape::shared` in ../ops/attend/row.rs
-#define ATTEND_NEAR(format, Key)                                                                              \
-    extern "C" __global__ void __cluster_dims__(1, 1, kNear) __launch_bounds__(256, 1)                        \
-        attend_near_512x2_##format(const __grid_constant__ AttendArgs a) {                                    \
-        attend_keys<Key<16>, kNearHeads, 16, 32, true, FinishNear>(a);                                        \
+// grid (1, query heads / L, 8), in clusters of 8 shares, 256 threads, or (sequences, ...) for `_each`; shared: `KeysShape` in
+// ../ops/attend/row.rs. One head where keys take long to become numbers, two where they share what is read. They begin beside blocks
+// of products (held.cu), which leave room for so many registers.
+#define ATTEND_NEAR(shape, Key, L)                                                                            \
+    extern "C" __global__ void __cluster_dims__(1, 1, kNear) __maxnreg__(136)                                 \
+        attend_near_##shape(const __grid_constant__ AttendArgs a) {                                           \
+        attend_keys<Key<16>, L, 16, 32, true, FinishNear>(a);                                                 \
     }                                                                                                         \
     extern "C" __global__ void __cluster_dims__(1, 1, kNear) __launch_bounds__(256, 1)                        \
-        attend_near_512x2_##format##_each(const __grid_constant__ Each<AttendArgs> a) {                       \
-        attend_keys<Key<16>, kNearHeads, 16, 32, true, FinishNear>(a.of[blockIdx.x]);                         \
+        attend_near_##shape##_each(const __grid_constant__ Each<AttendArgs> a) {                              \
+        attend_keys<Key<16>, L, 16, 32, true, FinishNear>(a.of[blockIdx.x]);                                  \
     }
 
-ATTEND_NEAR(f32, KeyF32)
-ATTEND_NEAR(bf16, KeyBf16)
-ATTEND_NEAR(fp8, KeyFp8)
+ATTEND_NEAR(512x2_f32, KeyF32, 2)
+ATTEND_NEAR(512x2_bf16, KeyBf16, 2)
+ATTEND_NEAR(512x1_fp8, KeyFp8, 1)
 #endif

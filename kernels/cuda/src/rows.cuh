@@ -184,11 +184,23 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     // Warps take blocks of all records.
     const bool four = c.format == kCacheFp4;
     const uint32_t block = four ? 32 : v32 ? 128 : 64, blocks = (nope + block - 1) / block;
-    for (uint32_t n = warp; n < c.records * blocks && !hidden; n += warps) {
-        const uint32_t r = n / blocks, b = n % blocks, from = b * block;
+    for (uint32_t n = warp; n < c.records * (blocks + 1) && !hidden; n += warps) {
+        const uint32_t r = n / (blocks + 1), b = n % (blocks + 1), from = b * block;
         const float* v = values + r * c.width;
         const size_t at = slot * c.records + r;
         uint8_t *data = c.data + at * c.data_bytes, *scales = c.scales + at * c.scale_bytes;
+        if (b == blocks) {
+            // The rotated part, by a warp of its own.
+            for (uint32_t i = nope + lane; i < c.width; i += 32) {
+                const uint32_t bits = f32_to_bf16(v[i]);
+                uint8_t* to = data + nope + v32_scale_bytes(c) + 2 * (i - nope);
+                to[0] = (uint8_t)bits;
+                to[1] = (uint8_t)(bits >> 8);
+            }
+            // MODEL1's record has one unused scale byte.
+            for (uint32_t i = blocks + lane; i < c.scale_bytes; i += 32) scales[i] = 0;
+            continue;
+        }
         uint8_t* scale = v32 ? data + nope + 4 * b : scales + b;
         encode_block(v + from, min(block, nope - from), four, data + (four ? from / 2 : from), scale, trip);
         if (v32 && lane == 0) {
@@ -196,15 +208,6 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
             const uint32_t bits = __float_as_uint(ue8m0_to_f32(*scale));
             for (uint32_t i = 0; i < 4; i++) scale[i] = (uint8_t)(bits >> 8 * i);
         }
-        if (b != 0) continue;
-        for (uint32_t i = nope + lane; i < c.width; i += 32) {
-            const uint32_t bits = f32_to_bf16(v[i]);
-            uint8_t* to = data + nope + v32_scale_bytes(c) + 2 * (i - nope);
-            to[0] = (uint8_t)bits;
-            to[1] = (uint8_t)(bits >> 8);
-        }
-        // MODEL1's record has one unused scale byte.
-        for (uint32_t i = blocks + lane; i < c.scale_bytes; i += 32) scales[i] = 0;
     }
     write_stats(trip, a.stats == nullptr ? nullptr : a.stats + row);
 }
@@ -212,14 +215,15 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
 // Values of a run per thread whose weights are asked for together with them.
 constexpr uint32_t kNormHeld = 8;
 
-// A run by `width` threads of which this is `me`; `sum` adds up over them, `store` gets every value with its place. Values and
-// weights are all on their way before the first is used: a weight is read once per step, from the slowest memory.
-template <class F, class S>
+// A run by `width` threads of which this is `me`; `sum` adds up over them, `store` gets every value with its place. HELD values and
+// weights are on their way before the first is used: a weight is read once per step, from the slowest memory. (A thread with fewer
+// goes through less code, which at one token is slow to come, too.)
+template <uint32_t HELD = kNormHeld, class F, class S>
 __device__ __forceinline__ void norm_values(const NormArgs& a, const float* x, uint32_t me, uint32_t width, F sum, S store) {
-    const uint32_t rest = me + kNormHeld * width;
-    float v[kNormHeld], w[kNormHeld];
+    const uint32_t rest = me + HELD * width;
+    float v[HELD], w[HELD];
 #pragma unroll
-    for (uint32_t k = 0; k < kNormHeld; k++) {
+    for (uint32_t k = 0; k < HELD; k++) {
         const uint32_t i = me + k * width;
         v[k] = i < a.group ? x[i] : 0.0f;
         w[k] = i < a.group && a.weight.data != nullptr ? vector_at(a.weight, i) : 1.0f;
@@ -228,13 +232,13 @@ __device__ __forceinline__ void norm_values(const NormArgs& a, const float* x, u
     if (a.layer != 0) {
         float part = 0.0f;
 #pragma unroll
-        for (uint32_t k = 0; k < kNormHeld; k++) part += v[k];
+        for (uint32_t k = 0; k < HELD; k++) part += v[k];
         for (uint32_t i = rest; i < a.group; i += width) part += x[i];
         mean = sum(part) / (float)a.group;
     }
     float square = 0.0f;
 #pragma unroll
-    for (uint32_t k = 0; k < kNormHeld; k++) {
+    for (uint32_t k = 0; k < HELD; k++) {
         const float d = me + k * width < a.group ? v[k] - mean : 0.0f;
         square += d * d;
     }
@@ -242,7 +246,7 @@ __device__ __forceinline__ void norm_values(const NormArgs& a, const float* x, u
     for (uint32_t i = rest; i < a.group; i += width) square += (x[i] - mean) * (x[i] - mean);
     const float scale = rsqrtf(sum(square) / (float)a.group + a.eps);
 #pragma unroll
-    for (uint32_t k = 0; k < kNormHeld; k++) {
+    for (uint32_t k = 0; k < HELD; k++) {
         const uint32_t i = me + k * width;
         if (i >= a.group) break;
         const float y = (v[k] - mean) * scale * w[k];
@@ -275,10 +279,16 @@ __device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice 
             __syncthreads();
             return v;
         };
-        norm_values(a, there ? near : a.x + at, threadIdx.x, blockDim.x, sum, [&](uint32_t i, float y) {
+        const float* const x = there ? near : a.x + at;
+        const auto store = [&](uint32_t i, float y) {
             out[i] = y;
             if (near != nullptr) near[i] = y;
-        });
+        };
+        if (a.group <= 2 * blockDim.x) {
+            norm_values<2>(a, x, threadIdx.x, blockDim.x, sum, store);
+        } else {
+            norm_values(a, x, threadIdx.x, blockDim.x, sum, store);
+        }
         return;
     }
     const uint2 groups = runs_of(a.groups, slice, slices);

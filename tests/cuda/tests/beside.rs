@@ -70,7 +70,11 @@ fn fp8() {
 
 #[test]
 fn held_fp8() {
-    check(&CACHES, true, &[("held_f8_bf16", 2), ("held_f8", 4), ("gemv_f8_m3x1_rows", 0)]);
+    check(
+        &CACHES,
+        true,
+        &[("held_f8_bf16", 2), ("held_f8", 4), ("gemv_f8_m3x1_rows", 0)],
+    );
 }
 
 #[test]

@@ -191,7 +191,11 @@ pub(super) fn cache_rows_have_the_cpus_bytes(on: &On) {
             let mut c = Case::new(16, 256);
             let src = c.given(width * records, &hard_values(width * records, 24));
             let growing = CacheRows::Growing { rate: 1 };
-            let ring = CacheRows::Ring { capacity: 12, live: 8, block: 1 };
+            let ring = CacheRows::Ring {
+                capacity: 12,
+                live: 8,
+                block: 1,
+            };
             for rows in [growing, ring] {
                 let cache = c.rows(Component::Keys, rows, records, (width, rope), format);
                 c.op(Op::CacheWrite {

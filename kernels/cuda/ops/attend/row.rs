@@ -102,8 +102,8 @@ impl RowShape {
 /// Attention of one token by `attend_keys_*` (`src/attend_keys.cuh`): a kernel per cache format, for the plainer caches.
 struct KeysShape {
     kernel: &'static str,
-    /// The kernel for blocks that see each other's shared memory, where there is one.
-    near: Option<&'static str>,
+    /// The kernel for blocks that see each other's shared memory, where there is one, and its heads.
+    near: Option<(&'static str, usize)>,
     /// Heads per block.
     heads: usize,
     /// Shared memory of a block, bytes.
@@ -123,9 +123,9 @@ impl KeysShape {
             };
         }
         let near = [
-            "attend_near_512x2_f32",
-            "attend_near_512x2_bf16",
-            "attend_near_512x2_fp8",
+            ("attend_near_512x2_f32", 2),
+            ("attend_near_512x2_bf16", 2),
+            ("attend_near_512x1_fp8", 1),
         ];
         let (kernels, lanes, columns) = match row.kernel {
             "attend_row_64x1" => (kernels!("64x1"), 1, 8),
@@ -158,7 +158,7 @@ impl KeysShape {
         let shared = SOURCES * SPAN + heads_bytes(lanes, args.head_dim as usize);
         (fits && (args.fold == 0 || blocks <= ARRIVALS)).then_some(Self {
             kernel: kernels[format.min(2)],
-            near: (row.kernel == WIDE && heads == lanes).then_some(near[format.min(2)]),
+            near: Some(near[format.min(2)]).filter(|n| row.kernel == WIDE && row.heads.is_multiple_of(n.1)),
             heads,
             shared,
         })
@@ -257,12 +257,12 @@ pub(super) fn attend_row(
     }
     match keys {
         Some(keys) => {
-            args.block_heads = keys.heads as u32;
-            if let Some(kernel) = keys.near.filter(|_| cx.device.info().clusters) {
-                (args.splits, args.fold) = (NEAR as u32, 0);
-                let grid = [rows, heads / keys.heads, NEAR];
-                return launch(cx, kernel, grid, THREADS, keys.shared, &args);
+            if let Some((kernel, each)) = keys.near.filter(|_| cx.device.info().clusters) {
+                (args.block_heads, args.splits, args.fold) = (each as u32, NEAR as u32, 0);
+                let shared = SOURCES * SPAN + heads_bytes(each, *head_dim);
+                return launch(cx, kernel, [rows, heads / each, NEAR], THREADS, shared, &args);
             }
+            args.block_heads = keys.heads as u32;
             let grid = [rows, heads / keys.heads, shape.splits];
             launch(cx, keys.kernel, grid, THREADS, keys.shared, &args)?;
         }
