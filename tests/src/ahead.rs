@@ -19,6 +19,17 @@ pub enum Seen {
     Failed(String),
 }
 
+/// The rows of a cache that steps behind `position` tokens may read: slots of a ring, the oldest first, or all rows.
+pub fn readable(rows: CacheRows, position: u64) -> Vec<usize> {
+    let position = position as usize;
+    match rows {
+        CacheRows::Growing { rate } => (0..position / rate).collect(),
+        CacheRows::Ring { capacity, .. } => (position - rows.kept(position as u64)..position)
+            .map(|t| t % capacity)
+            .collect(),
+    }
+}
+
 /// A session, all of its text, and what was seen of it.
 pub struct Writer {
     /// The session.
@@ -124,18 +135,11 @@ impl Writer {
 
     /// Every row that a later step may read.
     pub fn rows(&mut self) {
-        let position = self.session.position() as usize;
+        let position = self.session.position();
         let mut bits = Vec::new();
         for (i, desc) in self.session.state().caches().iter().enumerate() {
-            // (first row, rows)
-            let runs: Vec<(usize, usize)> = match desc.rows {
-                CacheRows::Growing { rate } => vec![(0, position / rate)],
-                CacheRows::Ring { capacity, .. } => (position - desc.rows.kept(position as u64)..position)
-                    .map(|t| (t % capacity, 1))
-                    .collect(),
-            };
-            for (first, count) in runs {
-                let values = self.session.state().read_rows(CacheId(i as u32), first, count).unwrap();
+            for slot in readable(desc.rows, position) {
+                let values = self.session.state().read_rows(CacheId(i as u32), slot, 1).unwrap();
                 bits.extend(values.into_iter().map(f32::to_bits));
             }
         }

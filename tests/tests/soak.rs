@@ -10,9 +10,9 @@ use engine::{
 use kernels::cpu::Cpu;
 use kernels::cpu::exec::CpuBackend;
 use kernels::ir::{
-    Backend, CacheDesc, CacheId, CacheRows, ExecError, KvBytes, Plan, Snapshot, State, StepOutput, StepRequest,
-    WeightSource,
+    Backend, CacheDesc, CacheId, ExecError, KvBytes, Plan, Snapshot, State, StepOutput, StepRequest, WeightSource,
 };
+use model1_tests::ahead::readable;
 use model1_tests::goldens::{engine, engine_with, folder};
 
 const SWAPS: usize = 1000;
@@ -79,15 +79,7 @@ fn held(session: &mut Session) -> Vec<Vec<u32>> {
     let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
     let mut all = vec![bits(&session.output().logits)];
     for i in 0..session.state().caches().len() {
-        // Rings: the slots of the rows that may still be read.
-        let rows = session.state().caches()[i].rows;
-        let slots: Vec<usize> = match rows {
-            CacheRows::Growing { rate } => (0..position as usize / rate).collect(),
-            CacheRows::Ring { capacity, .. } => (position as usize - rows.kept(position)..position as usize)
-                .map(|p| p % capacity)
-                .collect(),
-        };
-        for slot in slots {
+        for slot in readable(session.state().caches()[i].rows, position) {
             all.push(bits(&session.state().read_rows(CacheId(i as u32), slot, 1).unwrap()));
         }
     }
