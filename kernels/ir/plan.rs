@@ -183,6 +183,16 @@ impl CacheRows {
             }
         }
     }
+
+    /// Their slots, the oldest first.
+    pub fn kept_slots(&self, position: u64) -> Vec<usize> {
+        match *self {
+            Self::Growing { .. } => Vec::new(),
+            Self::Ring { capacity, .. } => (position - self.kept(position) as u64..position)
+                .map(|t| (t % capacity as u64) as usize)
+                .collect(),
+        }
+    }
 }
 
 /// One component of one layer's cache.

@@ -21,12 +21,9 @@ pub enum Seen {
 
 /// The rows of a cache that steps behind `position` tokens may read: slots of a ring, the oldest first, or all rows.
 pub fn readable(rows: CacheRows, position: u64) -> Vec<usize> {
-    let position = position as usize;
     match rows {
-        CacheRows::Growing { rate } => (0..position / rate).collect(),
-        CacheRows::Ring { capacity, .. } => (position - rows.kept(position as u64)..position)
-            .map(|t| t % capacity)
-            .collect(),
+        CacheRows::Growing { rate } => (0..position as usize / rate).collect(),
+        CacheRows::Ring { .. } => rows.kept_slots(position),
     }
 }
 

@@ -251,15 +251,6 @@ impl CpuState {
     }
 }
 
-/// Slots of a ring that matter at `position`.
-fn ring_slots(desc: &CacheDesc, position: u64) -> Vec<usize> {
-    let CacheRows::Ring { capacity, .. } = desc.rows else {
-        return Vec::new();
-    };
-    let from = position - desc.rows.kept(position) as u64;
-    (from..position).map(|t| (t % capacity as u64) as usize).collect()
-}
-
 impl State for CpuState {
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
@@ -276,7 +267,9 @@ impl State for CpuState {
     fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         let part = |s: &Store| {
             let n = s.row_bytes();
-            ring_slots(&s.desc, position)
+            s.desc
+                .rows
+                .kept_slots(position)
                 .iter()
                 .flat_map(|&r| s.bytes()[r * n..(r + 1) * n].to_vec())
                 .collect()
@@ -300,7 +293,7 @@ impl State for CpuState {
             )));
         }
         for (s, part) in self.stores.iter_mut().zip(&snapshot.parts) {
-            let (n, slots) = (s.row_bytes(), ring_slots(&s.desc, snapshot.position));
+            let (n, slots) = (s.row_bytes(), s.desc.rows.kept_slots(snapshot.position));
             if part.len() != n * slots.len() {
                 return Err(wrong(format!("{} bytes for {} rows of {n}", part.len(), slots.len())));
             }
