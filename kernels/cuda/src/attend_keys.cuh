@@ -16,6 +16,10 @@ struct KeySpan {
     const int32_t* selection;
     uint32_t row_bytes, scale_row, plain, count;  // bytes of a slot; values before the part kept for rotation; keys
     uint32_t kept, start, ring, pad;
+
+    // Key j's slot where none are selected, and any slot within the ring.
+    __device__ __forceinline__ uint32_t nth(uint32_t j) const { return j < kept ? j : start + j - kept; }
+    __device__ __forceinline__ uint32_t within(uint32_t slot) const { return ring != 0 && slot >= ring ? slot - ring : slot; }
 };
 static_assert(sizeof(KeySpan) == 72, "SPAN in ../ops/attend.rs");
 
@@ -194,24 +198,16 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
     const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
     const uint32_t per = (total + a.splits - 1) / a.splits;
     const uint32_t begin = min(blockIdx.z * per, total), end = min(begin + per, total);
-#ifndef MODEL1_EMULATE
     if constexpr (Finish::NEAR) {
         // Those that are known beforehand.
         for (uint32_t j = begin + team; j < end; j += TEAMS) {
             const KeySpan& span = s.spans[j >= first ? 1 : 0];
-            const uint32_t n = j >= first ? j - first : j;
             if (span.selection != nullptr) break;
-            uint32_t slot = n < span.kept ? n : span.start + n - span.kept;
-            if (span.ring != 0 && slot >= span.ring) slot -= span.ring;
-            for (uint32_t at = threadIdx.x % G * 128; at < span.row_bytes; at += G * 128) {
-                asm volatile("prefetch.global.L2 [%0];" ::"l"(span.keys + (size_t)slot * span.row_bytes + at));
-            }
-            if (span.scale_row != 0 && threadIdx.x % G == 0) {
-                asm volatile("prefetch.global.L2 [%0];" ::"l"(span.key_scales + (size_t)slot * span.scale_row));
-            }
+            const size_t slot = span.within(span.nth(j >= first ? j - first : j));
+            for (uint32_t at = threadIdx.x % G * 128; at < span.row_bytes; at += G * 128) bring_line_near(span.keys + slot * span.row_bytes + at);
+            if (span.scale_row != 0 && threadIdx.x % G == 0) bring_line_near(span.key_scales + slot * span.scale_row);
         }
     }
-#endif
     Finish::begin(a);
 
     const auto prepare_queries = [&] {
@@ -249,15 +245,13 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
     const auto find = [&](uint32_t j) {
         Place p = {&s.spans[j >= first && j < end ? 1 : 0], 0, j < end};
         if (j >= first) j -= first;
-        if (p.there) p.slot = p.span->selection != nullptr ? (uint32_t)p.span->selection[j]
-                                                            : j < p.span->kept ? j : p.span->start + j - p.span->kept;
+        if (p.there) p.slot = p.span->selection != nullptr ? (uint32_t)p.span->selection[j] : p.span->nth(j);
         return p;
     };
     const auto ask = [&](Pair& to, const Place& p) {
         const KeySpan& span = *p.span;
         to.there = p.there && (int32_t)p.slot >= 0;
-        uint32_t slot = to.there ? p.slot : 0;
-        if (span.ring != 0 && slot >= span.ring) slot -= span.ring;
+        const uint32_t slot = span.within(to.there ? p.slot : 0);
         const size_t at = (size_t)slot * span.row_bytes, scale = (size_t)slot * span.scale_row;
         to.key.load(span.keys + at, span.key_scales + scale, span.plain, column);
         if (!SAME) to.value.load(span.values + at, span.value_scales + scale, span.plain, column);

@@ -43,18 +43,14 @@ __device__ __forceinline__ const T& link_args(const Link& l) {
     return *(const T*)l.args;
 }
 
-// Values of a row that a block keeps in shared memory from op to op, and of a state that is brought near whole.
-constexpr uint32_t kNearRow = 1024, kNearState = 32768;
+// Values of a row that a block keeps in shared memory from op to op.
+constexpr uint32_t kNearRow = 1024;
 
-// Brings weights into the second-level cache: each of them is read once per step, from the slowest memory.
-__device__ __forceinline__ void bring_near([[maybe_unused]] const WeightRef& w, [[maybe_unused]] size_t first, [[maybe_unused]] uint32_t n) {
-#ifndef MODEL1_EMULATE
+// Brings `n` elements of a small weight from `first` on near, by a block: each is read once per step, from the slowest memory.
+__device__ __forceinline__ void bring_near(const WeightRef& w, size_t first, uint32_t n) {
     if (w.data == nullptr) return;
     const uint32_t each = w.format == kF32 ? 4 : 2;
-    for (uint32_t at = 128 * threadIdx.x; at < n * each; at += 128 * blockDim.x) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(w.data + first * each + at));
-    }
-#endif
+    for (uint32_t at = 128 * threadIdx.x; at < n * each; at += 128 * blockDim.x) bring_line_near(w.data + first * each + at);
 }
 
 // Block (row, part, slice) of a chain; `memory`: the widest Hadamard run.
@@ -78,8 +74,6 @@ __device__ __forceinline__ void chain_block(const ChainArgs& a, uint32_t row, ui
         if (l.kind == kLinkPool) {
             const PoolArgs& p = link_args<PoolArgs>(l);
             bring_near(p.ape, (size_t)((uint32_t)step.position % p.rate) * p.c, p.c);
-            const uint32_t state = 2 * p.slots * p.c;
-            if (closed_rows(step, p.rate) > 0 && state <= kNearState) bring_near({(const uint8_t*)p.state, nullptr, 0, 0, kF32}, 0, state);
         }
     }
     if (rope < count) rope_turns(link_args<RopeArgs>(links[rope]), step, row, turns);
@@ -135,7 +129,7 @@ __device__ __forceinline__ void chain_block(const ChainArgs& a, uint32_t row, ui
             case kLinkPool: {
                 const PoolArgs& p = link_args<PoolArgs>(l);
                 const bool fits = slices == 1 && p.d <= kNearRow;
-                pool_token(p, step, threadIdx.x, blockDim.x, fits ? near : nullptr);
+                for (uint32_t c = threadIdx.x; c < p.c; c += blockDim.x) pool_channel(p, step, c, fits ? near : nullptr);
                 held = fits ? p.out : nullptr;
                 break;
             }

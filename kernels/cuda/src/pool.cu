@@ -18,9 +18,4 @@ KERNEL(pool_state, PoolArgs, 256) {
 }
 
 // Both for a step of one token. grid (ceil(c / 64))
-KERNEL(pool_one, PoolArgs, 64) {
-    const DevStep s = *a.step;
-    const uint32_t channel = blockIdx.x * blockDim.x + threadIdx.x;
-    if (channel < a.d && closed_rows(s, a.rate) > 0) pool_row(a, s, 0, channel);
-    if (channel < a.c) pool_keep(a, s, s.position, channel);
-}
+KERNEL(pool_one, PoolArgs, 64) { pool_channel(a, *a.step, blockIdx.x * blockDim.x + threadIdx.x); }
