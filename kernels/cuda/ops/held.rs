@@ -34,8 +34,8 @@ struct ProductsArg {
     matrices: [HeldMatrixArg; MATRICES],
     count: u32,
     blocks: u32,
-    x: u32,
     partial: u32,
+    pad: u32,
 }
 
 #[repr(C)]
@@ -143,8 +143,7 @@ fn kernel(plan: &Plan, x: BufId, all: &[&Project]) -> Option<&'static str> {
             && first
                 .is_some_and(|d| d.cols == plan.width(x) && p.products.iter().all(|p| alike(plan.weight(p.weight), d)))
     };
-    let weights = norm.and_then(|n| n.0).map(|w| plan.weight(w).format);
-    if !all.iter().all(plain) || !weights.is_none_or(|f| matches!(f, Format::F32 | Format::Bf16)) {
+    if !all.iter().all(plain) {
         return None;
     }
     let formats: Vec<_> = all.iter().map(|p| plan.weight(p.products[0].weight).format).collect();

@@ -25,14 +25,14 @@ struct HeldProducts {
     HeldMatrix matrices[kHeldMatrices];
     uint32_t count;
     uint32_t blocks;                       // of all
-    uint32_t x;                            // where the vector multiplied lies in shared memory
-    uint32_t partial;                      // [tiles][16][warps] sums
+    uint32_t partial;                      // where [tiles][16][warps] sums lie in shared memory, behind the vector multiplied
+    uint32_t pad;
 };
 
 // `HeldArgs` in ../ops/held.rs, as all of these records.
 struct HeldArgs {
     HeldProducts products[2];
-    WeightRef norm;      // [cols] f32 or bf16, of an RMSNorm of x; null data = 1
+    WeightRef norm;      // [cols] of an RMSNorm of x; null data = 1
     ChainArgs chain;
     uint32_t normed;     // 1 = x is normalised
     float eps;
@@ -99,20 +99,16 @@ __device__ __forceinline__ void held_products(const HeldArgs& args, const HeldPr
 #endif
     if constexpr (F::SCALED) pair_scales_of(h, part, 0, one.scales, (float*)(memory + h.scales));
     const auto weights = [&](uint32_t quad) {
-        if (args.norm.data == nullptr || quad >= h.cols / 4) return make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-        if (args.norm.format == kF32) return ((const float4*)args.norm.data)[quad];
-        const uint2 four = ((const uint2*)args.norm.data)[quad];
-        return make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u), __uint_as_float(four.y << 16),
-                           __uint_as_float(four.y & 0xffff0000u));
+        return args.norm.data != nullptr && quad < h.cols / 4 ? vector_four(args.norm, 4 * quad) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
     };
     const float4 mine = weights(threadIdx.x);
     await_predecessor(args.hold != 0);
-    float square = held_lay_out<F>(memory + a.x, h.x, h.cols, mine, weights);
+    float square = held_lay_out<F>(memory, h.x, h.cols, mine, weights);
     square = warp_sum(square);
     if (lane == 0) squares[warp] = square;
     sync_workers();
     float* const partial = (float*)(memory + a.partial);
-    pair_tiles<F>(h, part, memory, memory + a.x, partial, ready, zero);
+    pair_tiles<F>(h, part, memory, memory, partial, ready, zero);
     float factor = 1.0f;
     if (args.normed != 0) {
         float all = 0.0f;
