@@ -117,14 +117,6 @@ pub trait Device: Send + Sync {
     /// Waits for all work enqueued so far, then copies out of device memory.
     fn download(&self, from: DevPtr, out: &mut [u8]) -> Result<(), ExecError>;
 
-    /// The same piece by piece, in order, each as it comes: fresh memory for all of it at once takes longer than the transfer.
-    fn download_pieces(&self, from: DevPtr, bytes: usize, take: &mut dyn FnMut(&[u8])) -> Result<(), ExecError> {
-        let mut all = vec![0; bytes];
-        self.download(from, &mut all)?;
-        take(&all);
-        Ok(())
-    }
-
     /// Copies within device memory; the ranges do not overlap.
     fn copy(&self, to: DevPtr, from: DevPtr, bytes: usize) -> Result<(), ExecError>;
 
@@ -166,6 +158,9 @@ pub trait Device: Send + Sync {
     /// Notes that work enqueued so far in the first stream writes what lies at `ptr`, an address from
     /// [`Device::alloc_mail`].
     fn post(&self, ptr: DevPtr) -> Result<(), ExecError>;
+
+    /// Copies from device memory to `at` bytes behind `ptr`, an address from [`Device::alloc_mail`], in the first stream.
+    fn send(&self, ptr: DevPtr, at: usize, from: DevPtr, bytes: usize) -> Result<(), ExecError>;
 
     /// Waits for the work that was noted last for `ptr`, and for no more, then copies from there.
     fn collect(&self, ptr: DevPtr, out: &mut [u8]) -> Result<(), ExecError>;

@@ -364,30 +364,19 @@ impl Device for Driver {
         if out.is_empty() {
             return self.synchronise();
         }
-        let mut rest = &mut out[..];
-        self.download_pieces(from, rest.len(), &mut |piece| {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
-            now.copy_from_slice(piece);
-            rest = later;
-        })
-    }
-
-    fn download_pieces(&self, from: DevPtr, bytes: usize, take: &mut dyn FnMut(&[u8])) -> Result<(), ExecError> {
         self.current()?;
         let staging = lock(&self.staging);
-        let mut at = 0;
-        while at < bytes {
-            let n = (bytes - at).min(STAGING);
+        let mut at = from;
+        for piece in out.chunks_mut(STAGING) {
             // SAFETY: the staging buffer has STAGING bytes and is ours while locked; it is read after the copy ended.
-            let piece = unsafe {
-                sys::cuMemcpyDtoHAsync_v2(*staging, from + at as u64, n, self.stream)
+            unsafe {
+                sys::cuMemcpyDtoHAsync_v2(*staging, at, piece.len(), self.stream)
                     .result()
                     .map_err(failed("copying from the GPU"))?;
                 result::stream::synchronize(self.stream).map_err(failed("running on the GPU"))?;
-                std::slice::from_raw_parts((*staging).cast::<u8>(), n)
-            };
-            take(piece);
-            at += n;
+                piece.copy_from_slice(std::slice::from_raw_parts((*staging).cast::<u8>(), piece.len()));
+            }
+            at += piece.len() as u64;
         }
         Ok(())
     }
@@ -556,6 +545,11 @@ impl Device for Driver {
     fn post(&self, ptr: DevPtr) -> Result<(), ExecError> {
         self.current()?;
         self.posts.post(ptr, self.stream)
+    }
+
+    fn send(&self, ptr: DevPtr, at: usize, from: DevPtr, bytes: usize) -> Result<(), ExecError> {
+        self.current()?;
+        self.posts.send(ptr, at, (from, bytes), self.stream)
     }
 
     fn collect(&self, ptr: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {

@@ -6,6 +6,7 @@
 
 mod ahead;
 mod batch;
+mod carry;
 #[cfg(feature = "cuda")]
 pub mod cublaslt;
 pub mod cx;

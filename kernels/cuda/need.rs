@@ -1,7 +1,7 @@
 //! What a model takes of a device's memory, before anything is allocated: the sizes that are asked for later, each as the
 //! driver gives it ([`taken`]).
 
-use super::memory::{Parts, taken};
+use super::memory::taken;
 use super::planes;
 use super::prepared::Arena;
 use super::state;
@@ -28,23 +28,16 @@ pub fn of_step(plan: &Plan, sequences: usize) -> u64 {
     taken(Arena::new(plan, 0, sequences).bytes())
 }
 
-/// Bytes for caches with room for `context` tokens, as they are allocated, and for gathering a host checkpoint of them.
+/// Bytes for caches with room for `context` tokens, as they are allocated.
 pub fn of_caches(caches: &[CacheDesc], context: u64) -> u64 {
     let room = state::roomy(context);
-    let mut gathered = Parts::default();
-    let mut sum = 0;
-    for d in caches {
+    let each = caches.iter().map(|d| {
         let (data, scales) = d.row_bytes();
         let rows = match d.rows {
-            CacheRows::Ring { capacity, live, .. } => {
-                let live = (live - 1).min(capacity).min(context as usize);
-                gathered.add(live * data);
-                gathered.add(live * scales);
-                capacity
-            }
+            CacheRows::Ring { capacity, .. } => capacity,
             CacheRows::Growing { rate } => room as usize / rate,
         };
-        sum += taken(rows * data) + taken(rows * scales);
-    }
-    sum + taken(gathered.bytes())
+        taken(rows * data) + taken(rows * scales)
+    });
+    each.sum()
 }

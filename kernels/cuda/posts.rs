@@ -67,6 +67,26 @@ impl Posts {
         unsafe { result::event::record(self.piece(ptr)?.event, stream) }.map_err(failed("recording an event"))
     }
 
+    pub fn send(
+        &self,
+        ptr: DevPtr,
+        at: usize,
+        (from, bytes): (DevPtr, usize),
+        stream: sys::CUstream,
+    ) -> Result<(), ExecError> {
+        let p = self.piece(ptr)?;
+        if at.checked_add(bytes).is_none_or(|end| end > p.bytes) {
+            return Err(ExecError::Device(format!(
+                "CUDA: {bytes} bytes behind {at} of memory of {}",
+                p.bytes
+            )));
+        }
+        // SAFETY: the piece has as many bytes, and lives until what was enqueued has ended (see `free`).
+        unsafe { sys::cuMemcpyDtoHAsync_v2(p.memory.add(at).cast_mut().cast::<c_void>(), from, bytes, stream) }
+            .result()
+            .map_err(failed("copying from the GPU"))
+    }
+
     pub fn collect(&self, ptr: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {
         let p = self.piece(ptr)?;
         if out.len() > p.bytes {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ahead::Begun;
 use super::batch::Batch;
+use super::carry::{Carried, Carrier};
 use super::cx::DevCache;
 use super::device::{DevPtr, Device};
 use super::mail::Mails;
@@ -146,8 +147,8 @@ pub struct CudaState {
     weights: Arc<Weights>,
     descs: Vec<CacheDesc>,
     stores: Vec<Store>,
-    /// Where checkpoints are gathered; grows, never shrinks.
-    room: Mutex<Mem>,
+    /// Brings checkpoints to the host.
+    carrier: Mutex<Carrier>,
     /// Where answers of steps of one token arrive.
     pub(super) mails: Mails,
     /// The step that runs although it was not asked for.
@@ -185,7 +186,7 @@ impl CudaState {
             weights: weights.clone(),
             descs: caches.to_vec(),
             stores: Vec::new(),
-            room: Mutex::new(Mem::none(device)),
+            carrier: Mutex::new(Carrier::new(device)),
             mails,
             begun: None,
             prepared: Vec::new(),
@@ -343,49 +344,15 @@ impl CudaState {
         more + twice
     }
 
-    fn snapshot_parts(&self, position: u64) -> Result<Vec<Vec<u8>>, ExecError> {
-        // Gathered on the device, so that there is one transfer to wait for.
-        let mut parts = Parts::default();
-        let mut pieces = Vec::new();
-        for (i, s) in self.stores.iter().enumerate() {
-            for run in s.live(position) {
-                for (from, bytes) in s.places(run).into_iter().filter(|p| p.1 > 0) {
-                    pieces.push((i, from, parts.add(bytes), bytes));
-                }
-            }
-        }
-        let mut out = vec![Vec::new(); self.stores.len()];
-        if pieces.is_empty() {
-            return Ok(out);
-        }
-        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
-        if room.len() < parts.bytes() {
-            let new = || Mem::new(&self.device, parts.bytes(), "a checkpoint of the cache");
-            *room = self.weights.or_free(new)?;
-        }
-        for &(_, from, at, bytes) in &pieces {
-            self.device.copy(room.ptr() + at as u64, from, bytes)?;
-        }
-        for (i, part) in out.iter_mut().enumerate() {
-            part.reserve_exact(pieces.iter().filter(|p| p.0 == i).map(|p| p.3).sum());
-        }
-        // Pieces lie in the order of their offsets.
-        let (mut start, mut next) = (0, 0);
-        self.device.download_pieces(room.ptr(), parts.bytes(), &mut |came| {
-            let end = start + came.len();
-            while let Some(&(i, _, at, bytes)) = pieces.get(next) {
-                let here = at.max(start)..(at + bytes).min(end);
-                if here.start < here.end {
-                    out[i].extend_from_slice(&came[here.start - start..here.end - start]);
-                }
-                if at + bytes > end {
-                    break;
-                }
-                next += 1;
-            }
-            start = end;
-        })?;
-        Ok(out)
+    /// Where the bytes of a checkpoint lie: the data and then the scales of each run of each component.
+    fn kept(&self, position: u64) -> Vec<(DevPtr, usize)> {
+        let places = |s: &Store| {
+            s.live(position)
+                .into_iter()
+                .flat_map(|r| s.places(r))
+                .collect::<Vec<_>>()
+        };
+        self.stores.iter().flat_map(places).filter(|p| p.1 > 0).collect()
     }
 }
 
@@ -434,9 +401,12 @@ impl State for CudaState {
 
     fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         let _turn = lock(&self.turn);
+        let pieces = self.kept(position);
+        let mut carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Snapshot {
             position,
-            parts: self.snapshot_parts(position)?,
+            bytes: pieces.iter().map(|p| p.1 as u64).sum(),
+            kept: carrier.carry(&pieces)?,
         })
     }
 
@@ -445,31 +415,21 @@ impl State for CudaState {
             what: "snapshot",
             detail,
         };
-        if snapshot.parts.len() != self.stores.len() {
-            return Err(wrong(format!(
-                "{} parts for {} components",
-                snapshot.parts.len(),
-                self.stores.len()
-            )));
-        }
+        let Some(carried) = snapshot.kept.downcast_ref::<Carried>() else {
+            return Err(wrong("made by another backend".into()));
+        };
+        let mut rest = carried.bytes()?;
         let _turn = lock(&self.turn);
         self.begun = None;
-        for (s, part) in self.stores.iter().zip(&snapshot.parts) {
-            let places: Vec<_> = s
-                .live(snapshot.position)
-                .into_iter()
-                .flat_map(|r| s.places(r))
-                .collect();
-            let wanted: usize = places.iter().map(|p| p.1).sum();
-            if part.len() != wanted {
-                return Err(wrong(format!("{} bytes where {wanted} are needed", part.len())));
-            }
-            let mut rest = &part[..];
-            for (to, bytes) in places {
-                let (now, later) = rest.split_at(bytes);
-                self.device.upload(to, now)?;
-                rest = later;
-            }
+        let pieces = self.kept(snapshot.position);
+        let wanted: usize = pieces.iter().map(|p| p.1).sum();
+        if rest.len() != wanted {
+            return Err(wrong(format!("{} bytes where {wanted} are needed", rest.len())));
+        }
+        for (to, bytes) in pieces {
+            let (now, later) = rest.split_at(bytes);
+            self.device.upload(to, now)?;
+            rest = later;
         }
         Ok(())
     }

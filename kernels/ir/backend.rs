@@ -1,6 +1,7 @@
 //! What a backend offers: it makes session state for a list of cache components and runs plans on it.
 
 use std::any::Any;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::format::{Format, Layout};
@@ -208,19 +209,15 @@ pub struct StepOutput {
 }
 
 /// Saved rings and pooling states at one position: what a rewind cannot recompute from growing rows.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub struct Snapshot {
     /// Tokens in the context when it was taken.
     pub position: u64,
-    /// Per cache component: saved bytes (empty for growing rows).
-    pub parts: Vec<Vec<u8>>,
-}
-
-impl Snapshot {
     /// Bytes held.
-    pub fn bytes(&self) -> u64 {
-        self.parts.iter().map(|p| p.len() as u64).sum()
-    }
+    pub bytes: u64,
+    /// What the backend holds, which nobody else understands: any state of the same components on that backend can be restored
+    /// from it.
+    pub kept: Arc<dyn Any + Send + Sync>,
 }
 
 /// A session's cache on one backend.
@@ -238,12 +235,13 @@ pub trait State: Send {
     fn expect(&mut self, _context: u64) -> Result<(), ExecError> {
         Ok(())
     }
-    /// Saves what cannot be recomputed, for a context of `position` tokens.
+    /// Saves what cannot be recomputed, for a context of `position` tokens. It may still be on its way when this returns: steps
+    /// that follow do not change it.
     ///
     /// # Errors
-    /// There is no memory to gather it in, or the device failed.
+    /// There is no memory to bring it through, or the device failed.
     fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError>;
-    /// Restores a snapshot. Growing rows beyond it stay allocated and are overwritten later.
+    /// Restores a snapshot, which it waits for. Growing rows beyond it stay allocated and are overwritten later.
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError>;
     /// Re-stores a component in another format, converting the rows of a context of `position` tokens.
     fn reformat(&mut self, cache: CacheId, desc: CacheDesc, position: u64) -> Result<(), ExecError>;

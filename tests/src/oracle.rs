@@ -4,6 +4,7 @@
 mod steps;
 
 use std::any::Any;
+use std::sync::Arc;
 
 use kernels::cpu::exec::row_format;
 use kernels::cpu::records::{RoundTrip, hadamard};
@@ -73,7 +74,8 @@ impl State for OracleState {
     fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
         Ok(Snapshot {
             position,
-            parts: Vec::new(),
+            bytes: 0,
+            kept: Arc::new(()),
         })
     }
     fn restore(&mut self, _: &Snapshot) -> Result<(), ExecError> {

@@ -225,7 +225,7 @@ impl Session {
 
     /// Bytes held by host checkpoints.
     pub fn checkpoint_bytes(&self) -> u64 {
-        self.snapshots.iter().map(|s| s.bytes()).sum()
+        self.snapshots.iter().map(|s| s.bytes).sum()
     }
 
     /// The session's cache.

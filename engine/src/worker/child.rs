@@ -10,7 +10,6 @@ use checkpoint::{Checkpoint, Progress, Silent};
 use kernels::ir::{
     Backend, CacheId, ExecError, KvBytes, Plan, Snapshot, State, StepOutput, StepRequest, WeightDesc, WeightId,
 };
-use serde_bytes::ByteBuf;
 
 use super::frames::{self, Answer, Call, Failure, Open, RanAnswer, Reader, RunCall, VERSION};
 use super::state::key;
@@ -179,6 +178,7 @@ pub(super) struct Child<'a, S: Read + Write> {
     model: Option<Model>,
     made: HashMap<(WeightId, WeightStorage), Arc<Stored>>,
     states: HashMap<u64, Held>,
+    snapshots: HashMap<u64, Snapshot>,
     out: StepOutput,
     runs: u64,
     /// A plan that could not be taken, and why.
@@ -217,6 +217,7 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
             model: None,
             made: HashMap::new(),
             states: HashMap::new(),
+            snapshots: HashMap::new(),
             out: StepOutput::default(),
             runs: 0,
             wrong: None,
@@ -269,6 +270,10 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
             }
             Call::DropState(state) => {
                 self.states.remove(&state);
+                return Ok(None);
+            }
+            Call::Forget(number) => {
+                self.snapshots.remove(&number);
                 return Ok(None);
             }
             Call::Plan {
@@ -341,13 +346,20 @@ impl<'a, S: Read + Write + Send> Child<'a, S> {
                 held.state.expect(context)?;
                 Ok(Answer::Done(held.allocated()))
             }
-            Call::Snapshot { state, position } => {
-                let parts = self.held(state)?.state.snapshot(position)?.parts;
-                Ok(Answer::Snapshot(parts.into_iter().map(ByteBuf::from).collect()))
+            Call::Snapshot {
+                state,
+                number,
+                position,
+            } => {
+                let snapshot = self.held(state)?.state.snapshot(position)?;
+                let bytes = snapshot.bytes;
+                self.snapshots.insert(number, snapshot);
+                Ok(Answer::Kept(bytes))
             }
-            Call::Restore { state, position, parts } => {
-                let parts = parts.into_iter().map(ByteBuf::into_vec).collect();
-                self.held(state)?.state.restore(&Snapshot { position, parts })?;
+            Call::Restore { state, number } => {
+                let snapshot = self.snapshots.get(&number).cloned();
+                let snapshot = snapshot.ok_or_else(|| unknown("checkpoint of this number"))?;
+                self.held(state)?.state.restore(&snapshot)?;
                 Ok(Answer::Done(None))
             }
             Call::Reformat {

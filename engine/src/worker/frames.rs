@@ -14,7 +14,7 @@ use serde_bytes::ByteBuf;
 use crate::needs::Planned;
 
 /// Raised when the meaning of frames changes. Both ends come from one file as a rule.
-pub(super) const VERSION: u32 = 6;
+pub(super) const VERSION: u32 = 7;
 /// Largest frame, in bytes.
 const LARGEST: usize = 1 << 31;
 
@@ -35,14 +35,12 @@ pub(super) enum Call {
     DropState(u64),
     /// -> Done
     Expect { state: u64, context: u64 },
-    /// -> Snapshot
-    Snapshot { state: u64, position: u64 },
-    /// -> Done
-    Restore {
-        state: u64,
-        position: u64,
-        parts: Vec<ByteBuf>,
-    },
+    /// What a state holds at a position is kept there, under a number that no state and no other one has. -> Kept
+    Snapshot { state: u64, number: u64, position: u64 },
+    /// A state becomes what was kept under a number. -> Done
+    Restore { state: u64, number: u64 },
+    /// What was kept is needed no more. Not answered.
+    Forget(u64),
     /// -> Done
     Reformat {
         state: u64,
@@ -136,7 +134,8 @@ pub(super) enum Answer {
     },
     /// With the bytes allocated per layer, where they changed.
     Done(Option<Vec<KvBytes>>),
-    Snapshot(Vec<ByteBuf>),
+    /// The bytes of it.
+    Kept(u64),
     Rows(Vec<f32>),
     Ran(Box<RanAnswer>),
     /// In the order of the calls, and why they were taken one after the other.

@@ -37,8 +37,16 @@ pub(super) struct Inner {
     pub ends: Vec<Instant>,
     /// Restarts since the last token that nobody asked for.
     pub restarted: usize,
-    states: u64,
+    numbers: u64,
     pub runs: u64,
+}
+
+impl Inner {
+    /// A number that no state and no checkpoint had before.
+    pub fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
 }
 
 /// The process and how to start it again.
@@ -107,7 +115,7 @@ impl Remote {
                 generation: 1,
                 ends: Vec::new(),
                 restarted: 0,
-                states: 0,
+                numbers: 0,
                 runs: 0,
             }),
             resident: AtomicU64::new(0),
@@ -271,8 +279,7 @@ impl Remote {
         caches: &[CacheDesc],
         call: &dyn Fn(u64) -> Call,
     ) -> Result<Box<dyn State>, ExecError> {
-        inner.states += 1;
-        let number = inner.states;
+        let number = inner.number();
         let Answer::Done(allocated) = self.ask(inner, &call(number))? else {
             return Err(astray());
         };

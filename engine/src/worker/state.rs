@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use kernels::ir::{CacheDesc, CacheId, ExecError, KvBytes, Op, Plan, Snapshot, State, WeightId, WeightSource};
 use serde_bytes::ByteBuf;
@@ -117,13 +117,30 @@ impl RemoteState {
 
 impl Drop for RemoteState {
     fn drop(&mut self) {
-        let mut inner = self.remote.inner();
-        if inner.generation == self.generation
-            && let Some(process) = &mut inner.process
-        {
-            // One that is gone holds nothing.
-            let _ = process.send(&Call::DropState(self.number));
-        }
+        tell(&self.remote, self.generation, &Call::DropState(self.number));
+    }
+}
+
+/// Tells the process of a generation what is not answered. One that is gone holds nothing.
+fn tell(remote: &Remote, generation: u64, call: &Call) {
+    let mut inner = remote.inner();
+    if inner.generation == generation
+        && let Some(process) = &mut inner.process
+    {
+        let _ = process.send(call);
+    }
+}
+
+/// What the process keeps of a state at a position: none of it comes over here.
+struct RemoteKept {
+    remote: Remote,
+    number: u64,
+    generation: u64,
+}
+
+impl Drop for RemoteKept {
+    fn drop(&mut self) {
+        tell(&self.remote, self.generation, &Call::Forget(self.number));
     }
 }
 
@@ -147,25 +164,41 @@ impl State for RemoteState {
     }
 
     fn snapshot(&self, position: u64) -> Result<Snapshot, ExecError> {
+        let mut inner = self.there()?;
+        let number = inner.number();
         let call = Call::Snapshot {
             state: self.number,
+            number,
             position,
         };
-        match self.ask(&call)? {
-            Answer::Snapshot(parts) => Ok(Snapshot {
-                position,
-                parts: parts.into_iter().map(ByteBuf::into_vec).collect(),
-            }),
-            _ => Err(astray()),
-        }
+        let Answer::Kept(bytes) = self.remote.ask(&mut inner, &call)? else {
+            return Err(astray());
+        };
+        drop(inner);
+        let kept = RemoteKept {
+            remote: self.remote.clone(),
+            number,
+            generation: self.generation,
+        };
+        Ok(Snapshot {
+            position,
+            bytes,
+            kept: Arc::new(kept),
+        })
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), ExecError> {
+        let kept = snapshot.kept.downcast_ref::<RemoteKept>();
+        let Some(kept) = kept.filter(|k| k.generation == self.generation) else {
+            return Err(ExecError::Mismatch {
+                what: "snapshot",
+                detail: "made by another backend or process".into(),
+            });
+        };
         self.history.clear();
         self.done(&Call::Restore {
             state: self.number,
-            position: snapshot.position,
-            parts: snapshot.parts.iter().map(|p| ByteBuf::from(p.clone())).collect(),
+            number: kept.number,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Cache components of a session in host memory.
 
 use std::any::Any;
+use std::sync::Arc;
 
 use super::skip::KeyBlocks;
 use crate::cpu::records::{RoundTrip, RowFormat, hadamard};
@@ -251,6 +252,9 @@ impl CpuState {
     }
 }
 
+/// What a snapshot keeps: the bytes of each component, none of growing rows.
+type Parts = Vec<Vec<u8>>;
+
 impl State for CpuState {
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
@@ -274,9 +278,11 @@ impl State for CpuState {
                 .flat_map(|&r| s.bytes()[r * n..(r + 1) * n].to_vec())
                 .collect()
         };
+        let parts: Parts = self.stores.iter().map(part).collect();
         Ok(Snapshot {
             position,
-            parts: self.stores.iter().map(part).collect(),
+            bytes: parts.iter().map(|p| p.len() as u64).sum(),
+            kept: Arc::new(parts),
         })
     }
 
@@ -285,14 +291,17 @@ impl State for CpuState {
             what: "snapshot",
             detail,
         };
-        if snapshot.parts.len() != self.stores.len() {
+        let Some(parts) = snapshot.kept.downcast_ref::<Parts>() else {
+            return Err(wrong("made by another backend".into()));
+        };
+        if parts.len() != self.stores.len() {
             return Err(wrong(format!(
                 "{} parts for {} components",
-                snapshot.parts.len(),
+                parts.len(),
                 self.stores.len()
             )));
         }
-        for (s, part) in self.stores.iter_mut().zip(&snapshot.parts) {
+        for (s, part) in self.stores.iter_mut().zip(parts) {
             let (n, slots) = (s.row_bytes(), s.desc.rows.kept_slots(snapshot.position));
             if part.len() != n * slots.len() {
                 return Err(wrong(format!("{} bytes for {} rows of {n}", part.len(), slots.len())));

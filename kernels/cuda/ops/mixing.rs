@@ -242,7 +242,7 @@ pub(super) fn sample_scratch(vocab: usize) -> usize {
 }
 
 /// Blocks that scan the logits (`kSampleBlocks`), and the bytes of what each finds (`SampleShare`).
-const SHARES: usize = 64;
+const SHARES: usize = 128;
 const SHARE_BYTES: usize = 24;
 
 pub(super) fn sample(cx: &LaunchCx<'_>, logits: BufId) -> Result<(), ExecError> {
@@ -259,8 +259,8 @@ pub(super) fn sample(cx: &LaunchCx<'_>, logits: BufId) -> Result<(), ExecError> 
         rows: logits.code,
         vocab: logits.width as u32,
     };
-    let scan = logits.width.div_ceil(SHARES).next_multiple_of(32).clamp(32, 1024);
+    let scan = logits.width.div_ceil(SHARES).next_multiple_of(32).clamp(32, 256);
     launch(cx, "sample_scan", [SHARES, 1, 1], scan, 0, &args)?;
-    let block = logits.width.next_multiple_of(32).clamp(64, 1024);
+    let block = logits.width.next_multiple_of(32).clamp(SHARES, 1024);
     launch(cx, "sample_token", [1, 1, 1], block, 0, &args)
 }

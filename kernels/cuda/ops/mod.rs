@@ -24,6 +24,7 @@ mod resident;
 mod rope_write;
 mod score;
 mod sparse;
+mod stream;
 
 use super::cx::LaunchCx;
 use crate::ir::{ExecError, Op, OpId, Plan};
@@ -160,7 +161,7 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
         }
         GroupKind::Project => match fuse::describe(cx.plan, group.origin[0].index()) {
             Some((p, n, x)) if n == group.origin.len() => {
-                if held::launch(cx, x, &[&p], None)? {
+                if held::launch(cx, x, &[&p], None)? || stream::launch(cx, x, &p)? {
                     return Ok(());
                 }
                 gemv::project(cx, x, &p)

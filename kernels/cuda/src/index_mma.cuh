@@ -128,23 +128,33 @@ __device__ __forceinline__ void index_scores(const IndexScoreArgs& a, const B& b
         }
         // All are through with the token before.
         __syncthreads();
-        for (uint32_t h = warp; h < 16 * sets; h += kWarps) {
-            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (h < a.heads) v = ((const float4*)(a.q + ((size_t)t * a.heads + h) * kDim))[lane];
-            v = index_query(a, v, turns);
-            uint32_t low[kParts], high[kParts];
-            split_pair(v.x, v.y, low);
-            split_pair(v.z, v.w, high);
+        // What comes from memory is asked for together: heads two at a time, and the weights of all of them before.
+        const float factor = threadIdx.x < a.heads ? a.scale * a.weights[(size_t)t * a.heads + threadIdx.x] : 0.0f;
+#pragma unroll 1
+        for (uint32_t h0 = warp; h0 < 16 * sets; h0 += 2 * kWarps) {
+            float4 v[2];
+#pragma unroll
+            for (uint32_t j = 0; j < 2; j++) {
+                const uint32_t h = h0 + j * kWarps;
+                v[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (h < a.heads) v[j] = ((const float4*)(a.q + ((size_t)t * a.heads + h) * kDim))[lane];
+            }
             const uint32_t chunk = lane / M, step = chunk / 4 * M + lane % M;
 #pragma unroll
-            for (uint32_t p = 0; p < kParts; p++) {
-                uint2* to = queries + (((h / 16 * kSteps + step) * kParts + p) * 32 + h % 8 * 4 + chunk % 4) * 2 + h / 8 % 2;
-                *to = make_uint2(low[p], high[p]);
+            for (uint32_t j = 0; j < 2; j++) {
+                const uint32_t h = h0 + j * kWarps;
+                v[j] = index_query(a, v[j], turns);
+                uint32_t low[kParts], high[kParts];
+                split_pair(v[j].x, v[j].y, low);
+                split_pair(v[j].z, v[j].w, high);
+#pragma unroll
+                for (uint32_t p = 0; p < kParts; p++) {
+                    uint2* to = queries + (((h / 16 * kSteps + step) * kParts + p) * 32 + h % 8 * 4 + chunk % 4) * 2 + h / 8 % 2;
+                    *to = make_uint2(low[p], high[p]);
+                }
             }
         }
-        for (uint32_t h = threadIdx.x; h < 16 * sets; h += blockDim.x) {
-            factors[h] = h < a.heads ? a.scale * a.weights[(size_t)t * a.heads + h] : 0.0f;
-        }
+        if (threadIdx.x < 16 * sets) factors[threadIdx.x] = factor;
         __syncthreads();
         float sums[2] = {};
 #pragma unroll 1

@@ -1,7 +1,6 @@
 // Ops on one row by one block: what kernels/cuda/src/chain.cu strings together. Every function is called by all threads
 // of the block and begins where the row's earlier values are visible to all of them. Ops that treat a row's runs (heads)
-// alike can be shared out: block `slice` of `slices` takes its share of the runs. A block that takes a row through several ops
-// may have its values in shared memory, too (`near`): an op reads them there and writes them to both places.
+// alike can be shared out: block `slice` of `slices` takes its share of the runs.
 #pragma once
 
 #include "records.cuh"
@@ -116,21 +115,17 @@ __device__ __forceinline__ void rope_turns(const RopeArgs& a, const DevStep& ste
 
 // Rotates a row; called when all threads see `turns`.
 __device__ __forceinline__ void rope_row(const RopeArgs& a, uint32_t row, const float2* turns, uint32_t slice = 0,
-                                         uint32_t slices = 1, float* near = nullptr) {
+                                         uint32_t slices = 1) {
     const uint32_t pairs = a.dims / 2;
     float* const x = a.x + (size_t)row * a.width;
     const uint2 heads = runs_of(a.heads, slice, slices);
     for (uint32_t n = heads.x * pairs + threadIdx.x; n < heads.y * pairs; n += blockDim.x) {
-        const uint32_t head = n / pairs, i = n % pairs, v = head * a.head_dim + a.offset;
-        const uint32_t first = v + (a.half != 0 ? i : 2 * i), second = v + (a.half != 0 ? i + pairs : 2 * i + 1);
-        const float* const from = near != nullptr ? near : x;
-        const float p = from[first], q = from[second];
-        const float y = p * turns[i].y - q * turns[i].x, z = p * turns[i].x + q * turns[i].y;
-        x[first] = y;
-        x[second] = z;
-        if (near == nullptr) continue;
-        near[first] = y;
-        near[second] = z;
+        const uint32_t head = n / pairs, i = n % pairs;
+        float* v = x + head * a.head_dim + a.offset;
+        const uint32_t first = a.half != 0 ? i : 2 * i, second = a.half != 0 ? i + pairs : 2 * i + 1;
+        const float p = v[first], q = v[second];
+        v[first] = p * turns[i].y - q * turns[i].x;
+        v[second] = p * turns[i].x + q * turns[i].y;
     }
 }
 
@@ -152,14 +147,14 @@ __device__ inline void write_stats(const RoundTrip& trip, DevRowStats* out) {
 // Warps take blocks of values that share a scale.
 // Plain formats can be shared out by records; others are written by slice 0 of 1.
 __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& step, uint32_t row, uint32_t slice = 0,
-                                       uint32_t slices = 1, const float* near = nullptr) {
+                                       uint32_t slices = 1) {
     const CacheRef& c = a.cache;
     const uint32_t rows = step_rows(step, a.src_rows);
     const uint64_t index = (a.rate == 0 ? step.position : first_closed(step, a.rate)) + row;
     // A later row of the step takes the same slot: the last one stays.
     const bool hidden = c.ring != 0 && row + c.ring < rows;
     const size_t slot = cache_slot(c, index);
-    const float* const values = near != nullptr ? near : a.src + (size_t)row * c.records * c.width;
+    const float* const values = a.src + (size_t)row * c.records * c.width;
     RoundTrip trip;
     const bool v32 = c.format == kCacheFp8V32;
     const uint32_t nope =
@@ -266,28 +261,21 @@ __device__ __forceinline__ void norm_run(const NormArgs& a, const float* x, floa
     norm_values(a, x, me, width, sum, [&](uint32_t i, float y) { out[i] = y; });
 }
 
-// One warp per run, or the whole block where there is one run: of that, what it comes to goes to `near`, too; `there`: its
-// values lie there before.
-__device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice = 0, uint32_t slices = 1, float* near = nullptr,
-                                bool there = false) {
+// One warp per run, or the whole block where there is one run.
+__device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice = 0, uint32_t slices = 1) {
     __shared__ float sums[32];
     const size_t at = (size_t)row * a.groups * a.group;
     if (a.groups == 1) {
-        float* const out = a.out + at;
         const auto sum = [&](float v) {
             v = block_sum(v, sums);
             __syncthreads();
             return v;
         };
-        const float* const x = there ? near : a.x + at;
-        const auto store = [&](uint32_t i, float y) {
-            out[i] = y;
-            if (near != nullptr) near[i] = y;
-        };
+        const auto store = [&](uint32_t i, float y) { a.out[at + i] = y; };
         if (a.group <= 2 * blockDim.x) {
-            norm_values<2>(a, x, threadIdx.x, blockDim.x, sum, store);
+            norm_values<2>(a, a.x + at, threadIdx.x, blockDim.x, sum, store);
         } else {
-            norm_values(a, x, threadIdx.x, blockDim.x, sum, store);
+            norm_values(a, a.x + at, threadIdx.x, blockDim.x, sum, store);
         }
         return;
     }
@@ -299,15 +287,10 @@ __device__ inline void norm_row(const NormArgs& a, uint32_t row, uint32_t slice 
 }
 
 // Rounds runs of values to a cache format and back.
-__device__ inline void round_trip_run(const RunsArgs& a, float* x, float* near = nullptr) {
+__device__ inline void round_trip_run(const RunsArgs& a, float* x) {
     if (a.format == kCacheF32) return;
-    const float* const from_x = near != nullptr ? near : x;
-    const auto store = [&](uint32_t i, float v) {
-        x[i] = v;
-        if (near != nullptr) near[i] = v;
-    };
     if (a.format == kCacheBf16) {
-        for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) store(i, bf16_to_f32(f32_to_bf16(from_x[i])));
+        for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
         return;
     }
     const bool four = a.format == kCacheFp4;
@@ -316,25 +299,25 @@ __device__ inline void round_trip_run(const RunsArgs& a, float* x, float* near =
     for (uint32_t from = threadIdx.x / 32 * block; from < a.width; from += blockDim.x / 32 * block) {
         const uint32_t n = min(block, a.width - from);
         float amax = 0.0f;
-        for (uint32_t k = lane; k < n; k += 32) amax = fmaxf(amax, finite_magnitude(from_x[from + k]));
+        for (uint32_t k = lane; k < n; k += 32) amax = fmaxf(amax, finite_magnitude(x[from + k]));
         amax = warp_max(amax);
         const uint32_t byte = four ? e2m1_scale_byte(amax) : e4m3_scale_byte(amax);
         for (uint32_t k = lane; k < n; k += 32) {
             float stored;
             if (four) {
-                e2m1_encode(from_x[from + k], byte, &stored, trip);
+                e2m1_encode(x[from + k], byte, &stored, trip);
             } else {
-                e4m3_encode(from_x[from + k], byte, &stored, trip);
+                e4m3_encode(x[from + k], byte, &stored, trip);
             }
-            store(from + k, stored);
+            x[from + k] = stored;
         }
     }
 }
 
 // Normalised Walsh-Hadamard transform of a run of 2^n values in shared memory, strides 1, 2, 4, ... as on the CPU: the
 // same bits.
-__device__ inline void hadamard_run(const RunsArgs& a, float* x, float* v, float* near = nullptr) {
-    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) v[i] = near != nullptr ? near[i] : x[i];
+__device__ inline void hadamard_run(const RunsArgs& a, float* x, float* v) {
+    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) v[i] = x[i];
     for (uint32_t half = 1; half < a.width; half *= 2) {
         __syncthreads();
         for (uint32_t p = threadIdx.x; p < a.width / 2; p += blockDim.x) {
@@ -346,10 +329,7 @@ __device__ inline void hadamard_run(const RunsArgs& a, float* x, float* v, float
     }
     __syncthreads();
     const float norm = (float)(1.0 / sqrt((double)a.width));
-    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) {
-        x[i] = __fmul_rn(v[i], norm);
-        if (near != nullptr) near[i] = x[i];
-    }
+    for (uint32_t i = threadIdx.x; i < a.width; i += blockDim.x) x[i] = __fmul_rn(v[i], norm);
 }
 
 __device__ inline void expert_sum_row(const ExpertSumArgs& a, uint32_t t) {

@@ -11,7 +11,7 @@ struct SampleShare {
     uint32_t key;   // ordered_key(best)
     uint32_t bad;   // a logit is NaN or +inf
 };
-constexpr uint32_t kSampleBlocks = 64;
+constexpr uint32_t kSampleBlocks = 128;
 
 struct SampleArgs {
     const float* logits;        // [rows, vocab]; the last row counts
@@ -76,8 +76,10 @@ struct SampleShared {
     uint64_t above;
 };
 
-// The lowest id of the largest key over all threads, in s.best_id (thread 0 sees it).
-__device__ inline void best_of_block(SampleShared& s, uint32_t key, uint32_t id) {
+// The number that has this key.
+__device__ __forceinline__ float of_key(uint32_t key) { return __uint_as_float((key >> 31) != 0 ? key ^ 0x80000000u : ~key); }
+
+__device__ __forceinline__ void best_of_warp(uint32_t& key, uint32_t& id) {
 #pragma unroll
     for (int m = 16; m > 0; m >>= 1) {
         const uint32_t k2 = __shfl_xor_sync(kAll, key, m), i2 = __shfl_xor_sync(kAll, id, m);
@@ -86,21 +88,26 @@ __device__ inline void best_of_block(SampleShared& s, uint32_t key, uint32_t id)
             id = i2;
         }
     }
+}
+
+// The largest key over all threads and the lowest id that has it, in s.best and s.best_id (thread 0 sees them); an id outside
+// `from` to `to` - 1 stands for no number at all, and `from` is taken.
+__device__ inline void best_of_block(SampleShared& s, const float* logits, uint32_t key, uint32_t id, uint32_t from, uint32_t to) {
+    best_of_warp(key, id);
     __syncthreads();
     if ((threadIdx.x & 31) == 0) {
         s.keys[threadIdx.x / 32] = key;
         s.ids[threadIdx.x / 32] = id;
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-        for (uint32_t w = 1; w < blockDim.x / 32; w++) {
-            if (s.keys[w] > key || (s.keys[w] == key && s.ids[w] < id)) {
-                key = s.keys[w];
-                id = s.ids[w];
-            }
-        }
-        s.best_id = id;
-    }
+    if (threadIdx.x >= 32) return;
+    const bool there = threadIdx.x < blockDim.x / 32;
+    key = there ? s.keys[threadIdx.x] : 0;
+    id = there ? s.ids[threadIdx.x] : 0xffffffffu;
+    best_of_warp(key, id);
+    if (threadIdx.x != 0) return;
+    s.best_id = id < to ? id : from;
+    s.best = id < to ? of_key(key) : logits[from];
 }
 
 // Largest of logits `from` to `to` - 1 and its lowest id, in s.best and s.best_id; true if one of them is NaN or +inf.
@@ -118,11 +125,7 @@ __device__ inline bool find_best(SampleShared& s, const float* logits, uint32_t 
         }
     }
     const bool any_bad = __syncthreads_or(bad) != 0;
-    best_of_block(s, key, id);
-    if (threadIdx.x == 0) {
-        s.best_id = s.best_id < to ? s.best_id : from;
-        s.best = logits[s.best_id];
-    }
+    best_of_block(s, logits, key, id, from, to);
     __syncthreads();
     return any_bad;
 }
@@ -159,8 +162,7 @@ __device__ inline void nucleus(SampleShared& s, const float* logits, uint32_t n,
         __syncthreads();
     }
     if (threadIdx.x == 0) {
-        const uint32_t bits = (prefix >> 31) != 0 ? prefix ^ 0x80000000u : ~prefix;
-        const uint64_t each = fixed_weight(__uint_as_float(bits), best, scale);
+        const uint64_t each = fixed_weight(of_key(prefix), best, scale);
         s.top.key = prefix;
         const uint64_t missing = goal > above ? goal - above : 0;
         s.top.ties = each == 0 ? 0xffffffffu : (uint32_t)min((missing + each - 1) / each, (uint64_t)0xffffffffu);
@@ -240,15 +242,16 @@ __device__ __forceinline__ void draw_token(const SampleArgs& a) {
     SampleShare share = {0.0, -INFINITY, 0xffffffffu, 0, 0};
     if (threadIdx.x < kSampleBlocks) share = a.shares[threadIdx.x];
     bool wrong = __syncthreads_or(share.bad != 0) != 0;
-    best_of_block(s, share.key, share.id);
-    if (threadIdx.x == 0) {
-        s.best_id = s.best_id < n ? s.best_id : 0;
-        s.best = model[s.best_id];
-    }
+    best_of_block(s, model, share.key, share.id, 0, n);
     __syncthreads();
     wrong |= s.best == -INFINITY;
     const float model_best = s.best;
-    const double mass = block_sum(share.mass == 0.0 ? 0.0 : share.mass * exp((double)share.best - (double)model_best), s.sums);
+    double mass = warp_sum(share.mass == 0.0 ? 0.0 : share.mass * exp((double)share.best - (double)model_best));
+    if ((threadIdx.x & 31) == 0) s.sums[threadIdx.x / 32] = mass;
+    __syncthreads();
+    mass = 0.0;
+#pragma unroll
+    for (uint32_t w = 0; w < kSampleBlocks / 32; w++) mass += s.sums[w];
     const bool penalties = p.repetition_penalty != 1.0f || p.frequency_penalty != 0.0f || p.presence_penalty != 0.0f;
     if (penalties && step.history > 0) {
         for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) a.counts[i] = 0;
@@ -303,8 +306,7 @@ __device__ __forceinline__ void draw_token(const SampleArgs& a) {
             }
             block_scan(mine, s.scan64, &total);
             if (has_top_k) {
-                const uint32_t bits = (threshold >> 31) != 0 ? threshold ^ 0x80000000u : ~threshold;
-                total += (uint64_t)ties * fixed_weight(__uint_as_float(bits), best, scale);
+                total += (uint64_t)ties * fixed_weight(of_key(threshold), best, scale);
             }
             const uint64_t goal = (uint64_t)ceil((double)p.top_p * (double)total);
             __syncthreads();
@@ -326,9 +328,9 @@ __device__ __forceinline__ void draw_token(const SampleArgs& a) {
 }
 
 // The whole device reads the logits once: each block its share. grid (kSampleBlocks), or (kSampleBlocks, 1, sequences)
-KERNEL(sample_scan, SampleArgs, 1024) { scan_logits(a); }
-KERNEL(sample_scan_each, Each<SampleArgs>, 1024) { scan_logits(a.of[blockIdx.z]); }
+KERNEL(sample_scan, SampleArgs, 256) { scan_logits(a); }
+KERNEL(sample_scan_each, Each<SampleArgs>, 256) { scan_logits(a.of[blockIdx.z]); }
 
-// One block, or (1, 1, sequences).
+// One block of at least kSampleBlocks threads, or (1, 1, sequences).
 KERNEL(sample_token, SampleArgs, 1024) { draw_token(a); }
 KERNEL(sample_token_each, Each<SampleArgs>, 1024) { draw_token(a.of[blockIdx.z]); }

@@ -537,6 +537,10 @@ impl Device for Emulator {
         Ok(())
     }
 
+    fn send(&self, ptr: DevPtr, at: usize, from: DevPtr, bytes: usize) -> Result<(), ExecError> {
+        self.copy(ptr + at as u64, from, bytes)
+    }
+
     fn collect(&self, ptr: DevPtr, out: &mut [u8]) -> Result<(), ExecError> {
         if !self.inner().posted.contains_key(&ptr) {
             return device_error(format!("nothing was posted to {ptr:#x}"));

@@ -53,6 +53,39 @@ fn other_devices_have_all_products() {
     }
 }
 
+/// Of an FP8 matrix that shared memory does not hold; one that it holds has kernels of its own.
+#[test]
+fn large_products_go_through_the_ring() {
+    for (rows, launches) in [(500, 0), (1000, 1)] {
+        let mut c = Case::new(1, 4096);
+        let x = c.input(320, 1.0);
+        let weight = c.weight(rows, 320, Format::F8E4m3, Layout::OutIn);
+        let out = c.floats(rows);
+        c.op(Op::MatMul {
+            x,
+            weight,
+            bias: None,
+            out,
+        });
+        c.probe(out, "product");
+        let device = Arc::new(Emulator::new(Order::Ascending, false));
+        let options = CudaOptions {
+            graphs: false,
+            guarded: true,
+            ahead: true,
+            counted: true,
+            resident: true,
+        };
+        c.run(&Cuda::on(device.clone(), options), 0, &[1], None);
+        let launched = device.launched();
+        assert_eq!(
+            launched.get("stream_f8").copied().unwrap_or(0),
+            launches,
+            "{rows} rows: {launched:?}"
+        );
+    }
+}
+
 /// Every format takes the device memory that is predicted for it.
 #[test]
 fn weights_take_the_bytes_that_are_predicted() {
@@ -99,6 +132,7 @@ groups! {
     embeddings = "embeddings";
     products_in_every_format = "products in every format";
     products_with_scales_of_every_kind = "products with scales of every kind";
+    products_of_large_matrices = "products of large matrices";
     products_stored_the_other_way = "products stored the other way";
     grouped_products = "grouped products";
     products_of_one_token = "products of one token";

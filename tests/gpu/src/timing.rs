@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::bench::{RandomModel, Shape, Storage};
-use engine::{Cancel, Engine, SamplerParams, Session, SessionOptions, Silent};
+use engine::{Cancel, Engine, Recipe, SamplerParams, Session, SessionOptions, Silent};
 use kernels::cuda::measure::read_bandwidth;
 use kernels::cuda::{Cuda, CudaOptions};
 use kernels::ir::StepOutput;
@@ -54,17 +54,24 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Decode of MODEL1's shape behind ever more tokens of one text, group by group.
+/// Decode of MODEL1's shape behind ever more tokens of one text, group by group: as stored, and with the output layer in FP8,
+/// too, which releases have in bf16.
 pub fn by_depth() -> Vec<Case> {
-    [Storage::Bf16, Storage::Fp8]
+    let head: &[&str] = &["weights.lm_head=fp8"];
+    [(Storage::Bf16, &[][..]), (Storage::Fp8, &[]), (Storage::Fp8, head)]
         .into_iter()
-        .map(|storage| {
-            let name = format!("{} {} by depth", Shape::Model15.name(), storage.name());
+        .map(|(storage, edits)| {
+            let with = edits.iter().map(|e| format!(", {e}")).collect::<String>();
+            let name = format!("{} {}{with} by depth", Shape::Model15.name(), storage.name());
             Case::new("timing", name, move |b| {
                 let model = RandomModel::new(Shape::Model15, storage).unwrap();
                 let engine = model.engine(b.cuda(), &Silent).unwrap();
                 let mut text = String::new();
-                let mut s = session(&engine, 131_072, false);
+                let mut recipe = engine.recipe();
+                for edit in edits {
+                    recipe.set(edit, engine.facts(), engine.registry()).unwrap();
+                }
+                let mut s = session_of(&engine, recipe, 131_072, false);
                 let mut fed = 0;
                 let most = if b.quick { 2048 } else { 130_000 };
                 for depth in [256, 2048, 30_000, 130_000].into_iter().filter(|d| *d <= most) {
@@ -138,12 +145,16 @@ fn median(mut v: Vec<f64>) -> f64 {
 }
 
 fn session(engine: &Arc<Engine>, context: u64, trace: bool) -> Session {
+    session_of(engine, engine.recipe(), context, trace)
+}
+
+fn session_of(engine: &Arc<Engine>, recipe: Recipe, context: u64, trace: bool) -> Session {
     let options = SessionOptions {
         context: Some(context),
         trace,
         ..SessionOptions::default()
     };
-    engine.session(engine.recipe(), options).unwrap()
+    engine.session(recipe, options).unwrap()
 }
 
 /// Lines for prefill, decode at each depth, and the ops that take longest.

@@ -465,13 +465,14 @@ pub fn check_sampled(
 pub type Group = (&'static str, fn(&On));
 
 /// Every group.
-pub const GROUPS: [Group; 34] = [
+pub const GROUPS: [Group; 35] = [
     ("embeddings", products::embeddings),
     ("products in every format", products::products_in_every_format),
     (
         "products with scales of every kind",
         products::products_with_scales_of_every_kind,
     ),
+    ("products of large matrices", products::products_of_large_matrices),
     ("products stored the other way", products::products_stored_the_other_way),
     ("grouped products", products::grouped_products),
     ("products of one token", packed::products_of_one_token),

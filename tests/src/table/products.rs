@@ -97,6 +97,25 @@ pub(super) fn products_with_scales_of_every_kind(on: &On) {
     }
 }
 
+/// Matrices that are larger than what shared memory holds, the last rows of which are no whole tile: output layers. Of the
+/// smaller one so many tests have no more on a device with few multiprocessors.
+pub(super) fn products_of_large_matrices(on: &On) {
+    for (rows, cols) in [(1000, 320), (20_001, 128)] {
+        let mut c = Case::new(1, 4096);
+        let x = c.input(cols, 1.0);
+        let weight = c.weight(rows, cols, Format::F8E4m3, Layout::OutIn);
+        let out = c.floats(rows);
+        c.op(Op::MatMul {
+            x,
+            weight,
+            bias: None,
+            out,
+        });
+        c.probe(out, "product");
+        check(on, &format!("fp8 {rows} x {cols}"), &c, 0, &[1], 2e-5);
+    }
+}
+
 pub(super) fn products_stored_the_other_way(on: &On) {
     for format in [Format::F32, Format::F16, Format::Bf16] {
         for (rows, cols, tokens) in [(5, 7, 1), (96, 64, 3), (33, 40, 17)] {
