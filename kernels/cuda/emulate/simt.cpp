@@ -5,8 +5,11 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <condition_variable>
 #include <map>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #if !defined(__x86_64__)
@@ -46,6 +49,7 @@ constexpr size_t kShared = 256 << 10;
 struct Kernel {
     size_t bytes;
     void (*call)(const void*);
+    dim3 cluster;
 };
 std::map<std::string, Kernel>& kernels() {
     static std::map<std::string, Kernel> all;
@@ -252,7 +256,190 @@ uint64_t exchange(unsigned mask, uint64_t value, unsigned from) {
     return (mask >> from & 1) ? f->warp->taken[from] : value;
 }
 
-Registrar::Registrar(const char* name, size_t bytes, void (*call)(const void*)) { kernels()[name] = {bytes, call}; }
+Registrar::Registrar(const char* name, size_t bytes, void (*call)(const void*), dim3 cluster) { kernels()[name] = {bytes, call, cluster}; }
+
+namespace {
+
+// Blocks of a cluster, at most.
+constexpr unsigned kCluster = 8;
+
+// A launch, and its order.
+struct Launch {
+    const Kernel* kernel;
+    const void* args;
+    dim3 grid, block;
+    size_t shared;
+    bool backwards;
+};
+
+// The blocks of a cluster that run, each on its own OS thread: shared memory is storage of a thread.
+struct Cluster {
+    std::mutex lock;
+    std::condition_variable change;
+    unsigned blocks = 0, waiting = 0, ended = 0;
+    uint64_t round = 0;
+    const char* wrong = nullptr;
+    // By block: its dynamic shared memory, and a place in the storage of its thread.
+    unsigned char* shared[kCluster];
+    char* storage[kCluster];
+
+    void go_on() {
+        if (waiting == 0 || waiting < blocks - ended) return;
+        waiting = 0;
+        round++;
+        change.notify_all();
+    }
+    void meet() {
+        std::unique_lock<std::mutex> held(lock);
+        const uint64_t now = round;
+        waiting++;
+        go_on();
+        change.wait(held, [&] { return round != now || wrong != nullptr; });
+    }
+    void end(const char* why) {
+        const std::lock_guard<std::mutex> held(lock);
+        ended++;
+        if (why != nullptr) wrong = why;
+        go_on();
+        change.notify_all();
+    }
+};
+thread_local Cluster* cluster = nullptr;
+thread_local unsigned rank_now = 0;
+thread_local char storage;
+
+unsigned char* shared_memory() {
+    Scheduler& s = scheduler;
+    if (s.shared == nullptr) s.shared = (unsigned char*)aligned_alloc(1024, kShared);
+    return s.shared;
+}
+
+// Runs one block on this OS thread.
+const char* run(const Launch& l, uint3 at) {
+    Scheduler& s = scheduler;
+    s.threads = l.block.x * l.block.y * l.block.z;
+    while (s.fibers.size() < s.threads) s.fibers.push_back(new Fiber());
+    s.warps.assign((s.threads + 31) / 32, Warp());
+    s.kernel = l.kernel;
+    s.args = l.args;
+    backwards_now = l.backwards;
+    // Bytes of 255 are NaN as floats: what is read before it is written shows.
+    memset(shared_memory(), 255, l.shared);
+    for (unsigned i = 0; i < s.threads; i++) {
+        Fiber* f = s.fibers[i];
+        f->index = i;
+        f->status = Status::kReady;
+        f->warp = &s.warps[i / 32];
+        f->warp->live |= 1u << (i & 31);
+        f->place.thread = {i % l.block.x, i / l.block.x % l.block.y, i / (l.block.x * l.block.y)};
+        f->place.block = at;
+        f->place.block_dim = l.block;
+        f->place.grid_dim = l.grid;
+        prepare(f);
+    }
+    s.live = s.threads;
+    s.arrived = s.flags = 0;
+    return run_block(s);
+}
+
+// OS threads for all blocks of a cluster but the first; one launch at a time has them.
+class Helpers {
+  public:
+    std::mutex launch;
+
+    // Runs block `rank` of each cluster as `run_rank` says, all ranks at once.
+    template <class F>
+    void together(unsigned blocks, const F& run_rank) {
+        while (threads.size() + 1 < blocks) {
+            const unsigned rank = (unsigned)threads.size() + 1;
+            threads.emplace_back([this, rank] { serve(rank); });
+            threads.back().detach();
+        }
+        {
+            const std::lock_guard<std::mutex> held(lock);
+            job = [](const void* f, unsigned rank) { (*(const F*)f)(rank); };
+            data = &run_rank;
+            taking = blocks;
+            busy = blocks - 1;
+            number++;
+        }
+        change.notify_all();
+        run_rank(0);
+        std::unique_lock<std::mutex> held(lock);
+        change.wait(held, [&] { return busy == 0; });
+    }
+
+  private:
+    std::mutex lock;
+    std::condition_variable change;
+    std::vector<std::thread> threads;
+    void (*job)(const void*, unsigned) = nullptr;
+    const void* data = nullptr;
+    unsigned taking = 0, busy = 0;
+    uint64_t number = 0;
+
+    void serve(unsigned rank) {
+        uint64_t seen = 0;
+        std::unique_lock<std::mutex> held(lock);
+        for (;;) {
+            change.wait(held, [&] { return number != seen; });
+            seen = number;
+            if (rank >= taking) continue;
+            held.unlock();
+            job(data, rank);
+            held.lock();
+            if (--busy == 0) change.notify_all();
+        }
+    }
+};
+
+Helpers& helpers() {
+    // Never destroyed: its threads run to the end of the process.
+    static Helpers& all = *new Helpers();
+    return all;
+}
+
+const char* run_clusters(const Launch& l) {
+    const dim3 c = l.kernel->cluster;
+    const unsigned blocks = c.x * c.y * c.z;
+    if (blocks > kCluster || l.grid.x % c.x != 0 || l.grid.y % c.y != 0 || l.grid.z % c.z != 0) return "the grid is not of whole clusters";
+    const dim3 n = {l.grid.x / c.x, l.grid.y / c.y, l.grid.z / c.z};
+    Helpers& threads = helpers();
+    const std::lock_guard<std::mutex> one(threads.launch);
+    for (unsigned i = 0; i < n.x * n.y * n.z; i++) {
+        Cluster now;
+        now.blocks = blocks;
+        // Where each block's memory lies is known to all before the first begins.
+        threads.together(blocks, [&](unsigned rank) {
+            now.shared[rank] = shared_memory();
+            now.storage[rank] = &storage;
+        });
+        threads.together(blocks, [&](unsigned rank) {
+            cluster = &now;
+            rank_now = rank;
+            const uint3 in = {rank % c.x, rank / c.x % c.y, rank / (c.x * c.y)};
+            now.end(run(l, {i % n.x * c.x + in.x, i / n.x % n.y * c.y + in.y, i / (n.x * n.y) * c.z + in.z}));
+            cluster = nullptr;
+        });
+        if (now.wrong != nullptr) return now.wrong;
+    }
+    return nullptr;
+}
+
+}  // namespace
+
+void sync_cluster() {
+    sync_block();
+    if (current->index == 0 && cluster != nullptr) cluster->meet();
+    sync_block();
+}
+
+void* near(const void* mine, unsigned rank) {
+    const unsigned char* p = (const unsigned char*)mine;
+    const unsigned char* own = scheduler.shared;
+    if (p >= own && p < own + kShared) return cluster->shared[rank] + (p - own);
+    return cluster->storage[rank] + ((const char*)mine - cluster->storage[rank_now]);
+}
 
 }  // namespace simt
 
@@ -267,35 +454,14 @@ extern "C" const char* simt_launch(const char* name, const unsigned grid[3], con
     auto found = kernels().find(name);
     if (found == kernels().end()) return "there is no kernel of this name";
     if (found->second.bytes != bytes) return "the parameter struct has another size on the other side";
-    Scheduler& s = scheduler;
-    s.threads = block[0] * block[1] * block[2];
-    if (s.threads == 0 || s.threads > 1024) return "a block has 1 to 1024 threads";
+    const unsigned threads = block[0] * block[1] * block[2];
+    if (threads == 0 || threads > 1024) return "a block has 1 to 1024 threads";
     if (shared > kShared) return "too much shared memory";
-    if (s.shared == nullptr) s.shared = (unsigned char*)aligned_alloc(1024, kShared);
-    while (s.fibers.size() < s.threads) s.fibers.push_back(new Fiber());
-    s.warps.assign((s.threads + 31) / 32, Warp());
-    s.kernel = &found->second;
-    s.args = args;
-    const unsigned blocks = grid[0] * grid[1] * grid[2];
-    for (unsigned b = 0; b < blocks; b++) {
-        // Bytes of 255 are NaN as floats: what is read before it is written shows.
-        memset(s.shared, 255, shared);
-        for (unsigned i = 0; i < s.threads; i++) {
-            Fiber* f = s.fibers[i];
-            f->index = i;
-            f->status = Status::kReady;
-            f->warp = &s.warps[i / 32];
-            f->warp->live |= 1u << (i & 31);
-            f->warp->arrived = 0;
-            f->place.thread = {i % block[0], i / block[0] % block[1], i / (block[0] * block[1])};
-            f->place.block = {b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])};
-            f->place.block_dim = {block[0], block[1], block[2]};
-            f->place.grid_dim = {grid[0], grid[1], grid[2]};
-            prepare(f);
-        }
-        s.live = s.threads;
-        s.arrived = s.flags = 0;
-        if (const char* wrong = run_block(s)) return wrong;
+    const Launch l = {&found->second, args, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared, backwards_now};
+    const dim3 c = l.kernel->cluster;
+    if (c.x * c.y * c.z > 1) return run_clusters(l);
+    for (unsigned b = 0; b < grid[0] * grid[1] * grid[2]; b++) {
+        if (const char* wrong = run(l, {b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])})) return wrong;
     }
     return nullptr;
 }

@@ -2,7 +2,8 @@
 //
 // Every CUDA thread is a fiber, one block runs at a time on the calling OS thread. Fibers change only at barriers and
 // warp exchanges, so a missing barrier shows as a wrong result in one of the two orders warps can be run in
-// (simt_order), and a barrier that not all threads reach as a deadlock, which is reported with the kernel's name.
+// (simt_order), and a barrier that not all threads reach as a deadlock, which is reported with the kernel's name. Blocks of a
+// cluster run at once, each on an OS thread of its own.
 #pragma once
 
 #include <math.h>
@@ -42,6 +43,9 @@ struct Place {
 };
 Place& place();
 unsigned char* dynamic_shared();
+// A barrier of the cluster's blocks, for all of their threads, and where `mine` lies in the shared memory of block `rank`.
+void sync_cluster();
+void* near(const void* mine, unsigned rank);
 
 void sync_block();
 void sync_warp(unsigned mask);
@@ -57,7 +61,7 @@ unsigned lane();
 unsigned count_block(bool flag);
 
 struct Registrar {
-    Registrar(const char* name, size_t bytes, void (*call)(const void*));
+    Registrar(const char* name, size_t bytes, void (*call)(const void*), dim3 cluster = {1, 1, 1});
 };
 
 template <class T>
@@ -187,11 +191,12 @@ inline uint64_t max(uint64_t a, uint64_t b) { return a > b ? a : b; }
 #define DYNAMIC_SHARED(name) unsigned char* name = simt::dynamic_shared()
 
 // A kernel with one parameter struct, registered under its name.
-#define KERNEL(name, Args, threads)                                                                \
-    static void kernel_##name(const Args a);                                                       \
-    static simt::Registrar registrar_##name(#name, sizeof(Args),                                   \
-                                            [](const void* p) { kernel_##name(*(const Args*)p); }); \
+#define CLUSTER_KERNEL(name, Args, x, y, z, attribute)                                              \
+    static void kernel_##name(const Args a);                                                        \
+    static simt::Registrar registrar_##name(                                                        \
+        #name, sizeof(Args), [](const void* p) { kernel_##name(*(const Args*)p); }, dim3{x, y, z}); \
     static void kernel_##name(const Args a)
+#define KERNEL(name, Args, threads) CLUSTER_KERNEL(name, Args, 1, 1, 1, )
 #define EARLY_KERNEL(name, Args, threads, blocks) KERNEL(name, Args, threads)
 #define SMALL_KERNEL(name, Args, registers) KERNEL(name, Args, 1024)
 inline void await_predecessor(bool = false) {}

@@ -3,7 +3,7 @@
 // summed up.
 #include "attend_keys.cuh"
 
-#if !defined(MODEL1_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
+#if FROM_HOPPER
 #include "cluster.cuh"
 #include "each.cuh"
 
@@ -70,14 +70,12 @@ struct FinishNear {
 // grid (1, query heads / L, 8), in clusters of 8 shares, 256 threads, or (sequences, ...) for `_each`; shared: `KeysShape` in
 // ../ops/attend/row.rs. One head where keys take long to become numbers, two where they share what is read. They begin beside blocks
 // of products (held.cu), which leave room for so many registers.
-#define ATTEND_NEAR(shape, Key, L)                                                                            \
-    extern "C" __global__ void __cluster_dims__(1, 1, kNear) __maxnreg__(136)                                 \
-        attend_near_##shape(const __grid_constant__ AttendArgs a) {                                           \
-        attend_keys<Key<16>, L, 16, 32, true, FinishNear>(a);                                                 \
-    }                                                                                                         \
-    extern "C" __global__ void __cluster_dims__(1, 1, kNear) __launch_bounds__(256, 1)                        \
-        attend_near_##shape##_each(const __grid_constant__ Each<AttendArgs> a) {                              \
-        attend_keys<Key<16>, L, 16, 32, true, FinishNear>(a.of[blockIdx.x]);                                  \
+#define ATTEND_NEAR(shape, Key, L)                                                                              \
+    CLUSTER_KERNEL(attend_near_##shape, AttendArgs, 1, 1, kNear, __maxnreg__(136)) {                            \
+        attend_keys<Key<16>, L, 16, 32, true, FinishNear>(a);                                                   \
+    }                                                                                                           \
+    CLUSTER_KERNEL(attend_near_##shape##_each, Each<AttendArgs>, 1, 1, kNear, __launch_bounds__(256, 1)) {      \
+        attend_keys<Key<16>, L, 16, 32, true, FinishNear>(a.of[blockIdx.x]);                                    \
     }
 
 ATTEND_NEAR(512x2_f32, KeyF32, 2)

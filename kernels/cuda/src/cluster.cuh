@@ -5,6 +5,16 @@
 
 #include "common.cuh"
 
+#ifdef MODEL1_EMULATE
+// All of it when the wait is over.
+inline void cluster_arrive() {}
+inline void cluster_wait() { simt::sync_cluster(); }
+inline uint32_t near_load(const uint32_t* mine, uint32_t rank) { return *(const uint32_t*)simt::near(mine, rank); }
+template <class T>
+inline void near_store(T* mine, uint32_t rank, T v) {
+    *(T*)simt::near(mine, rank) = v;
+}
+#else
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -30,3 +40,4 @@ __device__ __forceinline__ void near_store(float4* mine, uint32_t rank, float4 v
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(near_place(mine, rank)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
                  : "memory");
 }
+#endif

@@ -3,6 +3,13 @@
 
 #include "step.cuh"
 
+// Whether this is compiled for a device with what Hopper brought: clusters, and copies that tell a barrier.
+#if defined(MODEL1_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define FROM_HOPPER 1
+#else
+#define FROM_HOPPER 0
+#endif
+
 #ifndef MODEL1_EMULATE
 // Dynamic shared memory, 16-byte aligned. The emulator (simt.h) has its own form of both macros.
 #define DYNAMIC_SHARED(name)                                   \
@@ -34,7 +41,13 @@ __device__ __forceinline__ void await_predecessor(bool hold = false) {
         name##_body(a);                                                                                \
     }                                                                                                  \
     static __device__ __forceinline__ void name##_body(const Args& a)
-// The same with so many registers at most, so that there is room for another launch's blocks beside its own.
+// One that calls `await_predecessor` itself and whose blocks come in clusters of x * y * z (cluster.cuh), for FROM_HOPPER;
+// `attribute`: what it may take of a multiprocessor.
+#define CLUSTER_KERNEL(name, Args, x, y, z, attribute)                                                                   \
+    static __device__ __forceinline__ void name##_body(const Args& a);                                                   \
+    extern "C" __global__ void __cluster_dims__(x, y, z) attribute name(const __grid_constant__ Args a) { name##_body(a); } \
+    static __device__ __forceinline__ void name##_body(const Args& a)
+// The same as EARLY_KERNEL with so many registers at most, so that there is room for another launch's blocks beside its own.
 #define SMALL_KERNEL(name, Args, registers)                                                            \
     static __device__ __forceinline__ void name##_body(const Args& a);                                 \
     extern "C" __global__ void __maxnreg__(registers) name(const __grid_constant__ Args a) {           \

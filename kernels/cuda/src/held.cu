@@ -2,7 +2,7 @@
 // ../ops/held.rs. Attention begins beside them and needs its registers. Kernels by the formats of both products.
 #include "held.cuh"
 
-#if defined(MODEL1_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if FROM_HOPPER
 SMALL_KERNEL(held_bf16, HeldArgs, 80) { held<PairBf16, PairBf16>(a); }
 SMALL_KERNEL(held_f8, HeldArgs, 80) { held<PairF8, PairF8>(a); }
 SMALL_KERNEL(held_f8_bf16, HeldArgs, 80) { held<PairF8, PairBf16>(a); }

@@ -3,7 +3,7 @@
 #include "index_mma.cuh"
 #include "select.cuh"
 
-#if !defined(MODEL1_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
+#if FROM_HOPPER
 #include "cluster.cuh"
 
 constexpr uint32_t kNear = 8, kThreads = 32 * kWarps, kRows = kNear * kWarps * 16;
@@ -41,11 +41,8 @@ __device__ __forceinline__ void index_select(const IndexSelectArgs& args) {
 }
 
 // grid (8), in clusters of 8, 256 threads, shared: `MMA_SET` of ../ops/index.rs per 16 heads
-#define INDEX_NEAR(format, K)                                                            \
-    extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 1)  \
-        index_near_##format(const __grid_constant__ IndexSelectArgs a) {                \
-        index_select<K>(a);                                                              \
-    }
+#define INDEX_NEAR(format, K) \
+    CLUSTER_KERNEL(index_near_##format, IndexSelectArgs, kNear, 1, 1, __launch_bounds__(256, 1)) { index_select<K>(a); }
 
 INDEX_NEAR(bf16, IndexBf16)
 INDEX_NEAR(fp8, IndexFp8)

@@ -2,7 +2,7 @@
 // while attention runs, whose blocks leave room for so many registers.
 #include "pair.cuh"
 
-#if defined(MODEL1_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if FROM_HOPPER
 EARLY_KERNEL(pair_bf16, PairArgs, 288, 1) { pair<PairBf16>(a); }
 SMALL_KERNEL(pair_f8, PairArgs, 96) { pair<PairF8>(a); }
 #endif

@@ -107,7 +107,7 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
     if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0 && a.end == a.total) *a.serial = serial + 1;
 }
 
-#if defined(MODEL1_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if FROM_HOPPER
 // grid: a block per multiprocessor, 384 threads (emulated: 256, which copy, too), shared: ../ops/resident/records.rs
 #define RESIDENT(weights, Weights, dim) \
     EARLY_KERNEL(resident_##weights##_##dim, ResidentArgs, 384, 1) { resident<Weights, dim>(a); }

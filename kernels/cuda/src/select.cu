@@ -59,7 +59,7 @@ __device__ __forceinline__ void select_held_rows(const SelectArgs& a) {
     select_held(sh, HeldKeys<2, kBins>(a.scores + (size_t)t * a.width, n), a.k, out);
 }
 
-#if !defined(MODEL1_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
+#if FROM_HOPPER
 #include "cluster.cuh"
 
 // The same for few tokens by eight blocks that see each other's shared memory.
@@ -126,14 +126,8 @@ __device__ __forceinline__ void select_near_rows(const SelectArgs& a) {
 }
 
 // grid (8, tokens), or (8, 1, sequences), in clusters of 8, 1024 threads
-extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(1024, 1)
-    select_near(const __grid_constant__ SelectArgs a) {
-    select_near_rows(a);
-}
-extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(1024, 1)
-    select_near_each(const __grid_constant__ Each<SelectArgs> a) {
-    select_near_rows(a.of[blockIdx.z]);
-}
+CLUSTER_KERNEL(select_near, SelectArgs, kNear, 1, 1, __launch_bounds__(1024, 1)) { select_near_rows(a); }
+CLUSTER_KERNEL(select_near_each, Each<SelectArgs>, kNear, 1, 1, __launch_bounds__(1024, 1)) { select_near_rows(a.of[blockIdx.z]); }
 #endif
 
 // grid (tokens), or (1, 1, sequences)

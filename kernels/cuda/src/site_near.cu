@@ -6,7 +6,7 @@
 #include "route.cuh"
 #include "site.cuh"
 
-#if !defined(MODEL1_EMULATE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
+#if FROM_HOPPER
 #include "cluster.cuh"
 
 // Blocks; threads with columns; pairs of columns whose coefficients a lane holds; outputs of the mixing matrix per warp;
@@ -80,10 +80,7 @@ __device__ __forceinline__ void near_streams(const SiteArgs& a, NearSite& s, uin
     }
 }
 
-// grid (8, rows), in clusters of 8, shared: 4 * experts * columns of a block; blocks share out the columns, an even number
-// each, at most 512. At most 24 outputs: what four streams have.
-extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 1)
-    hc_site_near(const __grid_constant__ NearSiteArgs args) {
+__device__ __forceinline__ void near_site(const NearSiteArgs& args) {
     DYNAMIC_SHARED(memory);
     __shared__ NearSite s;
     float2* router = (float2*)memory;  // [experts][pairs of columns of this block], times the norm's weights
@@ -237,4 +234,8 @@ extern "C" __global__ void __cluster_dims__(kNear, 1, 1) __launch_bounds__(256, 
         }
     }
 }
+
+// grid (8, rows), in clusters of 8, shared: 4 * experts * columns of a block; blocks share out the columns, an even number
+// each, at most 512. At most 24 outputs: what four streams have.
+CLUSTER_KERNEL(hc_site_near, NearSiteArgs, kNear, 1, 1, __launch_bounds__(256, 1)) { near_site(a); }
 #endif

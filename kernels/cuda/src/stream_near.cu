@@ -104,6 +104,6 @@ __device__ __forceinline__ void stream(const StreamArgs& a) {
 }
 
 // grid: (blocks), 288 threads (emulated: 256, which copy, too), shared: ../ops/stream.rs
-#if defined(MODEL1_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if FROM_HOPPER
 EARLY_KERNEL(stream_f8, StreamArgs, 288, 1) { stream<PairF8>(a); }
 #endif

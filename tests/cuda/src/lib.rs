@@ -163,6 +163,12 @@ impl Emulator {
         self
     }
 
+    /// The same on which blocks of a cluster see each other's shared memory.
+    pub fn with_clusters(mut self) -> Self {
+        self.info.clusters = true;
+        self
+    }
+
     /// The same with another number of multiprocessors.
     pub fn with_multiprocessors(mut self, n: u32) -> Self {
         self.info.multiprocessors = n;

@@ -1,39 +1,87 @@
 //! The op table on the emulator, in both orders of warps, with sentinels around every buffer and NaN in every buffer
 //! before it is written.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use kernels::cuda::{Cuda, CudaOptions, device_bytes};
 use kernels::ir::{Backend, Format, Layout, Op};
 use model1_tests::table::{Case, GROUPS, Make, On};
 use model1_tests_cuda::{Emulator, Order};
 
-/// Both orders of warps, with or without the kernels for Hopper's tensor cores.
-fn on(wgmma: bool) -> On {
+const OPTIONS: CudaOptions = CudaOptions {
+    graphs: false,
+    guarded: true,
+    ahead: true,
+    counted: true,
+    resident: true,
+};
+
+/// Devices that were made.
+type Made = Arc<Mutex<Vec<Arc<Emulator>>>>;
+
+/// Both orders of warps, on such devices.
+fn on(device: fn(Order) -> Emulator) -> (On, Made) {
+    let made = Made::default();
     let make = |order: Order| -> Make {
+        let made = made.clone();
         Box::new(move || {
-            let device = Emulator::new(order, false);
-            let device = if wgmma { device } else { device.without_wgmma() };
-            let options = CudaOptions {
-                graphs: false,
-                guarded: true,
-                ahead: true,
-                counted: true,
-                resident: true,
-            };
-            let cuda = Cuda::on(Arc::new(device), options);
-            Box::new(cuda) as Box<dyn Backend>
+            let device = Arc::new(device(order));
+            made.lock().unwrap().push(device.clone());
+            Box::new(Cuda::on(device, OPTIONS)) as Box<dyn Backend>
         })
     };
-    On(vec![make(Order::Ascending), make(Order::Descending)])
+    (On(vec![make(Order::Ascending), make(Order::Descending)]), made)
 }
 
-fn group(name: &str) {
+/// Runs a group on such devices; how often each kernel was launched.
+fn run(name: &str, device: fn(Order) -> Emulator) -> BTreeMap<&'static str, u64> {
     let (_, run) = GROUPS
         .iter()
         .find(|g| g.0 == name)
         .unwrap_or_else(|| panic!("no group {name}"));
-    run(&on(true));
+    let (on, made) = on(device);
+    run(&on);
+    let mut launched = BTreeMap::new();
+    for device in made.lock().unwrap().iter() {
+        for (kernel, times) in device.launched() {
+            *launched.entry(kernel).or_default() += times;
+        }
+    }
+    launched
+}
+
+fn group(name: &str) {
+    run(name, |order| Emulator::new(order, false));
+}
+
+/// The same where blocks form clusters, whose kernels are these.
+fn clusters(name: &str, kernels: &[&str]) {
+    let launched = run(name, |order| Emulator::new(order, false).with_clusters());
+    for kernel in kernels {
+        assert!(launched.contains_key(kernel), "{kernel} is not among {launched:?}");
+    }
+}
+
+#[test]
+fn sites_of_clusters() {
+    clusters("sites between blocks", &["hc_site_near"]);
+}
+
+#[test]
+fn the_indexer_of_clusters() {
+    let kernels = ["index_near_bf16", "index_near_fp8", "index_near_fp4", "select_near"];
+    clusters("the indexer selects what the cpu selects", &kernels);
+}
+
+#[test]
+fn attention_of_clusters() {
+    let kernels = [
+        "attend_near_512x2_f32",
+        "attend_near_512x2_bf16",
+        "attend_near_512x1_fp8",
+    ];
+    clusters("window and compressed rows", &kernels);
 }
 
 /// What Hopper's kernels take elsewhere.
@@ -45,11 +93,7 @@ fn other_devices_have_all_products() {
         "gates of many tokens",
         "attention of many tokens",
     ] {
-        let (_, run) = GROUPS
-            .iter()
-            .find(|g| g.0 == name)
-            .unwrap_or_else(|| panic!("no group {name}"));
-        run(&on(false));
+        run(name, |order| Emulator::new(order, false).without_wgmma());
     }
 }
 
@@ -69,14 +113,7 @@ fn large_products_go_through_the_ring() {
         });
         c.probe(out, "product");
         let device = Arc::new(Emulator::new(Order::Ascending, false));
-        let options = CudaOptions {
-            graphs: false,
-            guarded: true,
-            ahead: true,
-            counted: true,
-            resident: true,
-        };
-        c.run(&Cuda::on(device.clone(), options), 0, &[1], None);
+        c.run(&Cuda::on(device.clone(), OPTIONS), 0, &[1], None);
         let launched = device.launched();
         assert_eq!(
             launched.get("stream_f8").copied().unwrap_or(0),
