@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::args::{WeightArg, launch, unsupported};
 use super::gemv::{self, Experts, Product, Project};
-use super::{gemm, gemm_wg, pointwise};
+use super::{gemm, gemm_wg, pointwise, stream};
 use crate::cuda::cx::LaunchCx;
 use crate::cuda::device::DevPtr;
 use crate::ir::{BufId, ExecError, Layout, Op, OpId, Plan, WeightDesc, WeightId};
@@ -185,6 +185,9 @@ pub(super) fn matmul(cx: &LaunchCx<'_>, id: OpId) -> Result<(), ExecError> {
                 });
             }
             _ => {}
+        }
+        if stream::launch(cx, x, &project)? {
+            return Ok(());
         }
         return gemv::project(cx, x, &project);
     }

@@ -161,7 +161,7 @@ pub fn launch(cx: &LaunchCx<'_>, group: &Group) -> Result<(), ExecError> {
         }
         GroupKind::Project => match fuse::describe(cx.plan, group.origin[0].index()) {
             Some((p, n, x)) if n == group.origin.len() => {
-                if held::launch(cx, x, &[&p], None)? || stream::launch(cx, x, &p)? {
+                if held::launch(cx, x, &[&p], None)? {
                     return Ok(());
                 }
                 gemv::project(cx, x, &p)

@@ -44,9 +44,9 @@ pub(super) fn launch(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<bool, E
     let Some(scales) = of.scales.as_ref().filter(|s| 1 << s.row_shift >= TILE) else {
         return Ok(false);
     };
-    let tiles = d.rows.div_ceil(TILE);
-    let blocks = (info.multiprocessors as usize).min(tiles);
-    if blocks == 0 {
+    // Fewer rows than that are shared out more finely elsewhere.
+    let (tiles, blocks) = (d.rows.div_ceil(TILE), info.multiprocessors as usize);
+    if blocks == 0 || tiles < 2 * blocks {
         return Ok(false);
     }
     let rows = tiles.div_ceil(blocks) * TILE;

@@ -153,64 +153,30 @@ struct KeyFp8 {
 // The same as weight_of for logarithms to base 2, as scores are while keys are looked at.
 __device__ __forceinline__ float weight_of_log2(float value, float top) { return power_of_two(value - top); }
 
-// How the shares of a token's heads are put together: by finish_heads, or (attend_near.cu) by blocks that see each other's
-// shared memory.
-struct FinishHeads {
-    // Whether keys are brought into the second-level cache before the predecessor ends.
-    static constexpr bool NEAR = false;
-    static __device__ __forceinline__ void begin(const AttendArgs&) { await_predecessor(); }
-    template <uint32_t L, uint32_t C, uint32_t G>
-    static __device__ __forceinline__ void finish(const AttendArgs& a, float* pool, HeadShares<L>& s, const float (&top)[L],
-                                                  float (&sum)[L], const float4 (&acc)[L][C / 4], uint32_t at0) {
-        const uint32_t first = threadIdx.x % G * C / 4;
-        finish_heads<L, C, G>(a, pool, s, top, sum, acc, at0, at0, [&](uint32_t i) { return first + i; });
-    }
-};
+// The heads of a block: a thread's columns of their queries and of what they have summed up so far. SAME: keys are values.
+template <class K, uint32_t L, uint32_t C, uint32_t G, bool SAME>
+struct KeyHeads {
+    static constexpr uint32_t F = C / 4;
+    // A key on its way, or there.
+    struct Pair {
+        K key, value;
+        bool there;
+    };
 
-// One block: heads `block_heads` of token 0, share blockIdx.z of the keys. SAME: keys are values.
-template <class K, uint32_t L, uint32_t C, uint32_t G, bool SAME, class Finish = FinishHeads>
-__device__ __forceinline__ void attend_keys(const AttendArgs& a) {
-    constexpr uint32_t D = C * G, F = C / 4, TEAMS = 256 / G;
-    DYNAMIC_SHARED(memory);
-    float* pool = (float*)memory;  // [8][L][D]
-    KeysShared<L>& s = *(KeysShared<L>*)(pool + kRowWarps * L * D);
-    const uint32_t parts = a.heads / a.kv_heads / a.block_heads, kv = blockIdx.y / parts;
-    const uint32_t at0 = kv * (a.heads / a.kv_heads) + blockIdx.y % parts * a.block_heads;
-    const uint32_t team = threadIdx.x / G, column = threadIdx.x % G * C;
     float4 q[L][F], acc[L][F];
     float top[L], sum[L];
-    const auto ask_queries = [&] {
+
+    __device__ __forceinline__ void ask(const AttendArgs& a, uint32_t at0, uint32_t column) {
 #pragma unroll
         for (uint32_t l = 0; l < L; l++) {
 #pragma unroll
             for (uint32_t i = 0; i < F; i++) {
                 acc[l][i] = q[l][i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                if (l < a.block_heads) q[l][i] = *(const float4*)(a.q + (size_t)(at0 + l) * D + column + 4 * i);
+                if (l < a.block_heads) q[l][i] = *(const float4*)(a.q + (size_t)(at0 + l) * C * G + column + 4 * i);
             }
         }
-    };
-    if constexpr (Finish::NEAR) touch_parameters(a);
-    if (threadIdx.x < kSources && threadIdx.x < a.n_sources) {
-        s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
     }
-    s.heads.make_turns(a, a.step->position);
-    __syncthreads();
-    const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
-    const uint32_t per = (total + a.splits - 1) / a.splits;
-    const uint32_t begin = min(blockIdx.z * per, total), end = min(begin + per, total);
-    if constexpr (Finish::NEAR) {
-        // Those that are known beforehand.
-        for (uint32_t j = begin + team; j < end; j += TEAMS) {
-            const KeySpan& span = s.spans[j >= first ? 1 : 0];
-            if (span.selection != nullptr) break;
-            const size_t slot = span.within(span.nth(j >= first ? j - first : j));
-            for (uint32_t at = threadIdx.x % G * 128; at < span.row_bytes; at += G * 128) bring_line_near(span.keys + slot * span.row_bytes + at);
-            if (span.scale_row != 0 && threadIdx.x % G == 0) bring_line_near(span.key_scales + slot * span.scale_row);
-        }
-    }
-    Finish::begin(a);
-
-    const auto prepare_queries = [&] {
+    __device__ __forceinline__ void prepare(const AttendArgs& a, const float2* turns, uint32_t column) {
 #pragma unroll
         for (uint32_t l = 0; l < L; l++) {
             top[l] = kLowest;
@@ -223,7 +189,7 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
                 }
 #pragma unroll
                 for (uint32_t m = G / 2; m > 0; m >>= 1) square += __shfl_xor_sync(kAll, square, m);
-                prepare_query<C>(a, s.heads.turns, column, square, q[l]);
+                prepare_query<C>(a, turns, column, square, q[l]);
             }
 #pragma unroll
             for (uint32_t i = 0; i < F; i++) {
@@ -231,33 +197,10 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
                 q[l][i] = make_float4(q[l][i].x * f, q[l][i].y * f, q[l][i].z * f, q[l][i].w * f);
             }
         }
-    };
-    struct Pair {
-        K key, value;
-        bool there;
-    };
-    // Where key j lies. Chosen rows are asked for ahead of the keys.
-    struct Place {
-        const KeySpan* span;
-        uint32_t slot;
-        bool there;
-    };
-    const auto find = [&](uint32_t j) {
-        Place p = {&s.spans[j >= first && j < end ? 1 : 0], 0, j < end};
-        if (j >= first) j -= first;
-        if (p.there) p.slot = p.span->selection != nullptr ? (uint32_t)p.span->selection[j] : p.span->nth(j);
-        return p;
-    };
-    const auto ask = [&](Pair& to, const Place& p) {
-        const KeySpan& span = *p.span;
-        to.there = p.there && (int32_t)p.slot >= 0;
-        const uint32_t slot = span.within(to.there ? p.slot : 0);
-        const size_t at = (size_t)slot * span.row_bytes, scale = (size_t)slot * span.scale_row;
-        to.key.load(span.keys + at, span.key_scales + scale, span.plain, column);
-        if (!SAME) to.value.load(span.values + at, span.value_scales + scale, span.plain, column);
-    };
+    }
     // Scores and sums of N keys at once: what they wait for, they wait for together.
-    const auto look = [&](auto... now) {
+    template <class... P>
+    __device__ __forceinline__ void look(P... now) {
         constexpr uint32_t N = sizeof...(now);
         Pair* const keys[N] = {&now...};
         float z[N][L] = {}, keep[L], e[N][L];
@@ -314,6 +257,56 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
                 }
             }
         }
+    }
+    // Largest scores as logarithms to base e.
+    __device__ __forceinline__ void end() {
+#pragma unroll
+        for (uint32_t l = 0; l < L; l++) top[l] = top[l] == kLowest ? kLowest : top[l] * (1.0f / kLog2e);
+    }
+};
+
+// One block: heads `block_heads` of token 0, share blockIdx.z of the keys. SAME: keys are values.
+template <class K, uint32_t L, uint32_t C, uint32_t G, bool SAME>
+__device__ __forceinline__ void attend_keys(const AttendArgs& a) {
+    constexpr uint32_t D = C * G, F = C / 4, TEAMS = 256 / G;
+    DYNAMIC_SHARED(memory);
+    float* pool = (float*)memory;  // [8][L][D]
+    KeysShared<L>& s = *(KeysShared<L>*)(pool + kRowWarps * L * D);
+    const uint32_t parts = a.heads / a.kv_heads / a.block_heads, kv = blockIdx.y / parts;
+    const uint32_t at0 = kv * (a.heads / a.kv_heads) + blockIdx.y % parts * a.block_heads;
+    const uint32_t team = threadIdx.x / G, column = threadIdx.x % G * C;
+    using Heads = KeyHeads<K, L, C, G, SAME>;
+    using Pair = typename Heads::Pair;
+    Heads heads;
+    if (threadIdx.x < kSources && threadIdx.x < a.n_sources) {
+        s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
+    }
+    s.heads.make_turns(a, a.step->position);
+    __syncthreads();
+    const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
+    const uint32_t per = (total + a.splits - 1) / a.splits;
+    const uint32_t begin = min(blockIdx.z * per, total), end = min(begin + per, total);
+    await_predecessor();
+
+    // Where key j lies. Chosen rows are asked for ahead of the keys.
+    struct Place {
+        const KeySpan* span;
+        uint32_t slot;
+        bool there;
+    };
+    const auto find = [&](uint32_t j) {
+        Place p = {&s.spans[j >= first && j < end ? 1 : 0], 0, j < end};
+        if (j >= first) j -= first;
+        if (p.there) p.slot = p.span->selection != nullptr ? (uint32_t)p.span->selection[j] : p.span->nth(j);
+        return p;
+    };
+    const auto ask = [&](Pair& to, const Place& p) {
+        const KeySpan& span = *p.span;
+        to.there = p.there && (int32_t)p.slot >= 0;
+        const uint32_t slot = span.within(to.there ? p.slot : 0);
+        const size_t at = (size_t)slot * span.row_bytes, scale = (size_t)slot * span.scale_row;
+        to.key.load(span.keys + at, span.key_scales + scale, span.plain, column);
+        if (!SAME) to.value.load(span.values + at, span.value_scales + scale, span.plain, column);
     };
     // As many registers as there are decide how many keys are on their way.
     constexpr bool kTwo = (SAME ? sizeof(K) : 2 * sizeof(K) + 4 * L * F) <= 40;
@@ -329,20 +322,19 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
         if (kTwo) ask(two, next[1]);
     };
     find_both(begin + team);
-    ask_queries();
+    heads.ask(a, at0, column);
     ask_both();
     find_both(begin + STEP + team);
-    prepare_queries();
+    heads.prepare(a, s.heads.turns, column);
 #pragma unroll 1
     for (uint32_t base = begin; base < end; base += STEP) {
         const Pair now = one, then = two;
         ask_both();
         find_both(base + 2 * STEP + team);
-        if constexpr (kTwo) look(now, then);
-        else look(now);
+        if constexpr (kTwo) heads.look(now, then);
+        else heads.look(now);
     }
-
-#pragma unroll
-    for (uint32_t l = 0; l < L; l++) top[l] = top[l] == kLowest ? kLowest : top[l] * (1.0f / kLog2e);
-    Finish::template finish<L, C, G>(a, pool, s.heads, top, sum, acc, at0);
+    heads.end();
+    const uint32_t from = threadIdx.x % G * F;
+    finish_heads<L, C, G>(a, pool, s.heads, heads.top, heads.sum, heads.acc, at0, at0, [&](uint32_t i) { return from + i; });
 }

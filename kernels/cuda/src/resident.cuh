@@ -15,6 +15,7 @@
 // Where there are no such copies (the emulator) a launch has a single op.
 #pragma once
 
+#include "barriers.cuh"
 #include "gemv.cuh"
 #include "mma.cuh"
 #include "records.cuh"
@@ -145,14 +146,6 @@ struct __align__(128) ResidentShared {
     uint32_t keys;  // that the token sees; 0 = not known yet
 };
 static_assert(sizeof(ResidentShared) == 18944, "BLOCK in ../ops/resident/records.rs");
-
-__device__ __forceinline__ uint32_t barrier_at([[maybe_unused]] const uint64_t& barrier) {
-#ifdef MODEL1_EMULATE
-    return 0;
-#else
-    return (uint32_t)__cvta_generic_to_shared(&barrier);
-#endif
-}
 
 // Whether a phase has ended; see barrier_await.
 __device__ __forceinline__ bool barrier_ended([[maybe_unused]] uint32_t barrier, [[maybe_unused]] uint32_t phase) {

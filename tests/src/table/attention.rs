@@ -416,6 +416,7 @@ pub(super) fn window_and_compressed_rows(on: &On) {
         (8, 512, 64, CacheFormat::Fp8Model1),
         (16, 512, 64, CacheFormat::Bf16),
         (6, 512, 64, CacheFormat::F32),
+        (4, 512, 64, CacheFormat::F32),
         (3, 512, 64, CacheFormat::Bf16),
         (20, 64, 0, CacheFormat::Bf16),
         (4, 256, 0, CacheFormat::F32),

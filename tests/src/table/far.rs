@@ -207,6 +207,14 @@ pub(super) fn latents(on: &On) {
         // Rows chosen by an indexer, in the numbers of the released models.
         (2, model1, (4, Some(512)), (CacheFormat::Fp8B64, 4, 32), 1, &[1, 1][..]),
         (4, model1, (4, Some(512)), (CacheFormat::Fp4, 2, 64), 5, &[5, 3]),
+        (
+            2,
+            (512, 64, CacheFormat::Bf16),
+            (4, Some(512)),
+            (CacheFormat::Fp8B64, 4, 32),
+            1,
+            &[1, 1],
+        ),
         // All rows of the heavily compressed kind, and all of the other one.
         (4, model1, (128, None), (CacheFormat::F32, 1, 4), 1, &[1]),
         (2, model1, (128, None), (CacheFormat::F32, 1, 4), 16, &[16]),

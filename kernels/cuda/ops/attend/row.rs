@@ -10,8 +10,9 @@ use crate::ir::{CacheFormat, CacheId, ExecError, Mask, NormKind, Op, Plan, Posit
 
 /// The kernel for few tokens with heads of 512 values.
 const WIDE: &str = "attend_row_512x4";
-/// Blocks of a cluster of `attend_near_*` (`kNear`).
+/// Blocks of a cluster of `attend_near_*` (`kNear`), and keys that their warps can have (`kNearSlots` each).
 const NEAR: usize = 8;
+const MOST_NEAR: usize = NEAR * (THREADS / 32) * 64;
 
 /// `KeySpan` of `src/attend_keys.cuh`.
 const SPAN: usize = 72;
@@ -23,6 +24,51 @@ fn heads_bytes(lanes: usize, head_dim: usize) -> usize {
     4 * WARPS * lanes * head_dim + 4 * lanes * (2 * WARPS + FOLDED + 1) + 8 * 256 + 16
 }
 
+/// `attend_near_*`: a kernel whose blocks see each other's shared memory, which holds the keys.
+#[derive(Clone, Copy)]
+struct NearShape {
+    kernel: &'static str,
+    heads: usize,
+    /// Bytes of a record and of its scales, and a warp's places for them (`NearPlace`).
+    record: (u32, u32),
+    places: usize,
+}
+
+const NEAR_SHAPES: [NearShape; 3] = [
+    NearShape {
+        kernel: "attend_near_512x2_f32",
+        heads: 2,
+        record: (2048, 0),
+        places: 4,
+    },
+    NearShape {
+        kernel: "attend_near_512x2_bf16",
+        heads: 2,
+        record: (1024, 0),
+        places: 8,
+    },
+    NearShape {
+        kernel: "attend_near_512x1_fp8",
+        heads: 1,
+        record: (576, 8),
+        places: 12,
+    },
+];
+
+impl NearShape {
+    fn takes(&self, source: &SourceArg) -> bool {
+        let c = &source.keys;
+        c.records == 1 && (c.data_bytes, c.scale_bytes) == self.record
+    }
+
+    /// Shared memory of a block: as that of `attend_keys_*`, and the places of all warps.
+    fn bytes(&self, head_dim: usize) -> usize {
+        let place = (self.record.0 + self.record.1).next_multiple_of(16) as usize;
+        let sums = SOURCES * SPAN + heads_bytes(self.heads, head_dim);
+        sums.next_multiple_of(128) + THREADS / 32 * self.places * place
+    }
+}
+
 /// How `attend_row_*` cuts the work; depends on the plan's buckets alone.
 pub(super) struct RowShape {
     kernel: &'static str,
@@ -32,6 +78,8 @@ pub(super) struct RowShape {
     heads: usize,
     /// Shares of the keys.
     pub(super) splits: usize,
+    /// Keys at most.
+    keys: usize,
 }
 
 impl RowShape {
@@ -85,6 +133,7 @@ impl RowShape {
             lanes,
             heads: per_block,
             splits,
+            keys,
         })
     }
 
@@ -102,8 +151,8 @@ impl RowShape {
 /// Attention of one token by `attend_keys_*` (`src/attend_keys.cuh`): a kernel per cache format, for the plainer caches.
 struct KeysShape {
     kernel: &'static str,
-    /// The kernel for blocks that see each other's shared memory, where there is one, and its heads.
-    near: Option<(&'static str, usize)>,
+    /// The kernel for blocks that see each other's shared memory, where there is one.
+    near: Option<NearShape>,
     /// Heads per block.
     heads: usize,
     /// Shared memory of a block, bytes.
@@ -122,11 +171,6 @@ impl KeysShape {
                 ]
             };
         }
-        let near = [
-            ("attend_near_512x2_f32", 2),
-            ("attend_near_512x2_bf16", 2),
-            ("attend_near_512x1_fp8", 1),
-        ];
         let (kernels, lanes, columns) = match row.kernel {
             "attend_row_64x1" => (kernels!("64x1"), 1, 8),
             "attend_row_64x4" => (kernels!("64x3"), 3, 8),
@@ -153,12 +197,18 @@ impl KeysShape {
         };
         let heads = (1..=lanes).rev().find(|n| row.heads.is_multiple_of(*n)).unwrap_or(1);
         let blocks = args.heads as usize / heads;
-        let fits = tokens == 1 && args.sources[..args.n_sources as usize].iter().all(plain);
+        let sources = &args.sources[..args.n_sources as usize];
+        let fits = tokens == 1 && sources.iter().all(plain);
+        let near = NEAR_SHAPES[format.min(2)];
+        let nears = row.kernel == WIDE
+            && row.heads.is_multiple_of(near.heads)
+            && row.keys <= MOST_NEAR
+            && sources.iter().all(|s| near.takes(s));
         // `KeysShared` begins with where the keys of each source lie (`KeySpan`).
         let shared = SOURCES * SPAN + heads_bytes(lanes, args.head_dim as usize);
         (fits && (args.fold == 0 || blocks <= ARRIVALS)).then_some(Self {
             kernel: kernels[format.min(2)],
-            near: Some(near[format.min(2)]).filter(|n| row.kernel == WIDE && row.heads.is_multiple_of(n.1)),
+            near: nears.then_some(near),
             heads,
             shared,
         })
@@ -257,10 +307,10 @@ pub(super) fn attend_row(
     }
     match keys {
         Some(keys) => {
-            if let Some((kernel, each)) = keys.near.filter(|_| cx.device.info().clusters) {
-                (args.block_heads, args.splits, args.fold) = (each as u32, NEAR as u32, 0);
-                let shared = SOURCES * SPAN + heads_bytes(each, *head_dim);
-                return launch(cx, kernel, [rows, heads / each, NEAR], THREADS, shared, &args);
+            if let Some(near) = keys.near.filter(|_| cx.device.info().clusters) {
+                (args.block_heads, args.splits, args.fold) = (near.heads as u32, NEAR as u32, 0);
+                let grid = [rows, heads / near.heads, NEAR];
+                return launch(cx, near.kernel, grid, THREADS, near.bytes(*head_dim), &args);
             }
             args.block_heads = keys.heads as u32;
             let grid = [rows, heads / keys.heads, shape.splits];
