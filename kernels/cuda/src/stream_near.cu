@@ -3,6 +3,7 @@
 // weights meet, pair.cuh says.
 #include "pair.cuh"
 
+#if FROM_HOPPER
 constexpr uint32_t kStreamPlaces = 12;
 
 // `StreamArgs` in ../ops/stream.rs.
@@ -104,6 +105,5 @@ __device__ __forceinline__ void stream(const StreamArgs& a) {
 }
 
 // grid: (blocks), 288 threads (emulated: 256, which copy, too), shared: ../ops/stream.rs
-#if FROM_HOPPER
 EARLY_KERNEL(stream_f8, StreamArgs, 288, 1) { stream<PairF8>(a); }
 #endif
