@@ -97,8 +97,8 @@ pub(super) fn products_with_scales_of_every_kind(on: &On) {
     }
 }
 
-/// Matrices that are larger than what shared memory holds, the last rows of which are no whole tile: output layers. Of the
-/// smaller one so many tests have no more on a device with few multiprocessors.
+/// Matrices with so many rows that they go through shared memory tile by tile, as output layers do; their last rows are no whole
+/// tile. The smaller one has enough rows for that where multiprocessors are few, as the emulator's.
 pub(super) fn products_of_large_matrices(on: &On) {
     for (rows, cols) in [(1000, 320), (20_001, 128)] {
         let mut c = Case::new(1, 4096);
