@@ -134,7 +134,7 @@ __device__ __forceinline__ void attend_near(const AttendArgs& a) {
 #else
         const uint32_t barrier = barrier_at(ready[warp][i % PLACES]);
         barrier_expect(barrier, Place::RECORD);
-        copy_whole(place(i), (const uint16_t*)record, Place::RECORD, barrier);
+        copy_whole(place(i), record, Place::RECORD, barrier);
         if constexpr (Place::SCALES != 0) {
             const uint32_t to = (uint32_t)__cvta_generic_to_shared(place(i) + Place::RECORD);
             asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(scales) : "memory");
@@ -195,7 +195,7 @@ __device__ __forceinline__ void attend_near(const AttendArgs& a) {
 
 // grid (1, query heads / L, 8), in clusters of 8 shares, 256 threads, or (sequences, ...) for `_each`; shared: `near_bytes` in
 // ../ops/attend/row.rs. One head where keys take long to become numbers, two where they share what is read. They begin beside blocks
-// of products (held.cu), which leave room for so many registers.
+// of products (held_near.cu), which leave room for so many registers.
 #define ATTEND_NEAR(shape, Key, L)                                                                         \
     CLUSTER_KERNEL(attend_near_##shape, AttendArgs, 1, 1, kNear, __maxnreg__(136)) {                       \
         attend_near<Key<kNearColumns>, L>(a);                                                              \

@@ -24,7 +24,7 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 // Copies `bytes` bytes, a multiple of 16, and tells a barrier.
-__device__ __forceinline__ void copy_whole(unsigned char* to, const uint16_t* from, uint32_t bytes, uint32_t barrier) {
+__device__ __forceinline__ void copy_whole(unsigned char* to, const void* from, uint32_t bytes, uint32_t barrier) {
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(at), "l"(from),
                  "r"(bytes), "r"(barrier)

@@ -71,13 +71,6 @@ __device__ __forceinline__ void touch_parameters([[maybe_unused]] const T& a) {
 #endif
 }
 
-// Brings a line of 128 bytes into the second-level cache.
-__device__ __forceinline__ void bring_line_near([[maybe_unused]] const uint8_t* at) {
-#ifndef MODEL1_EMULATE
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-#endif
-}
-
 // Number of this thread's warp, known to be the same in all of its lanes.
 __device__ __forceinline__ uint32_t warp_number() {
 #ifdef MODEL1_EMULATE

@@ -44,7 +44,7 @@ __device__ __forceinline__ void resident(const ResidentArgs& a) {
                 if (warp == kResidentWarps && (threadIdx.x & 31) == 0) {
                     const uint32_t barrier = barrier_at(s.known[(asked - a.first) % kResidentWindow]);
                     barrier_expect(barrier, kResidentOp);
-                    copy_whole(s.window[asked % kResidentWindow], (const uint16_t*)(a.ops + asked), kResidentOp, barrier);
+                    copy_whole(s.window[asked % kResidentWindow], a.ops + asked, kResidentOp, barrier);
                 }
                 asked++;
             }

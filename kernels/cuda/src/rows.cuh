@@ -163,15 +163,14 @@ __device__ inline void cache_write_row(const CacheWriteArgs& a, const DevStep& s
     if (c.format <= kCacheBf16) {
         // Records of a row lie side by side; nothing is lost that would have to be counted.
         const uint2 mine = runs_of(c.records, slice, slices);
-        const float* v = values;
         uint8_t* data = c.data + slot * c.records * c.data_bytes;
         if (hidden) return;
 #pragma unroll 4
         for (uint32_t i = mine.x * c.width + threadIdx.x; i < mine.y * c.width; i += blockDim.x) {
             if (c.format == kCacheF32) {
-                ((float*)data)[i] = v[i];
+                ((float*)data)[i] = values[i];
             } else {
-                ((uint16_t*)data)[i] = (uint16_t)f32_to_bf16(v[i]);
+                ((uint16_t*)data)[i] = (uint16_t)f32_to_bf16(values[i]);
             }
         }
         return;

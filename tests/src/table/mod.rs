@@ -215,6 +215,21 @@ impl Case {
             .collect();
     }
 
+    /// One product of an input of `cols` values, looked at; its matrix.
+    pub fn product(&mut self, rows: usize, cols: usize, format: Format) -> WeightId {
+        let x = self.input(cols, 1.0);
+        let weight = self.weight(rows, cols, format, Layout::OutIn);
+        let out = self.floats(rows);
+        self.op(Op::MatMul {
+            x,
+            weight,
+            bias: None,
+            out,
+        });
+        self.probe(out, "product");
+        weight
+    }
+
     /// A buffer `[tokens, width]` filled by an embedding: row t of `values` for token t of the step.
     pub fn input(&mut self, width: usize, s: f32) -> BufId {
         let tokens = self.plan.token_bucket.max(57) + 7;

@@ -74,17 +74,8 @@ pub(super) fn products_with_scales_of_every_kind(on: &On) {
         for (tokens, cols) in [(1, 272), (12, 272), (1, 448)] {
             let rows = 150;
             let mut c = Case::new(tokens, 4096);
-            let x = c.input(cols, 1.0);
-            let weight = c.weight(rows, cols, Format::F8E4m3, Layout::OutIn);
+            let weight = c.product(rows, cols, Format::F8E4m3);
             c.scale(weight, format, 128, 128);
-            let out = c.floats(rows);
-            c.op(Op::MatMul {
-                x,
-                weight,
-                bias: None,
-                out,
-            });
-            c.probe(out, "product");
             check(
                 on,
                 &format!("fp8 x {cols}, scales {format:?}, {tokens} tokens"),
@@ -102,16 +93,7 @@ pub(super) fn products_with_scales_of_every_kind(on: &On) {
 pub(super) fn products_of_large_matrices(on: &On) {
     for (rows, cols) in [(1000, 320), (20_001, 128)] {
         let mut c = Case::new(1, 4096);
-        let x = c.input(cols, 1.0);
-        let weight = c.weight(rows, cols, Format::F8E4m3, Layout::OutIn);
-        let out = c.floats(rows);
-        c.op(Op::MatMul {
-            x,
-            weight,
-            bias: None,
-            out,
-        });
-        c.probe(out, "product");
+        c.product(rows, cols, Format::F8E4m3);
         check(on, &format!("fp8 {rows} x {cols}"), &c, 0, &[1], 2e-5);
     }
 }
