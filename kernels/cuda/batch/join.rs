@@ -50,9 +50,8 @@ fn each_kernel(kernel: &str) -> Option<EachKernel> {
         "attend_keys_512x2_f32": 0, true;
         "attend_keys_512x2_bf16": 0, true;
         "attend_keys_512x2_fp8": 0, true;
-        "attend_near_512x2_f32": 0, false;
         "attend_near_512x2_bf16": 0, false;
-        "attend_near_512x1_fp8": 0, false;
+        "attend_near_512x2_fp8": 0, false;
         "index_mma_bf16": 2, false;
         "index_mma_fp8": 2, false;
         "index_mma_fp4": 2, false;

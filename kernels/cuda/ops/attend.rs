@@ -71,7 +71,7 @@ pub(super) struct AttendArgs {
     turn_inverse: u32,
     prepare: u32,
     q_eps: f32,
-    pad: u32,
+    rows: u32,
 }
 
 #[repr(C)]

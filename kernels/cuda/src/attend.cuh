@@ -48,7 +48,7 @@ struct AttendArgs {
     uint32_t turn_inverse;
     uint32_t prepare;      // 1 = heads of `q` are normalised (RMS, no weights) and rotated the other way first (attend_keys)
     float q_eps;
-    uint32_t pad;
+    uint32_t rows;         // attend_near: keys of a block at a time, a multiple of 16
 };
 
 // First token of the sliding window of token t.

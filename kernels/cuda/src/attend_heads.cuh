@@ -19,14 +19,14 @@ struct HeadShares {
     float factors[kFolded][L], scale[L];
     float2 turns[256];
     uint32_t last;
-
-    // Called by all threads: the rotation of a token's output.
-    __device__ __forceinline__ void make_turns(const AttendArgs& a, uint64_t position) {
-        for (uint32_t i = threadIdx.x; i < a.turn_dims / 2; i += blockDim.x) {
-            turns[i] = turn_at(position, a.turn_freqs[i], a.turn_inverse != 0);
-        }
-    }
 };
+
+// Called by all threads: the rotation of a token's output.
+__device__ __forceinline__ void make_turns(const AttendArgs& a, float2* turns, uint64_t position) {
+    for (uint32_t i = threadIdx.x; i < a.turn_dims / 2; i += blockDim.x) {
+        turns[i] = turn_at(position, a.turn_freqs[i], a.turn_inverse != 0);
+    }
+}
 
 // Rotates the pairs that four neighbouring values hold.
 __device__ __forceinline__ float4 turned(const AttendArgs& a, const float2* turns, uint32_t column, float4 v) {

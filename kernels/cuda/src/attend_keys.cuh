@@ -281,7 +281,7 @@ __device__ __forceinline__ void attend_keys(const AttendArgs& a) {
     if (threadIdx.x < kSources && threadIdx.x < a.n_sources) {
         s.spans[threadIdx.x] = key_span(a, a.sources[threadIdx.x], *a.step, kv);
     }
-    s.heads.make_turns(a, a.step->position);
+    make_turns(a, s.heads.turns, a.step->position);
     __syncthreads();
     const uint32_t first = s.spans[0].count, total = first + (a.n_sources > 1 ? s.spans[1].count : 0);
     const uint32_t per = (total + a.splits - 1) / a.splits;

@@ -20,7 +20,7 @@ __device__ __forceinline__ void attend_row(const AttendArgs& a) {
     const uint32_t kv = blockIdx.y / parts, head0 = kv * group + blockIdx.y % parts * a.block_heads;
     const size_t at0 = (size_t)token * a.heads + head0;
     const uint32_t team = threadIdx.x / G, g = threadIdx.x % G;
-    s.make_turns(a, step.position + token);
+    make_turns(a, s.turns, step.position + token);
     await_predecessor();
 
     bool separate = false;

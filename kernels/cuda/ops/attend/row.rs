@@ -10,9 +10,13 @@ use crate::ir::{CacheFormat, CacheId, ExecError, Mask, NormKind, Op, Plan, Posit
 
 /// The kernel for few tokens with heads of 512 values.
 const WIDE: &str = "attend_row_512x4";
-/// Blocks of a cluster of `attend_near_*` (`kNear`), and keys that their warps can have (`kNearSlots` each).
+/// Blocks of a cluster of `attend_near_*`, their heads, keys of a tile and of a block at a time (`kNear` and the like in
+/// `src/attend_near.cu`), and most keys that such blocks shall go through.
 const NEAR: usize = 8;
-const MOST_NEAR: usize = NEAR * (THREADS / 32) * 64;
+const NEAR_HEADS: usize = 2;
+const NEAR_TILE: usize = 16;
+const MOST_ROWS: usize = 5 * NEAR_TILE;
+const MOST_NEAR: usize = 4096;
 
 /// `KeySpan` of `src/attend_keys.cuh`.
 const SPAN: usize = 72;
@@ -28,31 +32,24 @@ fn heads_bytes(lanes: usize, head_dim: usize) -> usize {
 #[derive(Clone, Copy)]
 struct NearShape {
     kernel: &'static str,
-    heads: usize,
-    /// Bytes of a record and of its scales, and a warp's places for them (`NearPlace`).
+    /// Bytes of a record and of its scales, and of both in shared memory.
     record: (u32, u32),
-    places: usize,
+    place: usize,
 }
 
-const NEAR_SHAPES: [NearShape; 3] = [
-    NearShape {
-        kernel: "attend_near_512x2_f32",
-        heads: 2,
-        record: (2048, 0),
-        places: 4,
-    },
-    NearShape {
+/// By [`KeysShape`]'s formats; f32 has none.
+const NEAR_SHAPES: [Option<NearShape>; 3] = [
+    None,
+    Some(NearShape {
         kernel: "attend_near_512x2_bf16",
-        heads: 2,
         record: (1024, 0),
-        places: 8,
-    },
-    NearShape {
-        kernel: "attend_near_512x1_fp8",
-        heads: 1,
+        place: 1040,
+    }),
+    Some(NearShape {
+        kernel: "attend_near_512x2_fp8",
         record: (576, 8),
-        places: 12,
-    },
+        place: 592,
+    }),
 ];
 
 impl NearShape {
@@ -61,11 +58,16 @@ impl NearShape {
         c.records == 1 && (c.data_bytes, c.scale_bytes) == self.record
     }
 
-    /// Shared memory of a block: as that of `attend_keys_*`, and the places of all warps.
-    fn bytes(&self, head_dim: usize) -> usize {
-        let place = (self.record.0 + self.record.1).next_multiple_of(16) as usize;
-        let sums = SOURCES * SPAN + heads_bytes(self.heads, head_dim);
-        sums.next_multiple_of(128) + THREADS / 32 * self.places * place
+    /// Keys that a block has at a time where there are so many in all. Blocks of the launch behind need room beside it.
+    fn rows(keys: usize) -> usize {
+        keys.div_ceil(NEAR)
+            .next_multiple_of(NEAR_TILE)
+            .clamp(NEAR_TILE, MOST_ROWS)
+    }
+
+    /// Shared memory of a block: keys, and their scores by warp and head.
+    fn bytes(&self, rows: usize) -> usize {
+        rows * (self.place + THREADS / 32 * NEAR_HEADS * 4)
     }
 }
 
@@ -199,16 +201,17 @@ impl KeysShape {
         let blocks = args.heads as usize / heads;
         let sources = &args.sources[..args.n_sources as usize];
         let fits = tokens == 1 && sources.iter().all(plain);
-        let near = NEAR_SHAPES[format.min(2)];
-        let nears = row.kernel == WIDE
-            && row.heads.is_multiple_of(near.heads)
-            && row.keys <= MOST_NEAR
-            && sources.iter().all(|s| near.takes(s));
+        let near = NEAR_SHAPES[format.min(2)].filter(|near| {
+            row.kernel == WIDE
+                && row.heads.is_multiple_of(NEAR_HEADS)
+                && row.keys <= MOST_NEAR
+                && sources.iter().all(|s| near.takes(s))
+        });
         // `KeysShared` begins with where the keys of each source lie (`KeySpan`).
         let shared = SOURCES * SPAN + heads_bytes(lanes, args.head_dim as usize);
         (fits && (args.fold == 0 || blocks <= ARRIVALS)).then_some(Self {
             kernel: kernels[format.min(2)],
-            near: nears.then_some(near),
+            near,
             heads,
             shared,
         })
@@ -308,9 +311,13 @@ pub(super) fn attend_row(
     match keys {
         Some(keys) => {
             if let Some(near) = keys.near.filter(|_| cx.device.info().clusters) {
-                (args.block_heads, args.splits, args.fold) = (near.heads as u32, NEAR as u32, 0);
-                let grid = [rows, heads / near.heads, NEAR];
-                return launch(cx, near.kernel, grid, THREADS, near.bytes(*head_dim), &args);
+                // Launches for several sequences are alike, whatever each of them has.
+                let keys = if cx.noted.is_some() { MOST_NEAR } else { shape.keys };
+                let at_once = NearShape::rows(keys);
+                (args.block_heads, args.splits, args.fold) = (NEAR_HEADS as u32, NEAR as u32, 0);
+                args.rows = at_once as u32;
+                let grid = [rows, heads / NEAR_HEADS, NEAR];
+                return launch(cx, near.kernel, grid, THREADS, near.bytes(at_once), &args);
             }
             args.block_heads = keys.heads as u32;
             let grid = [rows, heads / keys.heads, shape.splits];
