@@ -275,6 +275,29 @@ impl<'a> LaunchCx<'a> {
         shared: usize,
         args: &[Arg<'_>],
     ) -> Result<(), ExecError> {
+        self.enqueue(kernel, grid, block, (shared, false), args)
+    }
+
+    /// The same for blocks of which there shall be no two on a multiprocessor ([`Launch::apart`]).
+    pub fn launch_apart(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: usize,
+        shared: usize,
+        args: &[Arg<'_>],
+    ) -> Result<(), ExecError> {
+        self.enqueue(kernel, grid, block, (shared, true), args)
+    }
+
+    fn enqueue(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: usize,
+        (shared, apart): (usize, bool),
+        args: &[Arg<'_>],
+    ) -> Result<(), ExecError> {
         let grid = grid.map(|n| n as u32);
         if let Some(noted) = self.noted {
             let args = match args {
@@ -296,6 +319,7 @@ impl<'a> LaunchCx<'a> {
             block: [block as u32, 1, 1],
             shared,
             early: self.plan.token_bucket <= FEW,
+            apart,
             args,
         })
     }

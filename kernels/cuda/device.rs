@@ -43,6 +43,10 @@ pub struct Launch<'a> {
     /// It may begin while the launch before it ends (kernels wait for what they need themselves, see `KERNEL` in
     /// `src/common.cuh`). Pays where launches are short.
     pub early: bool,
+    /// No two of its blocks shall be on one multiprocessor while others have none, which happens where they find room one after the
+    /// other, when blocks of the launches before end. A device may launch more threads for that, so that registers do not suffice
+    /// for two: such kernels end at once in threads beyond those of `block`.
+    pub apart: bool,
     /// Arguments in order.
     pub args: &'a [Arg<'a>],
 }

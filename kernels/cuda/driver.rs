@@ -39,6 +39,8 @@ pub struct Driver {
     signals: Mutex<Vec<sys::CUevent>>,
     info: DeviceInfo,
     modules: Vec<sys::CUmodule>,
+    /// Of a multiprocessor.
+    registers: u32,
     functions: Mutex<HashMap<&'static str, Function>>,
     staging: Mutex<*mut c_void>,
     marks: Mutex<Vec<sys::CUevent>>,
@@ -146,6 +148,7 @@ impl Driver {
             signals: Mutex::default(),
             info,
             modules: Vec::new(),
+            registers: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)? as u32,
             functions: Mutex::default(),
             staging: Mutex::new(std::ptr::null_mut()),
             marks: Mutex::default(),
@@ -250,6 +253,24 @@ impl Driver {
             }
             Ok(())
         }
+    }
+
+    /// Threads beyond its own that keep two blocks of a launch from one multiprocessor ([`Launch::apart`]).
+    fn extra_threads(&self, f: sys::CUfunction, l: &Launch<'_>) -> Result<u32, ExecError> {
+        use sys::CUfunction_attribute_enum as A;
+        // SAFETY: `f` is a function of a loaded module.
+        let get =
+            |a| unsafe { result::function::get_function_attribute(f, a) }.map_err(failed("asking about a kernel"));
+        // Registers come in eights per thread.
+        let warp = 32 * (get(A::CU_FUNC_ATTRIBUTE_NUM_REGS)? as u32).next_multiple_of(8).max(8);
+        let most = get(A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)? as u32;
+        let threads: u32 = l.block.iter().product();
+        let wanted = 32 * (self.registers / (2 * warp) + 1);
+        Ok(if wanted <= most {
+            wanted.saturating_sub(threads)
+        } else {
+            0
+        })
     }
 
     /// (registers, local bytes, static shared bytes) of a kernel, for reports.
@@ -429,6 +450,7 @@ impl Device for Driver {
             };
             *pointer = std::ptr::from_mut(value).cast();
         }
+        let extra = if l.apart { self.extra_threads(f, l)? } else { 0 };
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -440,7 +462,7 @@ impl Device for Driver {
             gridDimX: l.grid[0],
             gridDimY: l.grid[1],
             gridDimZ: l.grid[2],
-            blockDimX: l.block[0],
+            blockDimX: l.block[0] + extra,
             blockDimY: l.block[1],
             blockDimZ: l.block[2],
             sharedMemBytes: l.shared as u32,

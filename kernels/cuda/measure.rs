@@ -43,6 +43,7 @@ pub fn read_bandwidth(device: &Arc<dyn Device>, bytes: usize, repeats: usize) ->
             block: [THREADS, 1, 1],
             shared: 0,
             early: false,
+            apart: false,
             args: &[Arg::Struct(bytemuck::bytes_of(&args))],
         })?;
         device.mark(1)?;

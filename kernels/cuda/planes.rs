@@ -134,6 +134,7 @@ pub(super) fn upload(
             block: [THREADS as u32, 1, 1],
             shared: 0,
             early: false,
+            apart: false,
             args: &[Arg::Struct(bytemuck::bytes_of(&args))],
         })?;
     }

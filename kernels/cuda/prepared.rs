@@ -332,6 +332,7 @@ impl Prepared {
             block: [256, 1, 1],
             shared: 0,
             early: true,
+            apart: false,
             args: &[Arg::Struct(bytemuck::bytes_of(&args))],
         })
     }

@@ -158,6 +158,7 @@ impl Joined {
             block: [self.block, 1, 1],
             shared: self.shared,
             early: true,
+            apart: false,
             args: &[Arg::Struct(&self.args)],
         })
     }

@@ -123,6 +123,7 @@ pub(super) fn launch(cx: &LaunchCx<'_>, x: BufId, all: &[&Project], chain: Optio
         block: [threads, 1, 1],
         shared: room.shared.max(chain.map_or(0, |c| c.shared)),
         early: true,
+        apart: chain.is_none(),
         args: &[Arg::Struct(bytes_of(&args))],
     })?;
     Ok(true)

@@ -362,7 +362,8 @@ fn room(plan: &Plan, pair: &Pair, info: &DeviceInfo) -> Option<Room> {
         kernel: kernel?,
         places,
         partial,
-        shared: end,
+        // So much that no two blocks share a multiprocessor ([`Launch::apart`]); registers are for the neighbours' blocks.
+        shared: end.max(info.shared_per_block / 2),
         // One with nothing to multiply, where there is room: it has time for what a site before has left.
         grid: (grid + 1).min(info.multiprocessors as usize),
     })
@@ -447,6 +448,7 @@ impl Pairs {
                 block: [threads, 1, 1],
                 shared: ready.shared,
                 early: true,
+                apart: false,
                 args: &[Arg::Struct(bytes_of(&args))],
             })?;
         }

@@ -94,6 +94,7 @@ pub(super) fn launch(cx: &LaunchCx<'_>, x: BufId, p: &Project) -> Result<bool, E
         block: [threads, 1, 1],
         shared: ring + places * place,
         early: true,
+        apart: false,
         args: &[Arg::Struct(bytes_of(&args))],
     })?;
     Ok(true)

@@ -27,10 +27,10 @@ struct NearFp8 {
     static constexpr uint32_t RECORD = 576, SCALES = 8, BYTES = 592, NOPE = 448;
 };
 
-// What the blocks of a cluster push to each other: of the columns that the block puts together, for pairs of neighbours of both heads
-// (head 0's, head 1's), a share's sums, its largest score (a logarithm to base 2) and its denominator.
+// What the blocks of a cluster push to each other: of the columns that the block puts together a share's sums, neighbours side by
+// side, its largest score (a logarithm to base 2) and its denominator.
 struct NearShares {
-    float4 v[kNear][kNearColumns / 2];
+    float2 v[kNear][kNearHeads][kNearColumns / 2];
     float best[kNear][kNearHeads], all[kNear][kNearHeads];
 };
 
@@ -92,7 +92,7 @@ struct NearColumns {
 #pragma unroll
         for (uint32_t i = 0; i < 16; i++) acc[i / 4][i % 4] = 0.0f;
     }
-    __device__ __forceinline__ uint32_t part() const { return lane / 8; }
+    __device__ __forceinline__ uint32_t part() const { return lane / 4 / kNearHeads; }
     __device__ __forceinline__ uint32_t head() const { return lane / 4 % kNearHeads; }
 
     // First of the two columns of word e of q[k].
@@ -141,7 +141,7 @@ struct NearColumns {
     __device__ __forceinline__ const unsigned char* row(uint32_t tile, uint32_t below) const {
         return ring + (size_t)(tile * kNearTile + lane % 8 + 8 * below) * K::BYTES + at;
     }
-    // The scores of a tile's keys: of keys g and g + 8, head 0 and head 1; sums of all parts, in every lane of four.
+    // The scores of a tile's keys: of key g, head 0 and head 1, and of key g + 8; sums of all parts, in every lane of four.
     __device__ __forceinline__ float4 scores(uint32_t tile) {
         float d[2][4] = {};
         uint32_t r[4];
@@ -180,7 +180,7 @@ struct NearColumns {
         return make_float4(z[0] * f, z[1] * f, z[2] * g, z[3] * g);
     }
 
-    // The scores of two tiles' keys (the second one may be the first), left at [head][rows] of the warp's.
+    // The scores of two tiles' keys (the second one may be the first), left at [heads][rows] of the warp's.
     __device__ __forceinline__ void leave_scores(float* to, uint32_t rows, uint32_t tile, uint32_t next) {
         const float4 z[2] = {scores(tile), scores(next)};
         const uint32_t g = lane / 4, t = lane % 4, number[2] = {tile, next};
@@ -190,24 +190,33 @@ struct NearColumns {
         }
     }
 
-    // Adds a round's values with their weights, of which a lane has keys 2t, 2t + 1, 2t + 8 and 2t + 9 of each tile for its head;
-    // `keep`: what multiplies head 0's and head 1's sums so far.
-    __device__ __forceinline__ void add(uint32_t tiles, const float4 (&p)[kNearTiles], float2 keep) {
-        float d[4][4] = {};
+    // Adds a round's values, weighted by what their scores at [tiles][16] of the lane's head come to above `top`; returns the sum of
+    // the lane's weights. `keep`: what multiplies head 0's and head 1's sums so far. A loop: kernels of this size wait for their
+    // instructions.
+    __device__ __forceinline__ float add(uint32_t tiles, const float* from, float top, float2 keep) {
+        float d[4][4] = {}, all = 0.0f;
         const float2 range = near_range(largest);
-#pragma unroll
-        for (uint32_t tile = 0; tile < kNearTiles; tile++) {
-            if (tile >= tiles) break;
-            uint32_t b[2], words[3], r[4];
-            float4 v = p[tile];
+#pragma unroll 1
+        for (uint32_t tile = 0; tile < tiles; tile++) {
+            uint32_t b[2], words[2][3], r[4];
+            // Keys 2t, 2t + 1, 2t + 8 and 2t + 9.
+            const float* const z = from + tile * kNearTile + 2 * (lane % 4);
+            const float2 low = *(const float2*)z, high = *(const float2*)(z + 8);
+            float4 v = make_float4(weight_of_log2(low.x, top), weight_of_log2(low.y, top), weight_of_log2(high.x, top), weight_of_log2(high.y, top));
+            all += (v.x + v.y) + (v.z + v.w);
             if (half) {
                 const unsigned char* const scales = ring + (size_t)(tile * kNearTile + 2 * (lane % 4)) * K::BYTES + K::RECORD + warp;
                 const auto scale = [&](uint32_t key) { return ue8m0_to_f32(scales[key * K::BYTES]) * range.x; };
                 v = make_float4(v.x * scale(0), v.y * scale(1), v.z * scale(8), v.w * scale(9));
-                split_halves(v.x, v.y, words);
-                b[0] = near_word(words, part());
-                split_halves(v.z, v.w, words);
-                b[1] = near_word(words, part());
+                split_halves(v.x, v.y, words[0]);
+                split_halves(v.z, v.w, words[1]);
+            } else {
+                split_pair<3>(v.x, v.y, words[0]);
+                split_pair<3>(v.z, v.w, words[1]);
+            }
+            b[0] = near_word(words[0], part());
+            b[1] = near_word(words[1], part());
+            if (half) {
 #pragma unroll
                 for (uint32_t c = 0; c < 2; c++) {
                     load_matrices_turned(r, (const uint32_t*)(row(tile, lane / 8 % 2) + 32 * c + 16 * (lane / 16)));
@@ -222,10 +231,6 @@ struct NearColumns {
                     }
                 }
             } else {
-                split_pair<3>(v.x, v.y, words);
-                b[0] = near_word(words, part());
-                split_pair<3>(v.z, v.w, words);
-                b[1] = near_word(words, part());
 #pragma unroll
                 for (uint32_t m = 0; m < 4; m++) {
                     load_matrices_turned(r, (const uint32_t*)(row(tile, lane / 16) + 32 * m + 16 * (lane / 8 % 2)));
@@ -236,6 +241,8 @@ struct NearColumns {
         const float f = half ? range.y * HalfF8::NUMBER : 1.0f;
 #pragma unroll
         for (uint32_t i = 0; i < 16; i++) acc[i / 4][i % 4] = acc[i / 4][i % 4] * (i % 2 == 0 ? keep.x : keep.y) + d[i / 4][i % 4] * f;
+        all += __shfl_xor_sync(kAll, all, 1);
+        return all + __shfl_xor_sync(kAll, all, 2);
     }
 
     // The sums of two neighbouring columns, head 0's and head 1's, and which pair of the warp's they are.
@@ -266,6 +273,8 @@ template <class K>
 __device__ __forceinline__ void attend_near(const AttendArgs& a) {
     DYNAMIC_SHARED(memory);
     __shared__ NearShared s;
+    // Threads that keep blocks apart (`Launch::apart`).
+    if (threadIdx.x >= 32 * kNearWarps) return;
     NearColumns<K> mine;
     mine.begin((const unsigned char*)memory);
     const uint32_t warp = mine.warp, lane = mine.lane, at0 = blockIdx.y * kNearHeads, rows = a.rows;
@@ -341,16 +350,25 @@ __device__ __forceinline__ void attend_near(const AttendArgs& a) {
     const float sink = ends && a.sinks.data != nullptr ? vector_at(a.sinks, at0 + warp) * kLog2e : kLowest;
     cluster_wait();
     await_predecessor();
-    if (count != 0) bring(0, true);
-    float2 x[4][2];
-    mine.ask(a, at0, x);
-    const float square = mine.prepare(a, s.turns, x);
-    if (lane % 4 == 0 && lane < 4 * kNearHeads) s.squares[warp][lane / 4] = square;
-
     float best = kLowest, sum = 0.0f;
 #pragma unroll 1
     for (uint32_t base = 0, round = 0; base < count; base += rows, round++) {
         const uint32_t tiles = (min(count - base, rows) + kNearTile - 1) / kNearTile;
+        if (round != 0) {
+            // Nobody looks at the keys before any more.
+            __syncthreads();
+#ifndef MODEL1_EMULATE
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+            asked = false;
+        }
+        bring(base, true);
+        if (round == 0) {
+            float2 x[4][2];
+            mine.ask(a, at0, x);
+            const float square = mine.prepare(a, s.turns, x);
+            if (lane % 4 == 0 && lane < 4 * kNearHeads) s.squares[warp][lane / 4] = square;
+        }
 #ifdef MODEL1_EMULATE
         __syncthreads();
 #else
@@ -392,34 +410,14 @@ __device__ __forceinline__ void attend_near(const AttendArgs& a) {
         for (uint32_t i = 0; i < kNearWarps / kNearHeads; i++) top = fmaxf(top, s.tops[mine.head()][i]);
         const float keep = weight_of_log2(best, top);
         best = top;
-        float4 p[kNearTiles];
-        float more = 0.0f;
-#pragma unroll
-        for (uint32_t tile = 0; tile < kNearTiles; tile++) {
-            if (tile >= tiles) break;
-            const float* const z = parts + mine.head() * rows + tile * kNearTile + 2 * (lane % 4);
-            const float2 low = *(const float2*)z, high = *(const float2*)(z + 8);
-            p[tile] = make_float4(weight_of_log2(low.x, top), weight_of_log2(low.y, top), weight_of_log2(high.x, top),
-                                  weight_of_log2(high.y, top));
-            more += (p[tile].x + p[tile].y) + (p[tile].z + p[tile].w);
-        }
-        more += __shfl_xor_sync(kAll, more, 1);
-        more += __shfl_xor_sync(kAll, more, 2);
-        sum = sum * keep + more;
         const float other = __shfl_xor_sync(kAll, keep, 4);
-        mine.add(tiles, p, mine.head() == 0 ? make_float2(keep, other) : make_float2(other, keep));
-        if (base + rows >= count) break;
-        // Nobody looks at these keys any more.
-        __syncthreads();
-#ifndef MODEL1_EMULATE
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-        asked = false;
-        bring(base + rows, true);
+        const float2 both = mine.head() == 0 ? make_float2(keep, other) : make_float2(other, keep);
+        sum = sum * keep + mine.add(tiles, parts + mine.head() * rows, top, both);
     }
     uint32_t pair;
     const float4 share = mine.end(&pair);
-    near_store(&s.shares.v[blockIdx.z][pair], warp, share);
+    near_store(&s.shares.v[blockIdx.z][0][pair], warp, make_float2(share.x, share.y));
+    near_store(&s.shares.v[blockIdx.z][1][pair], warp, make_float2(share.z, share.w));
     if (lane % 4 == 0 && lane < 4 * kNearHeads) {
         near_store(&s.shares.best[blockIdx.z][lane / 4], warp, best);
         near_store(&s.shares.all[blockIdx.z][lane / 4], warp, sum);
@@ -437,7 +435,7 @@ __device__ __forceinline__ void attend_near(const AttendArgs& a) {
     for (uint32_t b = 0; b < kNear; b++) {
         // A share without keys weighs nothing.
         const float f = weight_of_log2(s.shares.best[b][warp], largest);
-        const float2 part = ((const float2*)&s.shares.v[b][lane])[warp];
+        const float2 part = s.shares.v[b][warp][lane];
         all += s.shares.all[b][warp] * f;
         v = make_float2(v.x + part.x * f, v.y + part.y * f);
     }
@@ -451,16 +449,15 @@ __device__ __forceinline__ void attend_near(const AttendArgs& a) {
     *(float2*)(a.out + (size_t)(at0 + warp) * kNearDim + column) = v;
 }
 
-// grid (1, query heads / 2, 8), in clusters of 8 shares, 256 threads, or (sequences, ...) for `_each`; shared: `NearShape::bytes` in
-// ../ops/attend/row.rs. They begin beside blocks of products (held_near.cu), which leave room for so many registers.
-#define ATTEND_NEAR(format, Record)                                                                               \
-    CLUSTER_KERNEL(attend_near_512x2_##format, AttendArgs, 1, 1, kNear, __maxnreg__(136)) {                       \
-        attend_near<Record>(a);                                                                                   \
-    }                                                                                                             \
+// grid (1, query heads / 2, 8), in clusters of 8 shares, 256 threads (and more that end at once), or (sequences, ...) for `_each`;
+// shared: `NearShape::bytes` in ../ops/attend/row.rs. They begin beside blocks of products (held_near.cu), and those of the next launch
+// (pair_near.cu) begin beside them: as few registers as do without local memory.
+#define ATTEND_NEAR(format, Record, attribute)                                                                    \
+    CLUSTER_KERNEL(attend_near_512x2_##format, AttendArgs, 1, 1, kNear, attribute) { attend_near<Record>(a); }    \
     CLUSTER_KERNEL(attend_near_512x2_##format##_each, Each<AttendArgs>, 1, 1, kNear, __launch_bounds__(256, 1)) { \
         attend_near<Record>(a.of[blockIdx.x]);                                                                    \
     }
 
-ATTEND_NEAR(bf16, NearBf16)
-ATTEND_NEAR(fp8, NearFp8)
+ATTEND_NEAR(bf16, NearBf16, __launch_bounds__(512, 1))
+ATTEND_NEAR(fp8, NearFp8, __maxnreg__(104))
 #endif

@@ -36,6 +36,9 @@ __device__ __forceinline__ void near_store(float* mine, uint32_t rank, float v) 
 __device__ __forceinline__ void near_store(uint32_t* mine, uint32_t rank, uint32_t v) {
     asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(near_place(mine, rank)), "r"(v) : "memory");
 }
+__device__ __forceinline__ void near_store(float2* mine, uint32_t rank, float2 v) {
+    asm volatile("st.shared::cluster.v2.f32 [%0], {%1,%2};" ::"r"(near_place(mine, rank)), "f"(v.x), "f"(v.y) : "memory");
+}
 __device__ __forceinline__ void near_store(float4* mine, uint32_t rank, float4 v) {
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(near_place(mine, rank)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
                  : "memory");

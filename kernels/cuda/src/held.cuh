@@ -124,6 +124,8 @@ __device__ __forceinline__ void held_products(const HeldArgs& args, const HeldPr
 // The chain comes first: it has most to do before its predecessor has ended.
 template <class First, class Second>
 __device__ __forceinline__ void held(const HeldArgs& a) {
+    // Threads that keep blocks apart (`Launch::apart`).
+    if (threadIdx.x >= kPairThreads + 32) return;
     uint32_t b = blockIdx.x;
     if (b < a.beside) {
         DYNAMIC_SHARED(memory);

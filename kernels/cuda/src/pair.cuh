@@ -204,8 +204,8 @@ __device__ __forceinline__ void pair_lay_out(unsigned char* to, const float* fro
     bool done = false;
     const uint4* const x = (const uint4*)from;
     const uint32_t quads = cols / 4, wrong = bit != 0 ? 0u : 1u;
-#pragma unroll 1
-    for (uint32_t base = threadIdx.x & ~31u; base < quads; base += SOME * kPairThreads) {
+    uint32_t base = threadIdx.x & ~31u;
+    do {
         uint4 raw[SOME];
         uint32_t bad;
         do {
@@ -231,8 +231,8 @@ __device__ __forceinline__ void pair_lay_out(unsigned char* to, const float* fro
                                          __uint_as_float(raw[i].w & keep));
             F::store(to, cols, quad, v, quad < quads);
         }
-    }
-    if (!done) meanwhile();
+        base += SOME * kPairThreads;
+    } while (base < quads);
 }
 
 // Columns with a scale of their own.

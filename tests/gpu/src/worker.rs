@@ -83,6 +83,7 @@ fn wait_to_fault(device: &dyn Device, folder: &Path) {
         block: [512, 1, 1],
         shared: 0,
         early: false,
+        apart: false,
         args: &[Arg::Struct(&args)],
     });
 }

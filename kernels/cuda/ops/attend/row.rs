@@ -1,11 +1,14 @@
 //! Attention of few tokens over short contexts: `attend_row_*` and, for one token, `attend_keys_*` and `attend_near_*`.
 
+use bytemuck::bytes_of;
+
 use super::super::args::{CacheArg, launch, unsupported};
 use super::super::attend_mma::MmaShape;
 use super::super::chain::domain;
 use super::super::{fuse, pointwise};
 use super::{AttendArgs, BLOCKS, FOLDED, MANY_KEYS, SOURCES, SPLITS, SourceArg, THREADS, most_keys, turned};
 use crate::cuda::cx::{ARRIVALS, LaunchCx, cache_code};
+use crate::cuda::device::Arg;
 use crate::ir::{CacheFormat, CacheId, ExecError, Mask, NormKind, Op, Plan, Positions, RopeStyle};
 
 /// The kernel for few tokens with heads of 512 values.
@@ -312,12 +315,13 @@ pub(super) fn attend_row(
         Some(keys) => {
             if let Some(near) = keys.near.filter(|_| cx.device.info().clusters) {
                 // Launches for several sequences are alike, whatever each of them has.
-                let keys = if cx.noted.is_some() { MOST_NEAR } else { shape.keys };
-                let at_once = NearShape::rows(keys);
+                let most = if cx.noted.is_some() { MOST_NEAR } else { shape.keys };
+                let at_once = NearShape::rows(most);
                 (args.block_heads, args.splits, args.fold) = (NEAR_HEADS as u32, NEAR as u32, 0);
                 args.rows = at_once as u32;
                 let grid = [rows, heads / NEAR_HEADS, NEAR];
-                return launch(cx, near.kernel, grid, THREADS, near.bytes(at_once), &args);
+                let args = [Arg::Struct(bytes_of(&args))];
+                return cx.launch_apart(near.kernel, grid, THREADS, near.bytes(at_once), &args);
             }
             args.block_heads = keys.heads as u32;
             let grid = [rows, heads / keys.heads, shape.splits];

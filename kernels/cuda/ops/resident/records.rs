@@ -330,6 +330,7 @@ impl Resident {
                 block: [threads, 1, 1],
                 shared: self.shared,
                 early: true,
+                apart: false,
                 args: &[Arg::Struct(bytes_of(&args))],
             })?;
         }
