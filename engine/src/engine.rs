@@ -10,6 +10,7 @@ use text::{Prompt, Tokenizer};
 use crate::device;
 use crate::error::EngineError;
 use crate::families::{self, Family};
+use crate::lower::SharedPlans;
 use crate::memory;
 use crate::model::WeightStore;
 use crate::needs::Planned;
@@ -73,6 +74,7 @@ pub struct Engine {
     warnings: Vec<String>,
     pub(crate) variants: Mutex<Made>,
     pub(crate) donors: Mutex<Donors>,
+    pub(crate) plans: SharedPlans,
 }
 
 impl Engine {
@@ -141,6 +143,7 @@ impl Engine {
             warnings,
             variants: Mutex::default(),
             donors: Mutex::default(),
+            plans: SharedPlans::default(),
         }))
     }
 

@@ -157,6 +157,39 @@ fn a_rewound_session_equals_one_that_never_went_further() {
     }
 }
 
+/// A second session of a recipe takes the first one's plans, gives the same logits, and swaps as any other.
+#[test]
+fn sessions_of_a_recipe_share_plans() {
+    for ((name, engine), (_, other)) in architectures().into_iter().zip(architectures()) {
+        let ids = prompt(&engine, 40);
+        let start = || engine.session(engine.recipe(), SessionOptions::default()).unwrap();
+        let (mut first, mut second) = (start(), start());
+        let text = generate(&mut first, &ids, 5);
+        assert_eq!(generate(&mut second, &ids, 5), text, "{name}");
+        assert_eq!(second.output().logits, first.output().logits, "{name}");
+        assert!(first.lower_stats().plans > 0, "{name}");
+        assert_eq!(
+            second.lower_stats(),
+            Default::default(),
+            "{name}: nothing is lowered again"
+        );
+        for session in [&mut first, &mut second] {
+            session.set("layers.1.kv_cache=f32").unwrap();
+            session.feed(&[7], None, &Cancel::default(), &mut ()).unwrap();
+        }
+        assert_eq!(second.output().logits, first.output().logits, "{name}: after a swap");
+        // The plans of the recipe before are not taken for those of another.
+        let fresh = |engine: &Arc<Engine>| {
+            let mut session = engine
+                .session(first.recipe().clone(), SessionOptions::default())
+                .unwrap();
+            session.feed(&ids, None, &Cancel::default(), &mut ()).unwrap();
+            session.output().logits.clone()
+        };
+        assert_eq!(fresh(&engine), fresh(&other), "{name}: another recipe");
+    }
+}
+
 /// (d) A decode loop lowers and plans nothing after its first step.
 #[test]
 fn a_thousand_steps_lower_nothing() {

@@ -3,6 +3,7 @@
 
 mod builder;
 mod look;
+mod shared;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use kernels::ir::{BaseOp, Block, CacheDesc, Op, Phase, Plan, WeightId};
 pub use builder::Lower;
 use builder::Tables;
 pub use look::{Layers, Look};
+pub(crate) use shared::{PlanKey, SharedPlans};
 
 use crate::engine::Engine;
 use crate::families::Family;
@@ -97,6 +99,26 @@ impl Lowering {
     pub fn invalidate(&mut self, caches: &[CacheDesc]) {
         self.plans.clear();
         self.tables.caches = caches.to_vec();
+    }
+
+    /// The plan of a bucket, from the cache, from what the engine's sessions share, or assembled for all of them.
+    pub(crate) fn plan_shared(
+        &mut self,
+        shared: &SharedPlans,
+        (recipe, registry, weights): (&Recipe, &Registry, &WeightStore),
+        bucket: Bucket,
+    ) -> Arc<Plan> {
+        if let Some(p) = self.plans.get(&bucket) {
+            return p.clone();
+        }
+        let key = PlanKey::of(recipe, &self.tables.caches, weights);
+        if let Some(p) = shared.find(&key, &bucket) {
+            self.plans.insert(bucket, p.clone());
+            return p;
+        }
+        let plan = self.plan(recipe, registry, weights, bucket);
+        shared.keep(key, bucket, plan.clone());
+        plan
     }
 
     /// The plan of a bucket, from the cache if it was assembled before.

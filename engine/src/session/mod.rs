@@ -238,8 +238,8 @@ impl Session {
         let context = context + tokens as u64;
         let mut bucket = Bucket::for_step(tokens, context, self.options.all_logits, self.options.probes);
         bucket.look = self.options.look;
-        self.lowering
-            .plan(&self.recipe, &self.engine.registry, &self.weights, bucket)
+        let of = (&self.recipe, &self.engine.registry, &self.weights);
+        self.lowering.plan_shared(&self.engine.plans, of, bucket)
     }
 
     /// Refuses token ids outside the vocabulary, an empty feed and a context that would overflow. Nothing changes.
