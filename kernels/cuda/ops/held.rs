@@ -123,6 +123,8 @@ pub(super) fn launch(cx: &LaunchCx<'_>, x: BufId, all: &[&Project], chain: Optio
         block: [threads, 1, 1],
         shared: room.shared.max(chain.map_or(0, |c| c.shared)),
         early: true,
+        // Of two such launches in a row, input and queries, only one can have more than half of the registers: the first, behind
+        // which the other finds a block on every multiprocessor. Chains come with the second.
         apart: chain.is_none(),
         args: &[Arg::Struct(bytes_of(&args))],
     })?;

@@ -8,6 +8,7 @@ mod long;
 mod products;
 mod resident;
 mod runner;
+mod swaps;
 mod timing;
 #[cfg(unix)]
 mod worker;
@@ -113,6 +114,7 @@ fn cases(o: &Options) -> Vec<Case> {
     all.extend(timing::cases());
     all.extend(timing::by_depth());
     all.extend(timing::telemetry());
+    all.extend(swaps::cases());
     all.extend(products::cases());
     all.extend(resident::cases());
     all.extend(ahead::timing());
