@@ -275,53 +275,39 @@ impl<'a> LaunchCx<'a> {
         shared: usize,
         args: &[Arg<'_>],
     ) -> Result<(), ExecError> {
-        self.enqueue(kernel, grid, block, (shared, false), args)
-    }
-
-    /// The same for blocks of which there shall be no two on a multiprocessor ([`Launch::apart`]).
-    pub fn launch_apart(
-        &self,
-        kernel: &'static str,
-        grid: [usize; 3],
-        block: usize,
-        shared: usize,
-        args: &[Arg<'_>],
-    ) -> Result<(), ExecError> {
-        self.enqueue(kernel, grid, block, (shared, true), args)
-    }
-
-    fn enqueue(
-        &self,
-        kernel: &'static str,
-        grid: [usize; 3],
-        block: usize,
-        (shared, apart): (usize, bool),
-        args: &[Arg<'_>],
-    ) -> Result<(), ExecError> {
-        let grid = grid.map(|n| n as u32);
-        if let Some(noted) = self.noted {
-            let args = match args {
-                [Arg::Struct(bytes)] => bytes.to_vec(),
-                _ => Vec::new(),
-            };
-            noted.borrow_mut().push(Noted {
-                kernel,
-                grid,
-                block: block as u32,
-                shared,
-                args,
-            });
-            return Ok(());
-        }
-        self.device.launch(&Launch {
+        self.enqueue(&Launch {
             kernel,
-            grid,
+            grid: grid.map(|n| n as u32),
             block: [block as u32, 1, 1],
             shared,
-            early: self.plan.token_bucket <= FEW,
-            apart,
+            early: self.early(),
+            apart: false,
             args,
         })
+    }
+
+    /// Whether launches of this plan are so short that it pays if they begin early ([`Launch::early`]).
+    pub fn early(&self) -> bool {
+        self.plan.token_bucket <= FEW
+    }
+
+    /// Enqueues a launch, or notes it where several sequences shall have one for all.
+    pub fn enqueue(&self, l: &Launch<'_>) -> Result<(), ExecError> {
+        let Some(noted) = self.noted else {
+            return self.device.launch(l);
+        };
+        let args = match l.args {
+            [Arg::Struct(bytes)] => bytes.to_vec(),
+            _ => Vec::new(),
+        };
+        noted.borrow_mut().push(Noted {
+            kernel: l.kernel,
+            grid: l.grid,
+            block: l.block[0],
+            shared: l.shared,
+            args,
+        });
+        Ok(())
     }
 }
 

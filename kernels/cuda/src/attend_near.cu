@@ -71,10 +71,8 @@ __device__ __forceinline__ float2 near_range(uint32_t exponent) {
 // head g % 2.
 template <class K>
 struct NearColumns {
-    static constexpr uint32_t HALF = 64;  // bytes of 64 e4m3 columns
-
     const unsigned char* ring;
-    uint32_t warp, lane, at;  // bytes of a record before its columns
+    uint32_t warp, lane, at;  // bytes of a record before its columns, of which an e4m3 one is one
     bool half;                // they are e4m3
     uint32_t q[4][2];
     float down;        // of q
@@ -87,7 +85,7 @@ struct NearColumns {
         lane = threadIdx.x & 31;
         half = false;
         if constexpr (K::NOPE != 0) half = warp * kNearColumns < K::NOPE;
-        at = half ? warp * HALF : K::NOPE + 2 * (warp * kNearColumns - K::NOPE);
+        at = half ? warp * kNearColumns : K::NOPE + 2 * (warp * kNearColumns - K::NOPE);
         down = 1.0f;
 #pragma unroll
         for (uint32_t i = 0; i < 16; i++) acc[i / 4][i % 4] = 0.0f;

@@ -7,9 +7,10 @@ use engine::{Cancel, SamplerParams, SessionOptions, Silent};
 
 use crate::checks::edited;
 use crate::runner::{Bench, Case};
+use crate::timing::ids;
 
 /// Tokens of context.
-const CONTEXT: u32 = 2048;
+const CONTEXT: usize = 2048;
 /// Times there and back.
 const TURNS: usize = 20;
 
@@ -41,11 +42,10 @@ fn swaps(b: &Bench, shape: Shape, edits: &[&str]) -> String {
         .engine(b.cuda(), &Silent)
         .unwrap();
     let options = SessionOptions {
-        context: Some(2 * u64::from(CONTEXT)),
+        context: Some(2 * CONTEXT as u64),
         ..SessionOptions::default()
     };
-    let vocab = engine.facts().vocab as u32;
-    let prompt: Vec<u32> = (0..CONTEXT).map(|i| i * 7919 % (vocab - 2) + 2).collect();
+    let prompt = ids(&engine, CONTEXT);
     let (sampler, cancel) = (SamplerParams::default(), Cancel::default());
     let mut text = String::new();
     for edit in edits {

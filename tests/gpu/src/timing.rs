@@ -134,7 +134,8 @@ const PASSES: usize = 8;
 /// q8_0: 38,000 and 40,800, then 42,300 tokens/s), so that a best of three says little.
 const COLD: usize = 3;
 
-fn ids(engine: &Engine, n: usize) -> Vec<u32> {
+/// Made-up tokens.
+pub fn ids(engine: &Engine, n: usize) -> Vec<u32> {
     let vocab = engine.facts().vocab as u64;
     (0..n as u64).map(|i| (i * 7919 % (vocab - 2) + 2) as u32).collect()
 }

@@ -8,7 +8,7 @@ use super::super::chain::domain;
 use super::super::{fuse, pointwise};
 use super::{AttendArgs, BLOCKS, FOLDED, MANY_KEYS, SOURCES, SPLITS, SourceArg, THREADS, most_keys, turned};
 use crate::cuda::cx::{ARRIVALS, LaunchCx, cache_code};
-use crate::cuda::device::Arg;
+use crate::cuda::device::{Arg, Launch};
 use crate::ir::{CacheFormat, CacheId, ExecError, Mask, NormKind, Op, Plan, Positions, RopeStyle};
 
 /// The kernel for few tokens with heads of 512 values.
@@ -320,8 +320,15 @@ pub(super) fn attend_row(
                 (args.block_heads, args.splits, args.fold) = (NEAR_HEADS as u32, NEAR as u32, 0);
                 args.rows = at_once as u32;
                 let grid = [rows, heads / NEAR_HEADS, NEAR];
-                let args = [Arg::Struct(bytes_of(&args))];
-                return cx.launch_apart(near.kernel, grid, THREADS, near.bytes(at_once), &args);
+                return cx.enqueue(&Launch {
+                    kernel: near.kernel,
+                    grid: grid.map(|n| n as u32),
+                    block: [THREADS as u32, 1, 1],
+                    shared: near.bytes(at_once),
+                    early: cx.early(),
+                    apart: true,
+                    args: &[Arg::Struct(bytes_of(&args))],
+                });
             }
             args.block_heads = keys.heads as u32;
             let grid = [rows, heads / keys.heads, shape.splits];
